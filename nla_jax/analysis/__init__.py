@@ -1,0 +1,1 @@
+"""Using a trained NLA: explain a text, compare activations."""

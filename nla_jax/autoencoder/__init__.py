@@ -1,0 +1,1 @@
+"""The autoencoder itself: prompts, activation verbalizer (AV), activation reconstructor (AR), metrics."""

@@ -1,0 +1,163 @@
+"""The activation verbalizer (AV): a copy of the target LM that reads an injected activation and writes text.
+
+Three pieces share work: the static prompt prefix runs once per call, marker and tail once per activation, and the
+answers of an activation's group attend to both. Gradients flow through the shared pieces, so the sharing is exact.
+Shape letters: N activations, G group, B = N * G answers, T time, D model.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nla_jax.autoencoder.prompts import VerbalizerPrompt
+from nla_jax.lm.attention import PAD_POSITION
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.logits import TokenStatistics, token_statistics
+from nla_jax.lm.sampling import Samples, sample
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, extend, unit
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectionConfig:
+    """Where and how an activation enters the AV."""
+
+    layer: int = EMBEDDING_LAYER
+    """-1 puts it into the embedding, k into the residual stream after block k."""
+    mode: Literal["replace", "add"] = "replace"
+    """Replace the marker's vector, or add to it at its own norm."""
+    scale: float | Literal["p75", "sqrt_d"] = "p75"
+    """Norm of a replacing vector: the 75th percentile of training norms, the square root of d, or a number."""
+    affine: bool = False
+    """Learn an affine map of the scaled vector, starting from the identity."""
+
+
+def resolve_scale(scale: float | str, activations_ND: Float[Array, "N D"]) -> float:
+    """Turn `InjectionConfig.scale` into the number it stands for, given training activations."""
+    if scale == "p75":
+        return float(jnp.percentile(jnp.linalg.norm(jnp.asarray(activations_ND, jnp.float32), axis=-1), 75))
+    return activations_ND.shape[-1] ** 0.5 if scale == "sqrt_d" else float(scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verbalizer:
+    """The static description of an AV; hashable, so jit can specialize on it. Its weights come as `params`."""
+
+    config: LMConfig
+    prompt: VerbalizerPrompt
+    injection: InjectionConfig
+    scale: float
+    """The number that `injection.scale` stands for."""
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.injection.layer != EMBEDDING_LAYER:
+            self.config.check_layer(self.injection.layer)
+
+    def init(self, lm_params: Params) -> Params:
+        """AV parameters from the target LM's: {"lm": ..., "affine": ... if the injection learns one}."""
+        if not self.injection.affine:
+            return {"lm": lm_params}
+        d = self.config.d_model
+        return {"lm": lm_params, "affine": {"kernel": jnp.zeros((d, d)), "bias": jnp.zeros(d)}}
+
+    def _inject(self, params: Params, activations_ND: Array) -> Injection:
+        vectors_ND = unit(activations_ND.astype(jnp.float32)) * self.scale
+        if "affine" in params:
+            vectors_ND = vectors_ND + vectors_ND @ params["affine"]["kernel"] + params["affine"]["bias"]
+        return Injection(vectors_ND, slot=0, layer=self.injection.layer, mode=self.injection.mode)
+
+    def read(self, params: Params, activations_ND: Float[Array, "N D"]) -> tuple[Past, Float[Array, "N D"]]:
+        """Run the prompt around each activation.
+
+        Returns:
+          Per block, the prompt's segments (rows 1 and N), and the prompt's last final-norm output.
+        """
+        model, prompt = Transformer(self.config, self.remat), self.prompt
+        N = activations_ND.shape[0]
+        shared = model.apply({"params": params["lm"]}, jnp.array([prompt.prefix]))
+        past = extend(None, shared.segments)
+        tail_NT = jnp.broadcast_to(jnp.array((prompt.marker, *prompt.tail)), (N, 1 + len(prompt.tail)))
+        positions_NT = jnp.broadcast_to(len(prompt.prefix) + jnp.arange(tail_NT.shape[1]), tail_NT.shape)
+        inject = self._inject(params, activations_ND)
+        own = model.apply({"params": params["lm"]}, tail_NT, positions_NT, past=past, inject=inject)
+        return extend(past, own.segments), own.final_BTD[:, -1]
+
+    def hidden(
+        self,
+        params: Params,
+        activations_ND: Float[Array, "N D"],
+        responses_BT: Int[Array, "B T"],
+        lengths_B: Int[Array, "B"],
+    ) -> Float[Array, "B T D"]:
+        """The LM head's inputs that predict each answer token; B is a multiple of N, groups adjacent."""
+        past, final_ND = self.read(params, activations_ND)
+        B, T = responses_BT.shape
+        steps_T = jnp.arange(T)
+        positions_BT = jnp.where(steps_T < lengths_B[:, None], self.prompt.length + steps_T, PAD_POSITION)
+        # The last answer token predicts nothing, so it is not run.
+        out = Transformer(self.config, self.remat).apply(
+            {"params": params["lm"]}, responses_BT[:, :-1], positions_BT[:, :-1], past=past
+        )
+        first_B1D = jnp.repeat(final_ND, B // final_ND.shape[0], axis=0)[:, None]
+        return jnp.concatenate([first_B1D, out.final_BTD], axis=1)
+
+    def statistics(
+        self,
+        params: Params,
+        activations_ND: Float[Array, "N D"],
+        responses_BT: Int[Array, "B T"],
+        lengths_B: Int[Array, "B"],
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> TokenStatistics:
+        """Log-probability and entropy (nats) of every answer token; entries past a length are meaningless."""
+        final_BTD = self.hidden(params, activations_ND, responses_BT, lengths_B)
+        return token_statistics(params["lm"], self.config, final_BTD, responses_BT, temperature=temperature)
+
+    def sample(
+        self,
+        params: Params,
+        activations_ND: Float[Array, "N D"],
+        key: Array,
+        *,
+        group: int,
+        max_tokens: int,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Samples:
+        """Write `group` explanations for each activation; rows of a group are adjacent."""
+        # Weights are read once a token: cast them once, not in every step of the loop.
+        lm_params = jax.tree.map(lambda x: x.astype(self.config.compute_dtype), params["lm"])
+        past, final_ND = self.read({**params, "lm": lm_params}, activations_ND)
+        return sample(
+            lm_params,
+            self.config,
+            past,
+            final_ND,
+            self.prompt.length,
+            key,
+            group=group,
+            max_tokens=max_tokens,
+            closing=self.prompt.closing,
+            end_token=self.prompt.end_token,
+            temperature=temperature,
+        )
+
+
+def token_mask(lengths_B: Int[Array, "B"], T: int) -> Float[Array, "B T"]:
+    """1 for the first `length` tokens of each row, 0 after."""
+    return (jnp.arange(T) < lengths_B[:, None]).astype(jnp.float32)
+
+
+def sft_loss(
+    verbalizer: Verbalizer,
+    params: Params,
+    activations_ND: Float[Array, "N D"],
+    responses_BT: Int[Array, "B T"],
+    lengths_B: Int[Array, "B"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Summed negative log-likelihood (nats) of the answers, and the number of tokens it is summed over."""
+    mask_BT = token_mask(lengths_B, responses_BT.shape[1])
+    log_prob_BT = verbalizer.statistics(params, activations_ND, responses_BT, lengths_B).log_prob
+    return -jnp.sum(log_prob_BT * mask_BT), jnp.sum(mask_BT)

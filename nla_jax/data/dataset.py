@@ -1,0 +1,310 @@
+"""Data sets of activations: parquet shards, each with its sidecar, read into memory as numpy columns."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT
+from nla_jax.data.sidecar import CorpusSlice, Sidecar, SidecarTemplates, sidecar_path_for
+
+INJECT_PLACEHOLDER = "<INJECT>"
+"""Stands in the stored AV prompt where the marker goes."""
+EXPLANATION_OPEN, EXPLANATION_CLOSE = "<explanation>", "</explanation>"
+
+_REQUIRED_COLUMNS = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id")
+_KNOWN_COLUMNS = {*_REQUIRED_COLUMNS, "detokenized_text_truncated", "api_explanation", "prompt", "response"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationDataset:
+    """Rows of a data set as columns in memory."""
+
+    activations: Float32[np.ndarray, "N D"]
+    """Raw, never normalized."""
+    explanations: list[str] | None
+    """None for data without texts (`rl`, or `base` before explaining)."""
+    doc_ids: list[str]
+    n_raw_tokens: Int64[np.ndarray, "N"]
+    """Tokens of the document up to and including the activation's position."""
+    contexts: list[str] | None
+    """The text of those tokens, where stored."""
+    extra: dict[str, list]
+    """Further columns by name."""
+    sidecar: Sidecar
+
+    def __len__(self) -> int:
+        return len(self.doc_ids)
+
+    def take(self, indices: Any) -> "ActivationDataset":
+        """Select rows by anything that indexes a numpy axis: positions, a mask or a slice."""
+        rows = np.arange(len(self))[indices]
+
+        def pick(column: list | None) -> list | None:
+            return None if column is None else [column[row] for row in rows]
+
+        return ActivationDataset(
+            activations=self.activations[rows],
+            explanations=pick(self.explanations),
+            doc_ids=pick(self.doc_ids),
+            n_raw_tokens=self.n_raw_tokens[rows],
+            contexts=pick(self.contexts),
+            extra={name: pick(column) for name, column in self.extra.items()},
+            sidecar=dataclasses.replace(self.sidecar, row_count=len(rows)),
+        )
+
+
+def write_shard(path: Path | str, columns: Mapping[str, Any], sidecar: Sidecar) -> None:
+    """Write one parquet shard and then its sidecar, each atomically.
+
+    Without its sidecar a shard is not loadable, so an interrupted write never passes for a finished one.
+
+    Args:
+      path: file to write, ending in `.parquet`.
+      columns: name -> one value per row; at least `activation_vector` (N, D), `n_raw_tokens`,
+        `activation_layer` and `doc_id`.
+      sidecar: its row count, d_model and layer must be those of the columns.
+
+    Raises:
+      ValueError: a missing column, columns of unequal length, a shape or layer other than the sidecar's, or
+        activations that are not finite.
+    """
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise ValueError(f"shard {path} must end in .parquet, or the loader will not see it")
+    if missing := [name for name in _REQUIRED_COLUMNS if name not in columns]:
+        raise ValueError(f"{path}: missing columns {missing}")
+    if wrong := {name: len(c) for name, c in columns.items() if len(c) != sidecar.row_count}:
+        raise ValueError(f"{path}: the sidecar says {sidecar.row_count} rows, the columns have {wrong}")
+    activations = np.ascontiguousarray(columns["activation_vector"], np.float32)
+    width = sidecar.extraction.d_model
+    if activations.shape != (sidecar.row_count, width):
+        raise ValueError(
+            f"{path}: activation_vector has shape {activations.shape}, the sidecar says "
+            f"({sidecar.row_count}, {width})"
+        )
+    if not np.isfinite(activations).all():
+        row = int(np.flatnonzero(~np.isfinite(activations).all(axis=1))[0])
+        raise ValueError(f"{path}: the activation of row {row} is not finite; extract in a wider dtype")
+    _check_layer(columns["activation_layer"], sidecar, path)
+    table = {name: pa.array(column) for name, column in columns.items() if name != "activation_vector"}
+    for name in ("n_raw_tokens", "activation_layer"):
+        table[name] = table[name].cast(pa.int64())
+    table["activation_vector"] = pa.FixedSizeListArray.from_arrays(pa.array(activations.ravel()), width)
+
+    sidecar_path_for(path).unlink(missing_ok=True)  # an old sidecar must not vouch for new rows
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        pq.write_table(pa.table({name: table[name] for name in columns}), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sidecar.save(sidecar_path_for(path))
+
+
+def load_dataset(path: Path | str) -> ActivationDataset:
+    """Read a shard, or all shards `*.parquet` of a folder in name order.
+
+    The result's sidecar is the first shard's, with the rows of all shards counted.
+
+    Raises:
+      FileNotFoundError: no such path, no shard in the folder, or a shard without its sidecar.
+      ValueError: a shard that is unreadable, does not fit its sidecar, or differs from the first shard in
+        stage, extraction, tokens, templates or columns.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"data set {path} does not exist; give a .parquet file or a folder of them")
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not shards:
+        raise FileNotFoundError(f"data set folder {path} holds no *.parquet file")
+    parts = [_load_shard(shard) for shard in shards]
+    for shard, part in zip(shards[1:], parts[1:], strict=True):
+        _check_agreement(shards[0], parts[0], shard, part)
+    return _concatenate(parts)
+
+
+def stage_columns(
+    stage: str, base: Mapping[str, Any], templates: SidecarTemplates
+) -> dict[str, Sequence[Any] | np.ndarray]:
+    """Turn `base` columns into those of a training stage.
+
+    Args:
+      stage: `av_sft` (prompt and response), `ar_sft` (filled AR template as prompt) or `rl` (prompt alone).
+      base: columns as for `write_shard`, with `api_explanation` for the two supervised stages.
+      templates: `actor` holds `{injection_char}` once, `critic` holds `{explanation}` once.
+
+    Returns:
+      the columns without `api_explanation`, with the stage's own; explanations are stripped of outer blanks.
+
+    Raises:
+      ValueError: an unknown stage, a template without its slot, or an explanation that is missing, blank or
+        contains one of the tags that mark its ends.
+    """
+    columns = {name: c for name, c in base.items() if name not in ("api_explanation", "prompt", "response")}
+    if stage not in ("av_sft", "ar_sft", "rl"):
+        raise ValueError(f"unknown training stage {stage!r}; expected av_sft, ar_sft or rl")
+    explanations = [] if stage == "rl" else _clean_explanations(base)
+    if stage == "ar_sft":
+        before, after = _split_template("critic", templates.critic, EXPLANATION_SLOT)
+        return {**columns, "prompt": [before + text + after for text in explanations]}
+    content = INJECT_PLACEHOLDER.join(_split_template("actor", templates.actor, INJECTION_SLOT))
+    columns["prompt"] = [[{"role": "user", "content": content}] for _ in base["doc_id"]]
+    if stage == "av_sft":
+        columns["response"] = [f"{EXPLANATION_OPEN}\n{text}\n{EXPLANATION_CLOSE}" for text in explanations]
+    return columns
+
+
+def _clean_explanations(base: Mapping[str, Any]) -> list[str]:
+    if "api_explanation" not in base:
+        raise ValueError("supervised stages need the column api_explanation; explain the activations first")
+    cleaned = []
+    for doc_id, text in zip(base["doc_id"], base["api_explanation"], strict=True):
+        text = (text or "").strip()
+        if not text or EXPLANATION_OPEN in text or EXPLANATION_CLOSE in text:
+            raise ValueError(
+                f"explanation {text!r} of document {doc_id!r} is blank or contains an explanation tag; "
+                "drop the row or explain it again"
+            )
+        cleaned.append(text)
+    return cleaned
+
+
+def _split_template(name: str, template: str | None, slot: str) -> tuple[str, str]:
+    if template is None or template.count(slot) != 1:
+        raise ValueError(f"prompt_templates.{name} must contain {slot} exactly once, got {template!r}")
+    before, _, after = template.partition(slot)
+    return before, after
+
+
+def _load_shard(path: Path) -> ActivationDataset:
+    sidecar_path = sidecar_path_for(path)
+    if not sidecar_path.exists():
+        raise FileNotFoundError(
+            f"shard {path} has no sidecar: expected {sidecar_path}; copy it along, or if the write was "
+            "interrupted, write the shard again"
+        )
+    sidecar = Sidecar.load(sidecar_path)
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"shard {path} is truncated or not parquet ({error}); copy or write it again"
+        ) from error
+    if table.num_rows != sidecar.row_count:
+        raise ValueError(f"shard {path} has {table.num_rows} rows, its sidecar says {sidecar.row_count}")
+    if missing := [name for name in _REQUIRED_COLUMNS if name not in table.column_names]:
+        raise ValueError(f"shard {path} lacks the columns {missing}")
+    if nulls := [name for name in _REQUIRED_COLUMNS if table[name].null_count]:
+        raise ValueError(f"shard {path} has empty cells in {nulls}")
+    _check_layer(table["activation_layer"].to_numpy(), sidecar, path)
+    text_column = "detokenized_text_truncated"
+    return ActivationDataset(
+        activations=_activations(table, sidecar, path),
+        explanations=_explanations(table, sidecar, path),
+        doc_ids=table["doc_id"].to_pylist(),
+        n_raw_tokens=table["n_raw_tokens"].to_numpy().astype(np.int64),
+        contexts=table[text_column].to_pylist() if text_column in table.column_names else None,
+        extra={name: table[name].to_pylist() for name in table.column_names if name not in _KNOWN_COLUMNS},
+        sidecar=sidecar,
+    )
+
+
+def _check_layer(layers: Any, sidecar: Sidecar, path: Path) -> None:
+    expected = sidecar.extraction.layer_index
+    if other := sorted({int(layer) for layer in layers} - {expected}):
+        raise ValueError(f"shard {path} holds activations of layers {other}, its sidecar says {expected}")
+
+
+def _activations(table: pa.Table, sidecar: Sidecar, path: Path) -> Float32[np.ndarray, "N D"]:
+    # Row by row, a column of lists becomes millions of Python floats; its flat buffer is the matrix already.
+    column = table["activation_vector"].combine_chunks()
+    lengths = np.unique(pc.list_value_length(column).to_numpy()).tolist()
+    width = sidecar.extraction.d_model
+    if lengths not in ([], [width]):
+        raise ValueError(
+            f"shard {path} holds activations of length {lengths}, its sidecar says d_model {width}"
+        )
+    flat = column.flatten()
+    if flat.null_count:
+        raise ValueError(f"shard {path} has empty cells in ['activation_vector']")
+    return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+
+
+def _explanations(table: pa.Table, sidecar: Sidecar, path: Path) -> list[str] | None:
+    names = table.column_names
+    if "api_explanation" in names:
+        texts = table["api_explanation"].to_pylist()
+    elif sidecar.stage == "av_sft" and "response" in names:
+        pattern = re.compile(f"{EXPLANATION_OPEN}(.*?){EXPLANATION_CLOSE}", re.DOTALL)
+        found = [pattern.search(response or "") for response in table["response"].to_pylist()]
+        texts = [match[1].strip() if match else None for match in found]
+    elif sidecar.stage == "ar_sft" and "prompt" in names:
+        before, after = _split_template("critic", sidecar.prompt_templates.critic, EXPLANATION_SLOT)
+        texts = [
+            prompt[len(before) : len(prompt) - len(after)].strip()
+            if prompt and prompt.startswith(before) and prompt.endswith(after)
+            else None
+            for prompt in table["prompt"].to_pylist()
+        ]
+    elif sidecar.stage in ("av_sft", "ar_sft"):
+        raise ValueError(f"shard {path} of stage {sidecar.stage!r} holds no explanations; columns: {names}")
+    else:
+        return None
+    if None in texts:
+        raise ValueError(
+            f"shard {path}, row {texts.index(None)}: no explanation where stage {sidecar.stage!r} keeps it; "
+            "drop the row or write the shard again"
+        )
+    return texts
+
+
+def _check_agreement(
+    first_path: Path, first: ActivationDataset, path: Path, other: ActivationDataset
+) -> None:
+    def contract(part: ActivationDataset) -> dict[str, Any]:
+        sidecar = part.sidecar
+        return {
+            "stage": sidecar.stage,
+            "extraction": dataclasses.replace(sidecar.extraction, corpus_slice=CorpusSlice(0, 0)),
+            "tokens": sidecar.tokens,
+            "prompt_templates": sidecar.prompt_templates,
+            "columns": sorted([*part.extra, *["explanation"] * (part.explanations is not None)]),
+            "contexts": part.contexts is not None,
+        }
+
+    ours, theirs = contract(first), contract(other)
+    if wrong := [f"{name}: {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
+        raise ValueError(f"shards {first_path} and {path} differ in {'; '.join(wrong)}; load them apart")
+
+
+def _concatenate(parts: Sequence[ActivationDataset]) -> ActivationDataset:
+    first = parts[0]
+
+    def join(columns: Sequence[list | None]) -> list | None:
+        return None if columns[0] is None else [value for column in columns for value in column]
+
+    slices = [part.sidecar.extraction.corpus_slice for part in parts]
+    start = min(s.start for s in slices)
+    span = CorpusSlice(start, max(s.start + s.length for s in slices) - start)
+    return ActivationDataset(
+        activations=np.concatenate([part.activations for part in parts]),
+        explanations=join([part.explanations for part in parts]),
+        doc_ids=join([part.doc_ids for part in parts]),
+        n_raw_tokens=np.concatenate([part.n_raw_tokens for part in parts]),
+        contexts=join([part.contexts for part in parts]),
+        extra={name: join([part.extra[name] for part in parts]) for name in first.extra},
+        sidecar=dataclasses.replace(
+            first.sidecar,
+            row_count=sum(map(len, parts)),
+            extraction=dataclasses.replace(first.sidecar.extraction, corpus_slice=span),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Writers of warm-start explanations, behind one protocol."""

@@ -1,0 +1,205 @@
+"""The sidecar: the YAML file beside a parquet shard that says what its activations and token ids mean.
+
+Field names are the keys of the file, which other implementations of the method read and write as well.
+"""
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+KIND = "nla_dataset"
+SCHEMA_VERSION = 1
+STAGES = ("base", "av_sft", "ar_sft", "rl")
+
+Part = TypeVar("Part")
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSlice:
+    """The documents of the corpus that were read."""
+
+    start: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """Where the activations come from."""
+
+    base_model: str
+    d_model: int
+    layer_index: int
+    """The residual stream after this block, counted from 0."""
+    corpus: str
+    corpus_slice: CorpusSlice
+    positions_per_doc: int
+    norm: str = "none"
+    """Activations are stored raw."""
+
+    def __post_init__(self):
+        if self.norm != "none":
+            raise ValueError(f"extraction.norm is {self.norm!r}, expected 'none'; extract raw activations")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids that the live tokenizer must reproduce."""
+
+    injection_char: str
+    """The marker."""
+    injection_token_id: int
+    injection_left_neighbor_id: int
+    injection_right_neighbor_id: int
+    critic_suffix_ids: tuple[int, ...] | None = None
+    """Ids of the AR template's suffix without its first token, which may merge with the explanation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SidecarTemplates:
+    """Prompt texts: `actor` is the AV's user message, `critic` the AR's prompt."""
+
+    actor: str | None = None
+    critic: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """Contents of one sidecar."""
+
+    dataset_id: str
+    stage: str
+    """One of `STAGES`."""
+    row_count: int
+    extraction: Extraction
+    tokens: Tokens | None = None
+    """Needed for every stage but `base`."""
+    prompt_templates: SidecarTemplates = SidecarTemplates()
+    """Needed for every stage but `base`: `actor` always, `critic` for `ar_sft`."""
+    parent_datasets: tuple[str, ...] = ()
+    """`dataset_id` of the data sets that this one was made from."""
+    created_at: str = dataclasses.field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
+    """ISO 8601, UTC."""
+    created_by: str = "nla_jax"
+    git_commit: str = ""
+    kind: str = KIND
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self):
+        if self.kind != KIND:
+            raise ValueError(
+                f"kind is {self.kind!r}, expected {KIND!r}; this is not the sidecar of a data set"
+            )
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {self.schema_version!r}, this version reads {SCHEMA_VERSION}"
+            )
+        if self.stage not in STAGES:
+            raise ValueError(f"unknown stage {self.stage!r}; the stages are {', '.join(STAGES)}")
+        needed = {
+            "tokens": self.stage != "base" and self.tokens is None,
+            "prompt_templates.actor": self.stage != "base" and self.prompt_templates.actor is None,
+            "prompt_templates.critic": self.stage == "ar_sft" and self.prompt_templates.critic is None,
+        }
+        if missing := [name for name, is_missing in needed.items() if is_missing]:
+            raise ValueError(f"a sidecar of stage {self.stage!r} needs {', '.join(missing)}")
+
+    def save(self, path: Path | str) -> None:
+        """Write the sidecar as YAML, atomically."""
+        text = yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Sidecar":
+        """Read a sidecar; fields that are not part of this version are ignored.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: not YAML, another kind or schema version, or a missing field, named with the path.
+        """
+        path = Path(path)
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(fields, dict) or fields.get("kind") != KIND:
+                kind = fields.get("kind") if isinstance(fields, dict) else type(fields).__name__
+                raise ValueError(
+                    f"kind is {kind!r}, expected {KIND!r}; this is not the sidecar of a data set"
+                )
+            extraction = _part(Extraction, fields.get("extraction"), "extraction")
+            tokens = fields.get("tokens")
+            return _part(
+                cls,
+                {
+                    **fields,
+                    "extraction": extraction,
+                    "tokens": None if tokens is None else _part(Tokens, tokens, "tokens"),
+                    "prompt_templates": _part(
+                        SidecarTemplates, fields.get("prompt_templates") or {}, "prompt_templates"
+                    ),
+                },
+                "the sidecar",
+            )
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def check(self, *, base_model: str, layer_index: int, d_model: int, tokens: Tokens) -> None:
+        """Compare the contract with the live model, config and tokenizer.
+
+        Raises:
+          ValueError: naming both values of every mismatch.
+        """
+        live = {
+            "extraction.base_model": (self.extraction.base_model, base_model),
+            "extraction.layer_index": (self.extraction.layer_index, layer_index),
+            "extraction.d_model": (self.extraction.d_model, d_model),
+        }
+        if self.tokens is not None:
+            for field in dataclasses.fields(Tokens):
+                live[f"tokens.{field.name}"] = (getattr(self.tokens, field.name), getattr(tokens, field.name))
+        if wrong := [
+            f"{name}: data {ours!r}, run {theirs!r}"
+            for name, (ours, theirs) in live.items()
+            if ours != theirs
+        ]:
+            raise ValueError(
+                f"data set {self.dataset_id!r} does not fit this run: {'; '.join(wrong)}; "
+                "use the model and tokenizer it was extracted with, or extract again"
+            )
+
+
+def sidecar_path_for(path: Path | str) -> Path:
+    """Where the sidecar of a parquet shard lies: beside it, named after it."""
+    return Path(path).with_name(Path(path).name + ".nla_meta.yaml")
+
+
+def _part(kind: type[Part], fields: Any, name: str) -> Part:
+    """Build a dataclass of this module from YAML values."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{name} is {fields!r}, expected a mapping")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    required = [
+        field.name
+        for field in known.values()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [field for field in required if field not in fields]:
+        raise ValueError(f"{name} lacks {', '.join(missing)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    if kind is Extraction:
+        values["corpus_slice"] = _part(CorpusSlice, values["corpus_slice"], "extraction.corpus_slice")
+    return kind(**{key: value for key, value in values.items() if key in known})
+
+
+def _plain(value: Any) -> Any:
+    """Mappings without their None entries and lists for tuples, as YAML's plain types want them."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items() if entry is not None}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""How well explanations carry activations: round trips, controls, and the report."""

@@ -1,0 +1,358 @@
+"""One run as one HTML file: curves, systems against controls, and explanations to read.
+
+The file needs nothing but itself: plots are inline SVG, styles are in the page, its content policy forbids
+scripts and requests. Whatever a model wrote is escaped. Same run directory, same file, byte for byte.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+EXAMPLES_SHOWN = 20
+COLORS = ("#2a6db0", "#d9782d", "#3a8f6b")
+GROUPS = {
+    "gold": ("warm-start texts", "#d3a02c"),
+    "nla": ("NLA", COLORS[0]),
+    "control": ("control", "#a3abb6"),
+}
+"""Group of a system -> its name in the legend and its color."""
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#9aa3ae",
+    "axes.grid": True,
+    "axes.labelcolor": "#4b5563",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "grid.color": "#e6e9ee",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": "#1f2933",
+    # Names come from data: a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One plot over the steps of a stage; it is left out of the report where the run has no such numbers."""
+
+    stage: str
+    title: str
+    lines: Mapping[str, str]
+    """Key in `metrics.jsonl` -> its name in the legend, which a single line does without."""
+    note: str
+    """What to look for, in a sentence."""
+    spread: str | None = None
+    """Key of the standard deviation around the first line."""
+    in_overview: bool = False
+
+
+PANELS = (
+    Panel("ar_sft", "AR warm start: direction MSE", {"loss": "training"}, "0 is exact, 2 is orthogonal."),
+    Panel(
+        "ar_sft",
+        "AR warm start: held-out FVE",
+        {"held_out_fve_nrm": "held out"},
+        "What the AR rebuilds from the warm-start texts: the level that explanations can reach before RL.",
+        in_overview=True,
+    ),
+    Panel(
+        "av_sft",
+        "AV warm start: loss (nats per token)",
+        {"loss": "training", "real_loss": "held out, own activation", "shuffled_loss": "held out, shuffled"},
+        "An AV that reads its activation loses when it is given another text's.",
+        in_overview=True,
+    ),
+    Panel(
+        "av_sft",
+        "AV warm start: shuffled minus real loss",
+        {"gap": "gap"},
+        "How much the activation helps. At 0 the AV ignores it, however low its loss.",
+    ),
+    Panel(
+        "rl",
+        "RL: FVE of the round trip",
+        {"judge_fve_nrm": "judge", "own_fve_nrm": "own"},
+        "Own above judge, and growing apart: the pair agrees on habits that only its own AR understands.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: reward",
+        {"reward_mean": "mean"},
+        "The band is one standard deviation over explanations.",
+        spread="reward_std",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: KL from the warm-start AV (nats)",
+        {"kl": "KL"},
+        "How far the policy has moved. A jump often comes before garbled text.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: explanation length (tokens)",
+        {"length_mean": "mean"},
+        "Growth towards the cap is padding unless FVE grows with it.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: failed and clipped fractions",
+        {"failed_fraction": "failed explanations", "clip_fraction": "clipped ratios"},
+        "Failed: no closing tag, or empty. Clipped: tokens whose update was held back.",
+    ),
+    Panel("rl", "RL: AR loss", {"ar_loss": "direction MSE"}, "The AR learning from the AV's own texts."),
+    Panel("rl", "RL: AV loss", {"av_loss": "policy loss"}, "Hovers around zero by construction."),
+    Panel("rl", "RL: entropy (nats per token)", {"entropy": "entropy"}, "Falling to zero means collapse."),
+    Panel(
+        "rl",
+        "RL: sampler against trainer",
+        {"sampler_trainer_logprob_diff": "log-prob difference"},
+        "Two ways to compute one number: anything but rounding here is a bug.",
+    ),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory, from `metrics.jsonl`, `evaluation.json` and `examples.jsonl`.
+
+    Examples may be missing; so may any key of a metrics row, and a last line cut short by a killed run.
+
+    Raises:
+      FileNotFoundError: no metrics or no evaluation; the message names the stage that writes it.
+      ValueError: a file that does not parse, or an evaluation without systems.
+    """
+    evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
+    systems, stages = evaluation["systems"], evaluation.get("stages", {})
+    best_step = evaluation.get("best_step")
+    examples_path = run_dir / "examples.jsonl"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=_number, duration=_duration, plain=_plain)
+    page = environment.get_template("report.html").render(
+        **{"run": {}, "settings": {}, "timings": {}, "mean_is": None, **evaluation},
+        headline=[row for row in systems if row["group"] == "nla" and row.get("fve_nrm")],
+        groups=GROUPS,
+        systems_plot=_svg("Systems", (9.0, 1.0 + 0.34 * len(systems)), draw_systems, systems),
+        curves=[
+            (panel, _svg(panel.title, (5.2, 2.9), draw_panel, panel, rows, best_step))
+            for panel in PANELS
+            if has_data(panel, rows)
+        ],
+        comparison=_compare(stages),
+        examples=_read_lines(examples_path)[:EXAMPLES_SHOWN] if examples_path.exists() else [],
+    )
+    path = run_dir / "report.html"
+    # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def save_overview(run_dir: Path, directory: Path) -> Path:
+    """Write `overview.png` into `directory`: the main curves of a run beside its systems and controls.
+
+    Raises:
+      FileNotFoundError, ValueError: as `write_report`.
+    """
+    evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
+    panels = [panel for panel in PANELS if panel.in_overview]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14, 7.5), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
+        for ax, panel in zip(left.subplots(3, 2).flat, panels, strict=True):
+            if has_data(panel, rows):
+                draw_panel(ax, panel, rows, evaluation.get("best_step"))
+            else:
+                ax.set_axis_off()
+        draw_systems(right.subplots(), evaluation["systems"])
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "overview.png"
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`: one row a line with `stage`, `step` and any numbers.
+
+    Raises:
+      FileNotFoundError: there is none; run a training stage.
+      ValueError: a line other than the last does not parse.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: the report plots what training logs there; run a training stage "
+            "(AR warm start, AV warm start or RL) into this directory first"
+        )
+    return _read_lines(path)
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """Read `evaluation.json`: run, settings, `mean_is`, systems, and optionally stages, timings, best step.
+
+    Raises:
+      FileNotFoundError: there is none; run the evaluation.
+      ValueError: not JSON, or no list of systems in it.
+    """
+    path = run_dir / "evaluation.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: the report's tables come from it; run the evaluation stage "
+            "on this directory first"
+        )
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); run the evaluation stage again") from error
+    if not evaluation.get("systems"):
+        raise ValueError(
+            f"{path} lists no systems (keys: {', '.join(evaluation)}); run the evaluation stage again"
+        )
+    return evaluation
+
+
+def curve(rows: Sequence[Row], stage: str, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one number; of a step logged twice (by a resumed run) the later row counts."""
+    values = {row["step"]: row[key] for row in rows if row.get("stage") == stage and row.get(key) is not None}
+    return sorted(values), [values[step] for step in sorted(values)]
+
+
+def has_data(panel: Panel, rows: Sequence[Row]) -> bool:
+    """Whether any line of the panel has a point."""
+    return any(curve(rows, panel.stage, key)[0] for key in panel.lines)
+
+
+def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], best_step: int | None = None) -> None:
+    """Draw the lines of a panel; RL panels mark the step of the checkpoint that was kept."""
+    drawn = [(name, *curve(rows, panel.stage, key)) for key, name in panel.lines.items()]
+    for color, (name, steps, values) in zip(COLORS, drawn, strict=False):
+        if steps:
+            marker = "o" if len(steps) <= 40 else ""
+            label = name if len(drawn) > 1 else None
+            ax.plot(steps, values, color=color, label=label, marker=marker, markersize=3)
+    if panel.spread:
+        _, steps, means = drawn[0]
+        spreads = dict(zip(*curve(rows, panel.stage, panel.spread), strict=True))
+        spread = np.array([spreads.get(step, np.nan) for step in steps])
+        ax.fill_between(steps, means - spread, means + spread, color=COLORS[0], alpha=0.15, linewidth=0)
+    if panel.stage == "rl" and best_step is not None:
+        ax.axvline(best_step, color="#6b7280", linestyle=":", linewidth=1.2, label=f"kept: step {best_step}")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)
+    ax.set(title=panel.title, xlabel="step")
+    ax.margins(x=0.02)
+
+
+def draw_systems(ax: Axes, systems: Sequence[Row]) -> None:
+    """Draw `fve_nrm` of every system as a bar with its 95% interval, top to bottom in the order given."""
+    shown = [row for row in systems if row.get("fve_nrm")]
+    for position, row in enumerate(shown):
+        fve = row["fve_nrm"]
+        ax.barh(position, fve["value"], height=0.62, color=GROUPS[row["group"]][1])
+        ax.plot([fve["low"], fve["high"]], [position, position], color="#1f2933", linewidth=1.2)
+        edge = max(fve["high"], 0)
+        ax.annotate(
+            _number(fve["value"], 2),
+            (edge, position),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    ax.set_yticks(range(len(shown)), [system_name(row) for row in shown])
+    ax.axvline(0, color="#4b5563", linewidth=1)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.1)
+    ax.set(title="Held-out fve_nrm with 95% intervals", xlabel="0 = training mean, 1 = exact")
+
+
+def system_name(row: Row) -> str:
+    """A system's name with the AR that measured it, where one did."""
+    reconstructor = row.get("reconstructor", "-")
+    return row["name"] if reconstructor == "-" else f"{row['name']} ({reconstructor.replace('_', ' ')})"
+
+
+def _compare(stages: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Row]]:
+    """System -> stage -> its `fve_nrm`: the same systems measured after each stage, side by side."""
+    table = {}
+    for stage, systems in stages.items():
+        for row in systems:
+            table.setdefault(system_name(row), dict.fromkeys(stages))[stage] = row.get("fve_nrm")
+    return table
+
+
+def _svg(name: str, size: tuple[float, float], draw: Callable[..., None], *args: Any) -> Markup:
+    """Draw one plot (size in inches) as an `<svg>` element without prolog, metadata or fixed size."""
+    # The salt makes element ids reproducible, and different from those of the page's other plots.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot(), *args)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    tag = rf'<svg role="img" aria-label="{escape(name)}" viewBox="\1">'
+    return Markup(
+        re.sub(r'.*?<svg [^>]*viewBox="([^"]*)"[^>]*>', tag, buffer.getvalue(), count=1, flags=re.S)
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): it also splits at separators such as U+2028 that JSON strings may contain.
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            # A killed run leaves its last line half written.
+            if number < len(lines):
+                raise ValueError(
+                    f"{path}, line {number} is not a JSON object ({error}); repair or delete that line"
+                ) from error
+    return rows
+
+
+def _number(value: float | int | None, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _duration(seconds: float | int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

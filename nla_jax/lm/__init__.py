@@ -1,0 +1,1 @@
+"""The target transformer: a functional Flax port, its weights, its tokenizer and its sampler."""

@@ -1,0 +1,121 @@
+"""Attention over key/value segments that may be shared between rows.
+
+A segment with fewer rows than the queries serves consecutive groups of query rows: a prompt prefix with one row
+serves the whole batch, a prompt with N rows serves N groups. Sharing folds the group into the query length of one
+matrix product, so shared keys and values are never copied to the full batch.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+PAD_POSITION = 2**30
+"""Position of an unused key: it lies after every query, so the causal rule hides it."""
+
+
+@flax.struct.dataclass
+class KVSegment:
+    """Keys and values of consecutive tokens; rows R divides the batch that attends to them.
+
+    Keys carry their rotary embedding already. Unused slots have position PAD_POSITION.
+    """
+
+    keys: Float[Array, "R S K Dh"]
+    values: Float[Array, "R S K Dh"]
+    positions: Int[Array, "R S"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(spec: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
+    """Two-operand einsum with operands rounded to `dtype` and float32 accumulation and result.
+
+    The backward pass rounds its operands to `dtype` as well; without that, the float32 cotangent would meet
+    a `dtype` operand, and mixed products are slow everywhere.
+
+    Args:
+      spec: einsum spec without ellipses; each letter stands in at least two of the three terms.
+      a: first operand.
+      b: second operand.
+      dtype: operand dtype.
+    """
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _contract_forward(spec, a, b, dtype):
+    rounded = a.astype(dtype), b.astype(dtype)
+    # Empty arrays remember the operands' dtypes for their gradients.
+    return contract(spec, *rounded, dtype), (*rounded, jnp.empty(0, a.dtype), jnp.empty(0, b.dtype))
+
+
+def _contract_backward(spec, dtype, residuals, grad):
+    a, b, like_a, like_b = residuals
+    terms, out = spec.split("->")
+    left, right = terms.split(",")
+    grad_a = contract(f"{out},{right}->{left}", grad, b, dtype).astype(like_a.dtype)
+    grad_b = contract(f"{left},{out}->{right}", a, grad, dtype).astype(like_b.dtype)
+    return grad_a, grad_b
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+def matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"], dtype: jnp.dtype) -> Float[Array, "*B O"]:
+    """`x @ kernel` through `contract`: operands in `dtype`, float32 result."""
+    out = contract("mi,io->mo", x.reshape(-1, x.shape[-1]), kernel, dtype)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def attend(
+    query_BTHD: Float[Array, "B T H Dh"],
+    positions_BT: Int[Array, "B T"],
+    segments: Sequence[KVSegment],
+    dtype: jnp.dtype = jnp.float32,
+) -> Float[Array, "B T H Dh"]:
+    """Causal grouped-query attention of queries to all segments, softmax in float32.
+
+    A key is visible where its position is at most the query's. Query head h reads kv head h // (H / K).
+
+    Args:
+      query_BTHD: rotated queries, unscaled.
+      positions_BT: their positions.
+      segments: keys and values; each segment's row count must divide B.
+      dtype: operand dtype of the two matrix products.
+    """
+    B, T, H, Dh = query_BTHD.shape
+    K = segments[0].keys.shape[2]
+    query_BTKGD = (query_BTHD * Dh**-0.5).reshape(B, T, K, H // K, Dh)
+
+    def fold(x_BT: Array, rows: int) -> Array:
+        """(B, T, ...) -> (rows, B / rows * T, ...): a group's rows become one longer query."""
+        return x_BT.reshape(rows, B // rows * T, *x_BT.shape[2:])
+
+    def per_query(x_rkqg: Array) -> Array:
+        """Bring a per-segment quantity, kv heads before queries, to (B, T, K, G)."""
+        return x_rkqg.swapaxes(1, 2).reshape(B, T, K, H // K)
+
+    def scores(segment: KVSegment) -> Array:
+        rows = segment.keys.shape[0]
+        score = contract("rqkgd,rskd->rkqgs", fold(query_BTKGD, rows), segment.keys, dtype)
+        visible_rqs = segment.positions[:, None, :] <= fold(positions_BT, rows)[:, :, None]
+        return jnp.where(visible_rqs[:, None, :, None, :], score, -jnp.inf)
+
+    def weights(segment: KVSegment, score: Array) -> Array:
+        shift = fold(peak_BTKG, segment.keys.shape[0]).swapaxes(1, 2)
+        return jnp.exp(score - shift[..., None])
+
+    def mix(segment: KVSegment, weight: Array) -> Array:
+        mixed = contract("rkqgs,rskd->rqkgd", weight, segment.values, dtype)
+        return mixed.reshape(B, T, K, H // K, Dh)
+
+    all_scores = [scores(segment) for segment in segments]
+    peak_BTKG = functools.reduce(jnp.maximum, [per_query(score.max(-1)) for score in all_scores])
+    # A padding query may see no key at all: a finite peak keeps its row free of NaN.
+    peak_BTKG = jax.lax.stop_gradient(jnp.maximum(peak_BTKG, -1e30))
+    all_weights = [weights(segment, score) for segment, score in zip(segments, all_scores, strict=True)]
+    total_BTKG = sum(per_query(weight.sum(-1)) for weight in all_weights)
+    out = sum(mix(segment, weight) for segment, weight in zip(segments, all_weights, strict=True))
+    return (out / jnp.maximum(total_BTKG, 1e-30)[..., None]).reshape(B, T, H, Dh)

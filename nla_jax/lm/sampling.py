@@ -1,0 +1,146 @@
+"""Sampling continuations of a shared prompt in one jitted loop; it knows tokens, not text.
+
+The prompt's keys and values come in as segments and stay as they are. The loop owns one buffer per block for the
+sampled tokens, updated in place, and ends when every row has ended.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nla_jax.lm.attention import PAD_POSITION, KVSegment
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.logits import logits
+from nla_jax.lm.transformer import Params, Past, Transformer, extend
+
+_BINS = 256
+"""Tokens per bin of the two-level inverse CDF."""
+
+
+@flax.struct.dataclass
+class Samples:
+    """Sampled continuations.
+
+    Attributes:
+      tokens_BT: sampled ids, 0 after a row's end.
+      log_probs_BT: log-probability of each under the sampling distribution, 0 after the end.
+      lengths_B: tokens up to and including the closing or end token.
+      closed_B: whether the row ended with the closing sequence.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    log_probs_BT: Float[Array, "B T"]
+    lengths_B: Int[Array, "B"]
+    closed_B: Bool[Array, "B"]
+
+
+def sample_token(
+    key: Array, logits_BV: Float[Array, "B V"], temperature: Float[Array, ""]
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Draw one token a row from softmax(logits / temperature); temperature 0 takes the most likely one.
+
+    Draws by inverse CDF in two levels (first a bin of tokens, then a token in it), which needs one uniform number
+    a row where Gumbel noise needs one a token.
+
+    Returns:
+      ids, and their log-probabilities under the distribution drawn from (temperature 1 for greedy draws).
+    """
+    greedy = temperature == 0
+    scaled_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
+    B, V = scaled_BV.shape
+    peak_B = scaled_BV.max(axis=-1)
+    weight_BV = jnp.exp(scaled_BV - peak_B[:, None])
+    weight_BCV = jnp.pad(weight_BV, ((0, 0), (0, -V % _BINS))).reshape(B, -1, _BINS)
+    edges_BC = jnp.cumsum(weight_BCV.sum(axis=-1), axis=-1)
+    total_B = edges_BC[:, -1]
+
+    target_B = jax.random.uniform(key, (B,)) * total_B
+    bin_B = jnp.minimum(jnp.sum(edges_BC <= target_B[:, None], axis=-1), edges_BC.shape[1] - 1)
+    before_B = jnp.where(bin_B > 0, jnp.take_along_axis(edges_BC, jnp.maximum(bin_B - 1, 0)[:, None], 1)[:, 0], 0)
+    inside_BV = jnp.cumsum(jnp.take_along_axis(weight_BCV, bin_B[:, None, None], axis=1)[:, 0], axis=-1)
+    # Rounding may leave the target past the bin's last edge; the last token with weight is the draw then.
+    target_B = jnp.minimum(target_B - before_B, inside_BV[:, -1] * (1 - 1e-6))
+    offset_B = jnp.sum(inside_BV <= target_B[:, None], axis=-1)
+    drawn_B = jnp.where(greedy, scaled_BV.argmax(axis=-1), bin_B * _BINS + offset_B)
+    chosen_B = jnp.take_along_axis(scaled_BV, drawn_B[:, None], axis=1)[:, 0]
+    return drawn_B, chosen_B - peak_B - jnp.log(total_B)
+
+
+def sample(
+    params: Params,
+    config: LMConfig,
+    past: Past,
+    final_ND: Float[Array, "N D"],
+    first_position: int,
+    key: Array,
+    *,
+    group: int,
+    max_tokens: int,
+    closing: tuple[int, ...],
+    end_token: int,
+    temperature: float | Float[Array, ""] = 1.0,
+) -> Samples:
+    """Sample `group` continuations for each of N prompts; B = N * group rows, a prompt's rows adjacent.
+
+    Args:
+      params: weights; cast them to the compute dtype beforehand, they are read once a token.
+      config: their config.
+      past: per block, the prompt's segments (row counts divide N).
+      final_ND: the prompt's last final-norm output, from which the first token is drawn.
+      first_position: position of the first sampled token.
+      key: random key; token t of the loop uses fold_in(key, t).
+      group: continuations a prompt.
+      max_tokens: rows are cut there, unclosed.
+      closing: token sequence that ends a row as complete.
+      end_token: a token that ends a row as well, as a failure if it does not complete `closing`.
+      temperature: 0 is greedy.
+    """
+    model = Transformer(config)
+    B = final_ND.shape[0] * group
+    shape = (B, max_tokens, config.num_kv_heads, config.head_dim)
+    temperature = jnp.float32(temperature)
+    closing_M = jnp.asarray(closing, jnp.int32)
+    margin = len(closing) - 1
+
+    def empty() -> KVSegment:
+        zeros = jnp.zeros(shape, config.compute_dtype)
+        return KVSegment(zeros, zeros, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
+
+    def write(buffer: KVSegment, fresh: KVSegment, t: Array) -> KVSegment:
+        return jax.tree.map(lambda b, f: jax.lax.dynamic_update_slice_in_dim(b, f, t, axis=1), buffer, fresh)
+
+    def step(carry):
+        t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
+        drawn, log_prob = sample_token(
+            jax.random.fold_in(key, t), logits(params, config, final_BD), temperature
+        )
+        drawn, log_prob = jnp.where(ended, 0, drawn), jnp.where(ended, 0.0, log_prob)
+        # `tokens` is led by `margin` impossible ids, so that the last tokens can be compared from the start.
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t + margin, axis=1)
+        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob[:, None], t, axis=1)
+        recent = jax.lax.dynamic_slice_in_dim(tokens, t, margin + 1, axis=1)
+        closed = closed | (~ended & (recent == closing_M).all(axis=1))
+        lengths = jnp.where(ended, lengths, t + 1)
+        ended = ended | closed | (drawn == end_token)
+        positions = jnp.full((B, 1), first_position + t, jnp.int32)
+        out = model.apply({"params": params}, drawn[:, None], positions, past=extend(past, buffers))
+        buffers = tuple(write(buffer, fresh, t) for buffer, fresh in zip(buffers, out.segments, strict=True))
+        return t + 1, out.final_BTD[:, 0], buffers, tokens, log_probs, lengths, closed, ended
+
+    def unfinished(carry):
+        return (carry[0] < max_tokens) & ~carry[-1].all()
+
+    no = jnp.zeros(B, bool)
+    start = (
+        jnp.int32(0),
+        jnp.repeat(final_ND, group, axis=0),
+        tuple(empty() for _ in range(config.num_layers)),
+        jnp.full((B, max_tokens + margin), -1, jnp.int32),
+        jnp.zeros((B, max_tokens)),
+        jnp.zeros(B, jnp.int32),
+        no,
+        no,
+    )
+    _, _, _, tokens, log_probs, lengths, closed, _ = jax.lax.while_loop(unfinished, step, start)
+    return Samples(jnp.maximum(tokens[:, margin:], 0), log_probs, lengths, closed)

@@ -1,0 +1,92 @@
+"""Device mesh, partition rules and placement; every floor of the library may use it.
+
+Axes: "data" splits batches, "fsdp" splits batches and weights, "tensor" splits weights within a layer.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1, in one place at most, takes all that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+PARTITION_RULES = (
+    # The first pattern that matches a parameter's path decides. Norms, biases and the AR head are replicated.
+    (r"embed/embedding$", P(None, ("tensor", "fsdp"))),
+    (r"(query|key|value|gate|up|lm_head)/kernel$", P("fsdp", "tensor")),
+    (r"(out|down)/kernel$", P("tensor", "fsdp")),
+    (r"", P()),
+)
+BATCH = P(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
+    """Arrange the devices of all processes.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    devices = jax.device_count()
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = max(devices // -int(np.prod(sizes)), 1)
+    if int(np.prod(sizes)) != devices or min(sizes) < 1:
+        raise ValueError(
+            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
+            f"{devices} devices present; set one axis to -1 to let it take what is left"
+        )
+    return jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped."""
+    spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
+    if len(spec) > len(shape):
+        return P()
+
+    def fits(axes: Any, size: int) -> bool:
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return axes is not None and size % int(np.prod([mesh.shape[name] for name in names])) == 0
+
+    return P(*(axes if fits(axes, size) else None for axes, size in zip(spec, shape, strict=False)))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of a parameter or training-state tree (optimizer moments follow their weights)."""
+
+    def sharding(path, leaf):
+        name = "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Place host arrays with their rows split over the data and fsdp axes.
+
+    Raises:
+      ValueError: rows that the two axes do not divide.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(array):
+        if array.shape[0] % ways:
+            raise ValueError(
+                f"a batch of {array.shape[0]} rows does not divide over data * fsdp = {ways} devices; "
+                f"use a multiple of {ways}"
+            )
+        return jax.device_put(array, NamedSharding(mesh, BATCH))
+
+    return jax.tree.map(place, batch)

@@ -1,0 +1,1 @@
+"""Pure jitted training steps and the loops around them."""

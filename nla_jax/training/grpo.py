@@ -1,0 +1,154 @@
+"""Group-relative policy optimization of the AV (Shao et al. 2024), with a KL penalty to the warm-start AV.
+
+Everything here is a pure function of recorded rollouts, so a step can be replayed and tested without sampling.
+Shape letters: N activations, G group, B = N * G rollouts, T time.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from nla_jax.autoencoder.verbalizer import Verbalizer, token_mask
+from nla_jax.lm.logits import exact_kl, token_statistics
+from nla_jax.training.state import LossSums, TrainState, update
+
+MAX_LOG_RATIO = 12.0
+"""Clamp of the log-ratio in the k3 estimator: rare tokens spike beyond it, a tighter clamp takes the brake away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLossConfig:
+    """The policy gradient and its brakes."""
+
+    ratio: Literal["ppo", "cispo", "reinforce"] = "ppo"
+    """ppo clips the ratio inside a minimum; cispo clips it as a constant weight; reinforce ignores it."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    normalize_std: bool = True
+    """Divide a group's centered rewards by their standard deviation."""
+    kl: Literal["k3", "exact"] = "k3"
+    """k3 is the low-variance estimator on the sampled tokens; exact sums over the vocabulary."""
+    kl_coefficient: float = 0.01
+    temperature: float = 1.0
+    """Temperature of the policy that is sampled and trained."""
+
+
+@flax.struct.dataclass
+class Rollouts:
+    """Recorded explanations of N activations, groups adjacent along G."""
+
+    activations_ND: Float[Array, "N D"]
+    tokens_NGT: Int[Array, "N G T"]
+    lengths_NG: Int[Array, "N G"]
+    log_probs_NGT: Float[Array, "N G T"]
+    """The sampler's, under the policy that wrote the tokens."""
+    rewards_NG: Float[Array, "N G"]
+
+
+def group_advantages(
+    rewards_NG: Float[Array, "N G"], *, normalize_std: bool = True, epsilon: float = 1e-4
+) -> Float[Array, "N G"]:
+    """`(r − mean) / (std + ε)` within each group, or `r − mean` alone."""
+    centered = rewards_NG - rewards_NG.mean(axis=1, keepdims=True)
+    return centered / (rewards_NG.std(axis=1, keepdims=True) + epsilon) if normalize_std else centered
+
+
+def k3(log_probs: Float[Array, "*B"], reference_log_probs: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Schulman's k3 estimate of KL(policy || reference) a token: `exp(δ) − δ − 1`, δ = log q − log p, clamped."""
+    delta = jnp.clip(reference_log_probs - log_probs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.exp(delta) - delta - 1
+
+
+def policy_objective(
+    log_probs: Float[Array, "*B"],
+    old_log_probs: Float[Array, "*B"],
+    advantages: Float[Array, "*B"],
+    config: PolicyLossConfig,
+) -> Float[Array, "*B"]:
+    """The loss of each token, to be minimized, without the KL term."""
+    if config.ratio == "reinforce":
+        return -advantages * log_probs
+    ratio = jnp.exp(log_probs - old_log_probs)
+    clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    if config.ratio == "cispo":
+        return -jax.lax.stop_gradient(clipped) * advantages * log_probs
+    return -jnp.minimum(ratio * advantages, clipped * advantages)
+
+
+def grpo_step(
+    state: TrainState,
+    rollouts: Rollouts,
+    reference_params: Any,
+    *,
+    verbalizer: Verbalizer,
+    optimizer: optax.GradientTransformation,
+    config: PolicyLossConfig,
+    micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One policy update from recorded rollouts; the loss is averaged over all answer tokens.
+
+    Cut answers count like any other: they keep their (worst) reward and are trained on.
+
+    Args:
+      state: the AV's; donated by `jit_step`.
+      rollouts: what was sampled, with rewards.
+      reference_params: the frozen warm-start AV.
+      verbalizer: static.
+      optimizer: static.
+      config: static.
+      micro_batches: divides N.
+
+    Returns:
+      The new state and metrics: loss, kl, entropy (nats a token), clip_fraction, and
+      sampler_trainer_logprob_diff, the mean absolute difference between the sampler's and the trainer's
+      log-probs of the same tokens under the same weights.
+    """
+    advantages_NG = group_advantages(rollouts.rewards_NG, normalize_std=config.normalize_std)
+
+    def sums(params: Any, piece: tuple[Rollouts, Array]) -> LossSums:
+        recorded, advantages = piece
+        T = recorded.tokens_NGT.shape[-1]
+        tokens_BT = recorded.tokens_NGT.reshape(-1, T)
+        lengths_B, mask_BT = recorded.lengths_NG.reshape(-1), token_mask(recorded.lengths_NG.reshape(-1), T)
+        old_BT = recorded.log_probs_NGT.reshape(-1, T)
+
+        def run(av_params: Any):
+            final_BTD = verbalizer.hidden(av_params, recorded.activations_ND, tokens_BT, lengths_B)
+            statistics = token_statistics(
+                av_params["lm"], verbalizer.config, final_BTD, tokens_BT, temperature=config.temperature
+            )
+            return final_BTD, statistics
+
+        final_BTD, policy = run(params)
+        reference_final_BTD, reference = jax.lax.stop_gradient(run(reference_params))
+        if config.kl == "k3":
+            kl_BT = k3(policy.log_prob, reference.log_prob)
+        else:
+            kl_BT = exact_kl(
+                params["lm"],
+                reference_params["lm"],
+                verbalizer.config,
+                final_BTD,
+                reference_final_BTD,
+                temperature=config.temperature,
+            )
+        loss_BT = policy_objective(policy.log_prob, old_BT, advantages.reshape(-1, 1), config)
+        log_ratio_BT = policy.log_prob - old_BT
+        ratio_BT = jnp.exp(log_ratio_BT)
+        clipped_BT = (ratio_BT < 1 - config.clip_low) | (ratio_BT > 1 + config.clip_high)
+        reported = {
+            "kl": kl_BT,
+            "entropy": policy.entropy,
+            "clip_fraction": clipped_BT,
+            "sampler_trainer_logprob_diff": jnp.abs(log_ratio_BT),
+        }
+        total = ((loss_BT + config.kl_coefficient * kl_BT) * mask_BT).sum()
+        return LossSums(total, mask_BT.sum(), {name: (x * mask_BT).sum() for name, x in reported.items()})
+
+    tokens = rollouts.lengths_NG.sum().astype(jnp.float32)
+    return update(state, optimizer, sums, (rollouts, advantages_NG), tokens, micro_batches)

@@ -1,0 +1,152 @@
+"""What a step updates, how gradients are summed over micro-batches, and when an update is refused."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and, if `decay_steps` is given, cosine decay to a tenth."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    decay_steps: int | None = None
+    """Steps until the rate has fallen to a tenth; None keeps it constant after the warm-up."""
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    max_grad_norm: float = 1.0
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+        if self.decay_steps is None:
+            schedule = optax.warmup_constant_schedule(0.0, self.learning_rate, self.warmup_steps)
+        else:
+            schedule = optax.warmup_cosine_decay_schedule(
+                0.0, self.learning_rate, self.warmup_steps, self.decay_steps, self.learning_rate / 10
+            )
+        return optax.chain(
+            optax.clip_by_global_norm(self.max_grad_norm),
+            optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay),
+        )
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters and optimizer of one model.
+
+    Attributes:
+      params: float32 parameters.
+      opt_state: optax state.
+      step: updates made, refused ones included.
+      bad_steps: refused updates since the last good one.
+    """
+
+    params: Tree
+    opt_state: Tree
+    step: Int[Array, ""]
+    bad_steps: Int[Array, ""]
+
+    @classmethod
+    def create(cls, params: Tree, optimizer: optax.GradientTransformation) -> "TrainState":
+        """A fresh state."""
+        return cls(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
+
+
+@flax.struct.dataclass
+class LossSums:
+    """A loss as a sum and its denominator, with further sums to report; what micro-batches add up.
+
+    Attributes:
+      loss: summed loss.
+      denominator: what to divide it by.
+      sums: further quantities that are summed and divided likewise.
+      per_row: quantities kept row by row.
+    """
+
+    loss: Float[Array, ""]
+    denominator: Float[Array, ""]
+    sums: dict[str, Array] = flax.struct.field(default_factory=dict)
+    per_row: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+def update(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss_sums: Callable[[Tree, Tree], LossSums],
+    batch: Tree,
+    denominator: Float[Array, ""],
+    micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer update from the gradient of a mean loss over the whole batch.
+
+    Micro-batches add sums, and the sum is divided once, so their number changes nothing but memory.
+    An update whose gradient is not finite is refused and counted.
+
+    Args:
+      state: donated by the jitted callers.
+      optimizer: as given to `TrainState.create`.
+      loss_sums: (params, micro-batch) -> sums.
+      batch: arrays with the row axis first; rows are a multiple of `micro_batches`.
+      denominator: what the loss is divided by, known before the pass.
+      micro_batches: how many pieces the batch is cut into.
+
+    Returns:
+      The new state, and metrics: loss, grad_norm, the other sums divided, and the per-row quantities.
+    """
+    denominator = jnp.maximum(denominator, 1.0)
+
+    def objective(params: Tree, piece: Tree) -> tuple[Array, LossSums]:
+        sums = loss_sums(params, piece)
+        return sums.loss / denominator, sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    if micro_batches == 1:
+        grads, sums = gradient(state.params, batch)
+        per_row = sums.per_row
+    else:
+        pieces = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+
+        def add(total, piece):
+            grads, sums = gradient(state.params, piece)
+            return jax.tree.map(jnp.add, total, (grads, sums.replace(per_row={}))), sums.per_row
+
+        first = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(gradient, state.params, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1].replace(per_row={})))
+        (grads, sums), per_row = jax.lax.scan(add, zeros, pieces)
+        per_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_row)
+
+    grad_norm = optax.global_norm(grads)
+    good = jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new, old = (params, opt_state), (state.params, state.opt_state)
+    params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    bad_steps = jnp.where(good, 0, state.bad_steps + 1)
+    metrics = {name: value / denominator for name, value in sums.sums.items()}
+    metrics |= {"loss": sums.loss / denominator, "grad_norm": grad_norm, "bad_steps": bad_steps, **per_row}
+    return TrainState(params, opt_state, state.step + 1, bad_steps), metrics
+
+
+class TooManyBadSteps(RuntimeError):
+    """Raised by the loops when update after update had to be refused."""
+
+
+def check_bad_steps(metrics: dict[str, float], stage: str, limit: int) -> None:
+    """Raise TooManyBadSteps if `limit` updates in a row had gradients that were not finite."""
+    if metrics["bad_steps"] >= limit:
+        raise TooManyBadSteps(
+            f"{stage}: the gradients of {int(metrics['bad_steps'])} updates in a row were not finite "
+            f"(limit {limit}); lower the learning rate or raise {stage}.max_bad_steps. "
+            "The last checkpoint is intact."
+        )

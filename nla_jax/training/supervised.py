@@ -1,0 +1,81 @@
+"""The two supervised steps: AV fine-tuning on explanations, AR regression on activations.
+
+Both are pure: (state, batch) -> (state, metrics). `jit_step` compiles them with the state donated.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+from jaxtyping import Array, Float, Int
+
+from nla_jax.autoencoder.reconstructor import Reconstructor, mse_loss
+from nla_jax.autoencoder.verbalizer import Verbalizer, sft_loss
+from nla_jax.training.state import LossSums, TrainState, update
+
+
+@flax.struct.dataclass
+class VerbalizerBatch:
+    """Activations and the answers that explain them."""
+
+    activations_BD: Float[Array, "B D"]
+    responses_BT: Int[Array, "B T"]
+    lengths_B: Int[Array, "B"]
+
+
+@flax.struct.dataclass
+class ReconstructorBatch:
+    """Encoded explanations (without the shared prefix) and the activations to rebuild; weight 0 drops a row."""
+
+    prompts_BT: Int[Array, "B T"]
+    lengths_B: Int[Array, "B"]
+    activations_BD: Float[Array, "B D"]
+    weights_B: Float[Array, "B"]
+
+
+def av_sft_step(
+    state: TrainState,
+    batch: VerbalizerBatch,
+    *,
+    verbalizer: Verbalizer,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One supervised AV update; the loss is the mean negative log-likelihood a token, in nats."""
+
+    def sums(params: Any, piece: VerbalizerBatch) -> LossSums:
+        return LossSums(*sft_loss(verbalizer, params, piece.activations_BD, piece.responses_BT, piece.lengths_B))
+
+    return update(state, optimizer, sums, batch, batch.lengths_B.sum().astype("float32"), micro_batches)
+
+
+def ar_mse_step(
+    state: TrainState,
+    batch: ReconstructorBatch,
+    *,
+    reconstructor: Reconstructor,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One AR regression update; the loss is the mean direction MSE over rows with weight.
+
+    The metrics hold `mse_nrm_B`, each row's direction MSE before the update: in joint training it is the reward,
+    so scoring and updating share one forward.
+    """
+
+    def sums(params: Any, piece: ReconstructorBatch) -> LossSums:
+        mse_B = mse_loss(reconstructor, params, piece.prompts_BT, piece.lengths_B, piece.activations_BD)
+        return LossSums((mse_B * piece.weights_B).sum(), piece.weights_B.sum(), per_row={"mse_nrm_B": mse_B})
+
+    return update(state, optimizer, sums, batch, batch.weights_B.sum(), micro_batches)
+
+
+def jit_step(step: Callable, **static: Any) -> Callable:
+    """Compile a step with its static arguments bound and its state donated."""
+
+    def bound(state, *args):
+        return step(state, *args, **static)
+
+    return jax.jit(bound, donate_argnums=0)

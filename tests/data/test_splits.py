@@ -1,0 +1,47 @@
+import hashlib
+
+import pytest
+
+from nla_jax.data.splits import SPLITS, hash_fraction, split_of
+
+QUARTERS = dict.fromkeys(SPLITS, 0.25)
+
+
+def test_hash_fraction_is_the_top_53_bits_of_the_keyed_digest():
+    key = (7).to_bytes(8, "little")
+    digest = hashlib.blake2b(b"doc", digest_size=8, key=key, person=b"split").digest()
+    assert hash_fraction("doc", seed=7, purpose="split") == int.from_bytes(digest, "little") // 2**11 / 2**53
+
+
+def test_split_is_where_the_fraction_falls():
+    for i in range(200):
+        position = hash_fraction(f"d{i}", seed=3, purpose="split")
+        assert split_of(f"d{i}", QUARTERS, 3) == SPLITS[int(position * 4)]
+
+
+def test_shares_are_met_and_seeds_differ():
+    fractions = {"av_sft": 0.5, "ar_sft": 0.0, "rl": 0.3, "held_out": 0.2}
+    names = [split_of(f"d{i}", fractions, 0) for i in range(4000)]
+    for split, share in fractions.items():
+        assert abs(names.count(split) / 4000 - share) < 0.03  # 4 standard deviations
+    again = [split_of(f"d{i}", fractions, 1) for i in range(4000)]
+    agreement = sum(a == b for a, b in zip(names, again, strict=True)) / 4000
+    assert abs(agreement - (0.25 + 0.09 + 0.04)) < 0.03
+
+
+def test_order_of_the_mapping_does_not_matter():
+    backwards = dict(reversed(QUARTERS.items()))
+    assert all(split_of(f"d{i}", QUARTERS, 0) == split_of(f"d{i}", backwards, 0) for i in range(50))
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ({"rl": 0.5, "held_out": 0.4}, "sum to 0.9, expected 1"),
+        ({"rl": 0.5, "test": 0.5}, r"unknown splits \['test'\]; the splits are av_sft, ar_sft, rl, held_out"),
+        ({"rl": 1.5, "held_out": -0.5}, "negative split fractions {'held_out': -0.5}"),
+    ],
+)
+def test_bad_fractions(fractions, message):
+    with pytest.raises(ValueError, match=message):
+        split_of("d", fractions, 0)

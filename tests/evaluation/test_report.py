@@ -1,0 +1,239 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nla_jax.evaluation import report
+
+ATTACK = '</p><script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def fve(value, denominator=0.4321):
+    return {
+        "value": value,
+        "low": value - 0.04,
+        "high": value + 0.04,
+        "n": 600,
+        "documents": 97,
+        "denominator": denominator,
+    }
+
+
+def system(name, group, reconstructor, value, **extra):
+    return {
+        "name": name,
+        "group": group,
+        "reconstructor": reconstructor,
+        "fve_nrm": fve(value),
+        "fve": fve(value - 0.01, 123.4),
+        "cosine_mean": 0.7,
+        "failed_fraction": 0.0,
+        **extra,
+    }
+
+
+SYSTEMS = [
+    system("explainer text → AR", "gold", "own", 0.478),
+    system("AV → AR", "nla", "judge", 0.216, failed_fraction=0.017),
+    system("AV → AR", "nla", "own", 0.257),
+    system("shuffled <activations> & $x", "control", "judge", -0.376),
+    {"name": "training mean", "group": "control", "reconstructor": "-", "fve": fve(0.0, 123.4)},
+]
+
+
+def metrics_rows():
+    yield from ({"stage": "ar_sft", "step": step, "loss": 1.6 / (1 + step)} for step in range(5))
+    yield {"stage": "ar_sft", "step": 4, "held_out_fve_nrm": 0.4}
+    yield {"stage": "av_sft", "step": 4, "loss": 3.1, "real_loss": 3.0, "shuffled_loss": 3.4, "gap": 0.4}
+    for step in range(6):
+        yield {
+            "stage": "rl",
+            "step": step,
+            "reward_mean": -1 + 0.1 * step,
+            "reward_std": 0.2,
+            "kl": 0.1 * step,
+        }
+    yield {"stage": "rl", "step": 5, "judge_fve_nrm": 0.2, "own_fve_nrm": 0.3, "length_mean": None}
+
+
+# AR loss and FVE, AV losses and gap, RL reward, KL and FVEs; nothing for the keys that no row has.
+EXPECTED_CURVES = 7
+
+
+def write_run(directory):
+    evaluation = {
+        "run": {"model": "SmolLM2-135M", "layer": 20, "corpus": "Brown", "command": f"train {ATTACK}"},
+        "settings": {"group_size": 8, "reward": "neg_mse"},
+        "mean_is": "2376 training activations",
+        "systems": SYSTEMS,
+        "stages": {"warm_start": [system("AV → AR", "nla", "judge", 0.111)], "rl": [SYSTEMS[1]]},
+        "timings": {"extract": 42.0, "rl": 3723.0},
+        "best_step": 4,
+    }
+    example = {
+        "doc_id": "brown/ca01",
+        "context_tail": "The Fulton County <Grand>",
+        "next_tokens": " Jury said\u2028",
+        "explanation": ATTACK,
+        "explainer_text": "News & politics",
+        "cosine": 0.8125,
+        "failed": False,
+    }
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()))
+    (directory / "evaluation.json").write_text(json.dumps(evaluation))
+    lines = [json.dumps({**example, "doc_id": f"doc-{i}"}, ensure_ascii=False) for i in range(25)]
+    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return report.write_report(write_run(tmp_path_factory.mktemp("run"))).read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Elements, attributes and visible text of a page; unclosed elements are an error."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(html)
+        assert not self.open
+        self.text = re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+
+@pytest.fixture
+def page(html):
+    return Page(html)
+
+
+def test_every_number_is_in_the_page(page):
+    for expected in (
+        "0.216 [0.176, 0.256]",
+        "−0.376 [−0.416, −0.336]",
+        "600 activations from 97 held-out documents",
+        "0.4321",
+        "123.4000",
+        "0.017",
+        "SmolLM2-135M, residual stream after block 20",
+        "Mean: 2376 training activations.",
+        "group_size 8",
+        "extract 42.0 s",
+        "rl 1 h 2 min",
+        "cosine 0.812",
+    ):
+        assert expected in page.text, expected
+
+
+def test_before_and_after_stand_side_by_side(page):
+    assert "fve_nrm of warm start rl AV → AR (judge) 0.111 [0.071, 0.151] 0.216 [0.176, 0.256]" in page.text
+
+
+def test_what_models_and_users_wrote_is_text_only(page, html):
+    assert not {"script", "img", "grand"} & set(page.elements)
+    assert page.text.count('</p><script>alert("x")</script>') == report.EXAMPLES_SHOWN + 1
+    assert "The Fulton County <Grand> Jury said" in page.text
+    assert "shuffled <activations> & $x (judge)" in page.text
+    assert "<script" not in html
+
+
+def test_page_needs_nothing_but_itself(page, html):
+    assert "http:" not in html and "https:" not in html and "@import" not in html
+    links = [value for key, value in page.attributes if key in ("src", "href", "xlink:href")]
+    links += re.findall(r"url\((.*?)\)", html)
+    assert links and all(link.startswith("#") for link in links)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_one_svg_per_plot_that_has_data(page):
+    assert page.elements.count("svg") == EXPECTED_CURVES + 1
+    titles = [value for key, value in page.attributes if key == "aria-label"]
+    assert "RL: reward" in titles and "RL: explanation length (tokens)" not in titles
+    # Plots share one document: an id used twice would clip a curve with another plot's frame.
+    clips = [value for key, value in page.attributes if key == "id" and re.fullmatch("p[0-9a-f]{10}", value)]
+    assert len(clips) >= EXPECTED_CURVES and len(clips) == len(set(clips))
+
+
+def test_only_the_first_examples_are_shown(page):
+    assert "doc-19" in page.text and "doc-20" not in page.text
+
+
+def test_same_run_same_bytes(run_dir, html):
+    assert report.write_report(run_dir).read_text(encoding="utf-8") == html
+
+
+def test_a_minimal_evaluation_is_enough(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "evaluation.json").write_text(json.dumps({"systems": SYSTEMS[-1:]}))
+    page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "training mean" in page.text and "Examples" not in page.text
+    assert page.elements.count("svg") == 1
+
+
+def test_curve_takes_the_later_of_two_rows_for_a_step():
+    rows = [
+        {"stage": "rl", "step": 2, "kl": 9.0},
+        {"stage": "rl", "step": 1, "kl": 0.1},
+        {"stage": "rl", "step": 2, "kl": 0.2},
+        {"stage": "rl", "step": 3, "kl": None},
+        {"stage": "ar_sft", "step": 4, "kl": 7.0},
+    ]
+    assert report.curve(rows, "rl", "kl") == ([1, 2], [0.1, 0.2])
+
+
+def test_a_metrics_line_cut_short_is_tolerated_at_the_end_alone(run_dir):
+    path = run_dir / "metrics.jsonl"
+    rows = report.read_metrics(run_dir)
+    whole = path.read_text()
+    path.write_text(whole + '{"stage": "rl", "st')
+    assert report.read_metrics(run_dir) == rows
+    path.write_text('{"stage": "rl", "st\n' + whole)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not a JSON object .* delete that line"):
+        report.write_report(run_dir)
+
+
+def test_missing_or_broken_files_name_the_stage_to_run(run_dir):
+    path = run_dir / "evaluation.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"lists no systems .* run the evaluation stage again"):
+        report.write_report(run_dir)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"not valid JSON .* run the evaluation stage again"):
+        report.write_report(run_dir)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.json does not exist.*run the evaluation stage"):
+        report.write_report(run_dir)
+    (run_dir / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl does not exist.*run a training stage"):
+        report.read_metrics(run_dir)
+
+
+def test_overview_is_one_picture_with_all_systems(run_dir, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw_systems", lambda ax, systems: drawn.append(len(systems)))
+    path = report.save_overview(run_dir, tmp_path / "docs" / "pictures")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.name == "overview.png"
+    assert drawn == [len(SYSTEMS)]
