@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -47,7 +47,8 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
             f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
             f"{devices} devices present; set one axis to -1 to let it take what is left"
         )
-    return jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"))
+    axes = ("data", "fsdp", "tensor")
+    return jax.make_mesh(tuple(sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -20,10 +20,11 @@ class PromptTemplates:
     """The texts of both prompts; part of the run's config and of every data set's sidecar."""
 
     verbalizer: str = (
-        "A vector from inside a language model stands here: {injection_char}\n"
-        "It was read at the last word of some text. Say what the text is about, how it ends and what comes next."
+        "A vector was read from a language model at the last word of some text. Say what the text is about, "
+        "how it ends and what comes next. Vector: {injection_char}"
     )
-    """User message of the AV; `{injection_char}` is where the marker goes."""
+    """User message of the AV; `{injection_char}` is where the marker goes. What stands before it is computed
+    once for all activations, what follows once for each: keep the marker late."""
     forced_start: str = "<explanation>\n"
     """Opening of every AV answer; it belongs to the prompt, so no sampled token is spent on it."""
     closing: str = "\n</explanation>"

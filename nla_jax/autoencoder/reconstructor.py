@@ -24,6 +24,12 @@ class Reconstructor:
     """The truncated config: its last block is layer K."""
     prompt: ReconstructorPrompt
     remat: bool = False
+    """See `Transformer.remat`."""
+
+    @property
+    def model(self) -> Transformer:
+        """The transformer that reads whole prompts; apply it to `params["lm"]`."""
+        return Transformer(self.config, self.remat)
 
     def init(self, lm_params: Params) -> Params:
         """AR parameters from the target LM's: {"lm": blocks 0..K, "head": identity}."""
@@ -37,7 +43,7 @@ class Reconstructor:
 
         Only the direction is trained; the norm of a prediction means nothing.
         """
-        model, last = Transformer(self.config, self.remat), self.config.num_layers - 1
+        model, last = self.model, self.config.num_layers - 1
         prefix, past = self.prompt.prefix, None
         if prefix:
             shared = model.apply({"params": params["lm"]}, jnp.array([prefix]), stop_after=last)

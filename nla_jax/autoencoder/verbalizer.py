@@ -16,7 +16,7 @@ from nla_jax.autoencoder.prompts import VerbalizerPrompt
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import TokenStatistics, token_statistics
-from nla_jax.lm.sampling import Samples, sample
+from nla_jax.lm.sampling import Samples, for_decoding, sample
 from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, extend, unit
 
 
@@ -51,10 +51,16 @@ class Verbalizer:
     scale: float
     """The number that `injection.scale` stands for."""
     remat: bool = False
+    """See `Transformer.remat`."""
 
     def __post_init__(self):
         if self.injection.layer != EMBEDDING_LAYER:
             self.config.check_layer(self.injection.layer)
+
+    @property
+    def model(self) -> Transformer:
+        """The transformer that reads whole prompts; apply it to `params["lm"]`."""
+        return Transformer(self.config, self.remat)
 
     def init(self, lm_params: Params) -> Params:
         """AV parameters from the target LM's: {"lm": ..., "affine": ... if the injection learns one}."""
@@ -75,7 +81,7 @@ class Verbalizer:
         Returns:
           Per block, the prompt's segments (rows 1 and N), and the prompt's last final-norm output.
         """
-        model, prompt = Transformer(self.config, self.remat), self.prompt
+        model, prompt = self.model, self.prompt
         N = activations_ND.shape[0]
         shared = model.apply({"params": params["lm"]}, jnp.array([prompt.prefix]))
         past = extend(None, shared.segments)
@@ -98,7 +104,7 @@ class Verbalizer:
         steps_T = jnp.arange(T)
         positions_BT = jnp.where(steps_T < lengths_B[:, None], self.prompt.length + steps_T, PAD_POSITION)
         # The last answer token predicts nothing, so it is not run.
-        out = Transformer(self.config, self.remat).apply(
+        out = self.model.apply(
             {"params": params["lm"]}, responses_BT[:, :-1], positions_BT[:, :-1], past=past
         )
         first_B1D = jnp.repeat(final_ND, B // final_ND.shape[0], axis=0)[:, None]
@@ -127,8 +133,7 @@ class Verbalizer:
         temperature: float | Float[Array, ""] = 1.0,
     ) -> Samples:
         """Write `group` explanations for each activation; rows of a group are adjacent."""
-        # Weights are read once a token: cast them once, not in every step of the loop.
-        lm_params = jax.tree.map(lambda x: x.astype(self.config.compute_dtype), params["lm"])
+        lm_params = for_decoding(params["lm"], self.config)
         past, final_ND = self.read({**params, "lm": lm_params}, activations_ND)
         return sample(
             lm_params,

@@ -24,8 +24,8 @@ class KVSegment:
     Keys carry their rotary embedding already. Unused slots have position PAD_POSITION.
     """
 
-    keys: Float[Array, "R S K Dh"]
-    values: Float[Array, "R S K Dh"]
+    keys: Float[Array, "R K S Dh"]
+    values: Float[Array, "R K S Dh"]
     positions: Int[Array, "R S"]
 
 
@@ -86,7 +86,7 @@ def attend(
       dtype: operand dtype of the two matrix products.
     """
     B, T, H, Dh = query_BTHD.shape
-    K = segments[0].keys.shape[2]
+    K = segments[0].keys.shape[1]
     query_BTKGD = (query_BTHD * Dh**-0.5).reshape(B, T, K, H // K, Dh)
 
     def fold(x_BT: Array, rows: int) -> Array:
@@ -99,7 +99,7 @@ def attend(
 
     def scores(segment: KVSegment) -> Array:
         rows = segment.keys.shape[0]
-        score = contract("rqkgd,rskd->rkqgs", fold(query_BTKGD, rows), segment.keys, dtype)
+        score = contract("rqkgd,rksd->rkqgs", fold(query_BTKGD, rows), segment.keys, dtype)
         visible_rqs = segment.positions[:, None, :] <= fold(positions_BT, rows)[:, :, None]
         return jnp.where(visible_rqs[:, None, :, None, :], score, -jnp.inf)
 
@@ -108,7 +108,7 @@ def attend(
         return jnp.exp(score - shift[..., None])
 
     def mix(segment: KVSegment, weight: Array) -> Array:
-        mixed = contract("rkqgs,rskd->rqkgd", weight, segment.values, dtype)
+        mixed = contract("rkqgs,rksd->rqkgd", weight, segment.values, dtype)
         return mixed.reshape(B, T, K, H // K, Dh)
 
     all_scores = [scores(segment) for segment in segments]

@@ -35,7 +35,9 @@ class LMConfig:
     has_lm_head: bool = True
     """False for truncated backbones (the AR): no final norm and no LM head."""
     dtype: str = "float32"
-    """Compute dtype of the matrix products; norms, softmax and losses stay in float32."""
+    """Operand dtype of the products with weights; results, norms, softmax and losses stay in float32."""
+    attention_dtype: str = "float32"
+    """Operand dtype of attention's own products and of cached keys and values. XLA:CPU has no bfloat16 for them."""
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -46,8 +48,13 @@ class LMConfig:
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """The dtype of matrix products, as a JAX dtype."""
+        """`dtype` as a JAX dtype."""
         return jnp.dtype(self.dtype)
+
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        """`attention_dtype` as a JAX dtype."""
+        return jnp.dtype(self.attention_dtype)
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` if it names a block of this model; raise ValueError with the valid range if not."""

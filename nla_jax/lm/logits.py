@@ -4,12 +4,14 @@ A float32 array of (batch, time, vocabulary) never exists: every function here w
 recomputes a chunk's logits in the backward pass.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nla_jax.lm.attention import matmul
+from nla_jax.lm.attention import contract, matmul
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import Params
 
@@ -25,10 +27,14 @@ class TokenStatistics:
     entropy: Float[Array, "*B"]
 
 
+def head_kernel(params: Params) -> Float[Array, "D V"]:
+    """The LM head's weight: its own, or the transposed embedding where the two are tied."""
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
+
+
 def logits(params: Params, config: LMConfig, final: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Unembed final-norm outputs: float32 logits for every row given."""
-    kernel = params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
-    return matmul(final, kernel, config.compute_dtype)
+    return matmul(final, head_kernel(params), config.compute_dtype)
 
 
 def token_statistics(
@@ -39,14 +45,44 @@ def token_statistics(
     *,
     temperature: float | Float[Array, ""] = 1.0,
 ) -> TokenStatistics:
-    """Log-probability of each target, and the entropy, under softmax(logits / temperature)."""
+    """Log-probability of each target, and the entropy, under softmax(logits / temperature).
 
-    def statistics(final_D: Array, targets: Array) -> TokenStatistics:
-        log_probs = jax.nn.log_softmax(logits(params, config, final_D) / temperature)
-        chosen = jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
-        return TokenStatistics(chosen, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1))
+    Only the log-probability is differentiable; the entropy is reported, not trained.
+    """
+    head = head_kernel(params)
+
+    def statistics(final_CD: Array, targets_C: Array) -> TokenStatistics:
+        return TokenStatistics(*_statistics(config.compute_dtype, head, final_CD, targets_C, temperature))
 
     return _over_tokens(statistics, targets_BT.shape, final_BTD, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _statistics(dtype, head_DV, final_CD, targets_C, temperature):
+    return _statistics_forward(dtype, head_DV, final_CD, targets_C, temperature)[0]
+
+
+def _statistics_forward(dtype, head_DV, final_CD, targets_C, temperature):
+    logits_CV = matmul(final_CD, head_DV, dtype) / temperature
+    log_total_C = jax.nn.logsumexp(logits_CV, axis=-1)
+    chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
+    mean_logit_C = jnp.sum(jnp.exp(logits_CV - log_total_C[:, None]) * logits_CV, axis=-1)
+    residuals = head_DV, final_CD, targets_C, temperature, log_total_C
+    return (chosen_C - log_total_C, log_total_C - mean_logit_C), residuals
+
+
+def _statistics_backward(dtype, residuals, grads):
+    head_DV, final_CD, targets_C, temperature, log_total_C = residuals
+    # d log_prob / d logits = onehot − softmax, from logits recomputed here: nothing of size V was stored.
+    softmax_CV = jnp.exp(matmul(final_CD, head_DV, dtype) / temperature - log_total_C[:, None])
+    onehot_CV = jnp.arange(head_DV.shape[1]) == targets_C[:, None]
+    grad_CV = (onehot_CV - softmax_CV) * (grads[0] / temperature)[:, None]
+    grad_final_CD = contract("cv,dv->cd", grad_CV, head_DV, dtype)
+    grad_head_DV = contract("cd,cv->dv", final_CD, grad_CV, dtype)
+    return grad_head_DV, grad_final_CD, None, None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 def exact_kl(
@@ -60,6 +96,7 @@ def exact_kl(
 ) -> Float[Array, "B T"]:
     """KL(policy || reference) per token over the whole vocabulary, in nats."""
 
+    @jax.checkpoint
     def kl(final_D: Array, reference_D: Array) -> Array:
         log_p = jax.nn.log_softmax(logits(params, config, final_D) / temperature)
         log_q = jax.nn.log_softmax(logits(reference_params, config, reference_D) / temperature)
@@ -78,6 +115,5 @@ def _over_tokens(function, shape, *arrays_BT):
         flat = array.reshape(tokens, *array.shape[2:])
         return jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)).reshape(-1, chunk, *flat.shape[1:])
 
-    body = jax.checkpoint(lambda chunk: function(*chunk))
-    result = jax.lax.map(body, tuple(chunks(array) for array in arrays_BT))
+    result = jax.lax.map(lambda chunk: function(*chunk), tuple(chunks(array) for array in arrays_BT))
     return jax.tree.map(lambda x: x.reshape(-1)[:tokens].reshape(shape), result)

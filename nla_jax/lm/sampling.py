@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.logits import logits
+from nla_jax.lm.logits import head_kernel, logits
 from nla_jax.lm.transformer import Params, Past, Transformer, extend
 
 _BINS = 256
@@ -67,6 +67,20 @@ def sample_token(
     return drawn_B, chosen_B - peak_B - jnp.log(total_B)
 
 
+def for_decoding(params: Params, config: LMConfig) -> Params:
+    """The copy of the weights that the loop reads once a token: kernels in compute dtype, a tied head untied.
+
+    A head that stays a transposed view of the embedding costs four times as much on CPU in bfloat16.
+    """
+
+    def cast(x: Array) -> Array:
+        return x.astype(config.compute_dtype) if x.ndim > 1 else x
+
+    blocks = jax.tree.map(cast, {name: tree for name, tree in params.items() if name != "embed"})
+    # The barrier keeps the transposition out of the loop, where it would be fused back into the product.
+    return {**blocks, "embed": params["embed"], "lm_head": {"kernel": jax.lax.optimization_barrier(cast(head_kernel(params)))}}
+
+
 def sample(
     params: Params,
     config: LMConfig,
@@ -84,7 +98,7 @@ def sample(
     """Sample `group` continuations for each of N prompts; B = N * group rows, a prompt's rows adjacent.
 
     Args:
-      params: weights; cast them to the compute dtype beforehand, they are read once a token.
+      params: weights, best as `for_decoding` gives them.
       config: their config.
       past: per block, the prompt's segments (row counts divide N).
       final_ND: the prompt's last final-norm output, from which the first token is drawn.
@@ -98,17 +112,23 @@ def sample(
     """
     model = Transformer(config)
     B = final_ND.shape[0] * group
-    shape = (B, max_tokens, config.num_kv_heads, config.head_dim)
+    shape = (B, config.num_kv_heads, max_tokens, config.head_dim)
     temperature = jnp.float32(temperature)
     closing_M = jnp.asarray(closing, jnp.int32)
     margin = len(closing) - 1
 
     def empty() -> KVSegment:
-        zeros = jnp.zeros(shape, config.compute_dtype)
+        zeros = jnp.zeros(shape, config.cache_dtype)
         return KVSegment(zeros, zeros, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
 
     def write(buffer: KVSegment, fresh: KVSegment, t: Array) -> KVSegment:
-        return jax.tree.map(lambda b, f: jax.lax.dynamic_update_slice_in_dim(b, f, t, axis=1), buffer, fresh)
+        # Time is axis -2 of keys and values, and the last axis of positions.
+        place = jax.lax.dynamic_update_slice_in_dim
+        return KVSegment(
+            place(buffer.keys, fresh.keys, t, axis=2),
+            place(buffer.values, fresh.values, t, axis=2),
+            place(buffer.positions, fresh.positions, t, axis=1),
+        )
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry

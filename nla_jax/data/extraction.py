@@ -1,0 +1,170 @@
+"""Activations of a target LM at sampled positions of documents, with what the model expects next.
+
+Positions are keyed by (seed, document id): the same whatever the order, the batch or the number of processes.
+Shape letters: B documents, T tokens, P positions a document, D model.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+from transformers import PreTrainedTokenizerBase
+
+from nla_jax.data.corpus import Document
+from nla_jax.data.splits import hash_fraction
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.logits import logits
+from nla_jax.lm.transformer import Params, Transformer
+from nla_jax.mesh import shard_batch
+
+CONTINUATION_TOKENS = 16
+"""Tokens of the true continuation that are kept for reading along."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionConfig:
+    """Where activations are read."""
+
+    max_tokens: int = 128
+    """Documents are cut there."""
+    min_position: int = 50
+    """First index an activation is read at; smaller contexts decode to noise."""
+    positions_per_document: int = 6
+    next_words: int = 6
+    """How many of the target's most likely next words are stored; 0 skips the blocks above the layer."""
+    batch_size: int = 16
+    """Documents in one forward."""
+    shard_documents: int = 256
+    """Documents in one parquet shard; a killed extraction loses at most one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A tokenized document and the positions chosen in it."""
+
+    document: Document
+    tokens: tuple[int, ...]
+    """Cut at `max_tokens`."""
+    continuation: tuple[int, ...]
+    """The tokens after the cut, as far as the last position's continuation needs them."""
+    positions: tuple[int, ...]
+
+
+def tokenize(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, config: ExtractionConfig, seed: int
+) -> list[Context]:
+    """Tokenize documents and choose positions; documents shorter than the minimum position are dropped.
+
+    Raises:
+      ValueError: no document is long enough.
+    """
+    encoded = tokenizer([document.text for document in documents])["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    contexts = []
+    for document, ids in zip(documents, encoded, strict=True):
+        tokens, rest = ids[: config.max_tokens], ids[config.max_tokens :][:CONTINUATION_TOKENS]
+        allowed = [i for i in range(config.min_position, len(tokens)) if tokens[i] not in special]
+        if allowed:
+            key = int(hash_fraction(document.id, seed=seed, purpose="positions") * 2**53)
+            count = min(config.positions_per_document, len(allowed))
+            chosen = np.random.default_rng(key).choice(allowed, size=count, replace=False)
+            contexts.append(Context(document, tuple(tokens), tuple(rest), tuple(sorted(map(int, chosen)))))
+    if not contexts:
+        longest = max((len(ids) for ids in encoded), default=0)
+        raise ValueError(
+            f"no document is longer than min_position={config.min_position} tokens (the longest of "
+            f"{len(documents)} has {longest}); use longer documents or lower extraction.min_position"
+        )
+    return contexts
+
+
+def forward(
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BP: Int[Array, "B P"],
+    *,
+    config: LMConfig,
+    layer: int,
+    top: int,
+) -> tuple[Array, Array | None]:
+    """Residual stream after block `layer` at the positions, and the ids of the `top` likeliest next tokens.
+
+    Returns:
+      (B, P, D) float32, and (B, P, top) ids, likeliest first, or None for `top` 0.
+    """
+    stop_after = None if top else layer
+    out = Transformer(config).apply({"params": params}, tokens_BT, capture=(layer,), stop_after=stop_after)
+
+    def at_positions(x_BTD: Array) -> Array:
+        return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+
+    activations_BPD = at_positions(out.resid[layer])
+    if not top:
+        return activations_BPD, None
+    return activations_BPD, jax.lax.top_k(logits(params, config, at_positions(out.final_BTD)), top)[1]
+
+
+def extract(
+    contexts: Sequence[Context],
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase,
+    lm_config: LMConfig,
+    layer: int,
+    config: ExtractionConfig,
+    mesh: Mesh,
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield the `base` columns of the data contract, one batch of documents at a time.
+
+    Extra columns: `genre`, `next_words` (the target's expectation, likeliest first) and `true_continuation`.
+    """
+    # Some of the likeliest tokens are not words, so look at more of them.
+    top = 4 * config.next_words
+    run = jax.jit(lambda *args: forward(*args, config=lm_config, layer=layer, top=top))
+    for start in range(0, len(contexts), config.batch_size):
+        batch = contexts[start : start + config.batch_size]
+        tokens_BT = np.zeros((config.batch_size, config.max_tokens), np.int32)
+        positions_BP = np.zeros((config.batch_size, config.positions_per_document), np.int32)
+        for row, context in enumerate(batch):
+            tokens_BT[row, : len(context.tokens)] = context.tokens
+            positions_BP[row, : len(context.positions)] = context.positions
+        activations_BPD, top_BPK = run(params, *shard_batch((tokens_BT, positions_BP), mesh))
+        activations_BPD = np.asarray(activations_BPD, np.float32)
+        top_BPK = None if top_BPK is None else np.asarray(top_BPK)
+        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        for row, context in enumerate(batch):
+            whole = context.tokens + context.continuation
+            for index, position in enumerate(context.positions):
+                after = whole[position + 1 : position + 1 + CONTINUATION_TOKENS]
+                expected = [] if top_BPK is None else top_BPK[row, index]
+                columns["activation_vector"].append(activations_BPD[row, index])
+                columns["n_raw_tokens"].append(position + 1)
+                columns["activation_layer"].append(layer)
+                columns["doc_id"].append(context.document.id)
+                columns["detokenized_text_truncated"].append(tokenizer.decode(context.tokens[: position + 1]))
+                columns["genre"].append(context.document.genre)
+                columns["next_words"].append(next_words(expected, tokenizer, config.next_words))
+                columns["true_continuation"].append(tokenizer.decode(after))
+        yield columns
+
+
+_COLUMNS = (
+    *("activation_vector", "n_raw_tokens", "activation_layer", "doc_id", "detokenized_text_truncated"),
+    *("genre", "next_words", "true_continuation"),
+)
+
+
+def next_words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
+    """The first `count` different readable tokens of a likeliest-first list, as stripped text."""
+    special = set(tokenizer.all_special_ids)
+    words: list[str] = []
+    for token in token_ids:
+        text = "" if int(token) in special else tokenizer.decode([int(token)])
+        word = "newline" if text and not text.strip() and "\n" in text else text.strip()
+        if word and word.isprintable() and "\ufffd" not in word and word not in words:
+            words.append(word)
+    return words[:count]

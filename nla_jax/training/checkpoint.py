@@ -1,0 +1,300 @@
+"""Checkpoints of a run: written atomically, restored exactly, onto any mesh, whole or in part.
+
+Layout: one Orbax checkpoint per step in `<directory>/<step>`, with one item per named tree, and the file
+`pinned` with the number of the step to keep. Orbax writes under another name and renames at the end; deleting
+renames first. So a bare number names a whole checkpoint, and `<step>.<anything>` is what a kill left behind.
+
+Arrays are stored uncompressed: float32 training states shrink by 7% only, and compressing one takes longer
+than writing it and needs a second copy of it in memory.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from nla_jax.mesh import tree_shardings
+
+Tree = Any
+MISMATCHES_SHOWN = 5
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which others are intact."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. In a run of several processes, all of them call every method.
+
+    Args:
+      directory: created by the first save.
+      digest: identifies the part of the config that decides whether training may continue from a checkpoint;
+        stored in each and compared whenever one is opened.
+      keep: how many of the newest steps are kept, beside the pinned one.
+
+    Raises:
+      ValueError: keep < 1.
+    """
+
+    def __init__(self, directory: Path, *, digest: str, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep}; expected at least 1, or no checkpoint would survive its own save")
+        self.directory = directory.absolute()
+        self.digest = digest
+        self.keep = keep
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None. What a killed or failed save left is not seen.
+
+        Raises:
+          ValueError: that step belongs to another digest.
+        """
+        steps = _steps(self.directory)
+        if not steps:
+            return None
+        self._check_digest(self.directory / str(steps[-1]))
+        return steps[-1]
+
+    def pinned(self) -> int | None:
+        """The step that `pin` chose last, or None."""
+        marker = self.directory / "pinned"
+        return int(marker.read_text()) if marker.exists() else None
+
+    def pin(self, step: int) -> None:
+        """Keep `step` (the best so far, say) until another is pinned; then it goes with the next save.
+
+        Raises:
+          FileNotFoundError: no such step.
+        """
+        _find(self.directory, step)
+        if jax.process_index() == 0:
+            marker = self.directory / "pinned.new"
+            marker.write_text(str(step))
+            marker.replace(self.directory / "pinned")
+
+    def save(self, step: int, trees: Mapping[str, Tree], extra: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then delete the steps that are no longer kept.
+
+        A process killed at any moment leaves the previous checkpoints as they were.
+
+        Args:
+          step: greater than every saved step.
+          trees: pytrees of jax arrays by name; each can be restored alone.
+          extra: whatever JSON can hold: iterator states, seeds, counters.
+
+        Raises:
+          ValueError: a step that is not newer than the latest, a directory of another digest, or an `extra`
+            that JSON cannot hold.
+          CheckpointError: the write failed, for instance because the disk is full; what it left is removed.
+        """
+        latest = self.latest()
+        if latest is not None and step <= latest:
+            raise ValueError(
+                f"cannot save step {step}: {self.directory} already holds step {latest}; "
+                f"use another directory, or delete the newer steps there"
+            )
+        try:
+            json.dumps(dict(extra))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"extra must hold only what JSON can, but: {error}; turn arrays into lists, numbers or text"
+            ) from error
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        metadata = {"digest": self.digest, "extra": dict(extra)}
+        try:
+            with _context():
+                # A number that is taken here is a damaged checkpoint: every complete one is older.
+                path = self.directory / str(step)
+                ocp.save_checkpointables(path, dict(trees), overwrite=True, custom_metadata=metadata)
+        except Exception as error:
+            free = shutil.disk_usage(self.directory).free
+            self._remove_leftovers()
+            survivor = "there is no earlier checkpoint" if latest is None else f"step {latest} is intact"
+            raise CheckpointError(
+                f"could not write step {step} to {self.directory} ({free:,} bytes were free); {survivor}. "
+                f"If the disk is full, free some space and resume, or lower keep={self.keep}. Cause: {error}"
+            ) from error
+        self._prune()
+
+    def restore(
+        self, like: Mapping[str, Tree], step: int | None = None
+    ) -> tuple[dict[str, Tree], dict[str, Any]]:
+        """Read trees bit for bit into the given shardings, whatever mesh they were saved from.
+
+        Args:
+          like: by name, the trees wanted and no others; leaves are jax.ShapeDtypeStruct with a sharding, or
+            arrays (whose memory is then held twice).
+          step: the latest if None.
+
+        Returns:
+          The trees, and the `extra` of the save.
+
+        Raises:
+          FileNotFoundError: no such checkpoint.
+          ValueError: a checkpoint of another digest; a tree that is not in it; leaves that differ in path,
+            shape or dtype; a leaf without sharding.
+          CheckpointError: the files are damaged.
+        """
+        path = _find(self.directory, step)
+        self._check_digest(path)
+        metadata = ocp.checkpointables_metadata(path)
+        abstract = {name: _abstract(tree, name) for name, tree in like.items()}
+        _check_fit(path, metadata.metadata, abstract)
+        # Orbax takes an empty request for a request of everything.
+        trees = _load(path, abstract) if abstract else {}
+        return trees, metadata.custom_metadata["extra"]
+
+    def _check_digest(self, path: Path) -> None:
+        digest = _metadata(path).custom_metadata["digest"]
+        if digest != self.digest:
+            raise ValueError(
+                f"{path} was saved by a run whose config has digest {digest}, this run's has {self.digest}; "
+                "use another run directory, or the original config"
+            )
+
+    def _prune(self) -> None:
+        kept = {*_steps(self.directory)[-self.keep :], self.pinned()}
+        for step in _steps(self.directory):
+            if step not in kept and jax.process_index() == 0:
+                os.rename(self.directory / str(step), self.directory / f"{step}.deleted")
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        # Only a save may do this: to a reader, the unfinished save of a live run looks the same.
+        for path in self.directory.iterdir():
+            if re.match(r"\d+\.", path.name) and jax.process_index() == 0:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_params(directory: Path, name: str, step: int | None = None, mesh: Mesh | None = None) -> Tree:
+    """The parameters alone of a saved TrainState, for analysis; the optimizer's bytes are not read.
+
+    Args:
+      directory: of a run, whatever its config.
+      name: of the TrainState among the saved trees.
+      step: the latest if None.
+      mesh: where to place them by the partition rules; the first local device if None.
+
+    Returns:
+      The parameters as nested dicts.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: no tree of that name, or one without `params`.
+      CheckpointError: the files are damaged.
+    """
+    path = _find(directory.absolute(), step)
+    saved = _metadata(path).metadata
+    if "params" not in (saved.get(name) or {}):
+        raise ValueError(
+            f"{path} holds no training state named {name!r}; it holds {', '.join(sorted(saved))}"
+        )
+    params = saved[name]["params"]
+    if mesh is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), params)
+    else:
+        shardings = tree_shardings(params, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        shardings,
+    )
+    return _load(path, {name: {"params": abstract}})[name]["params"]
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    # Reads the requested leaves only; `restore` has made sure by then that it requests every one.
+    context.pytree.loading.partial_load = True
+    return context
+
+
+def _load(path: Path, abstract: dict[str, Tree]) -> dict[str, Tree]:
+    try:
+        with _context():
+            return ocp.load_checkpointables(path, abstract)
+    except Exception as error:
+        others = [str(step) for step in _steps(path.parent) if str(step) != path.name]
+        raise CheckpointError(
+            f"could not read {path}; delete it and resume from another step "
+            f"(there are: {', '.join(others) or 'none'}). Cause: {error.__cause__ or error}"
+        ) from error
+
+
+def _metadata(path: Path) -> Any | None:
+    """Orbax's metadata of a checkpoint, or None if what is at `path` is not a whole one of ours."""
+    try:
+        metadata = ocp.checkpointables_metadata(path)
+    except (ocp.errors.InvalidLayoutError, FileNotFoundError):
+        return None
+    whole = "digest" in (metadata.custom_metadata or {}) and None not in metadata.metadata.values()
+    return metadata if whole else None
+
+
+def _steps(directory: Path) -> list[int]:
+    names = [path.name for path in directory.glob("*") if path.name.isdecimal()]
+    return sorted(int(name) for name in names if _metadata(directory / name))
+
+
+def _find(directory: Path, step: int | None) -> Path:
+    steps = _steps(directory)
+    if not steps or step not in (None, *steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise FileNotFoundError(
+            f"no complete {wanted} in {directory}; steps there: {', '.join(map(str, steps)) or 'none'}"
+        )
+    return directory / str(steps[-1] if step is None else step)
+
+
+def _abstract(tree: Tree, name: str) -> Tree:
+    def leaf(path, value):
+        if value.sharding is None:
+            raise ValueError(
+                f"{name}/{_join(path)} has no sharding to be restored into; "
+                "make it with jax.ShapeDtypeStruct(shape, dtype, sharding=...)"
+            )
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, str]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield f"{name}/{_join(path)}", f"{tuple(leaf.shape)} {leaf.dtype}"
+
+
+def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> None:
+    unknown = sorted(wanted.keys() - saved.keys())
+    if unknown:
+        raise ValueError(
+            f"{path} holds no tree named {', '.join(unknown)}; it holds {', '.join(sorted(saved))}"
+        )
+    mismatches = []
+    for name, tree in wanted.items():
+        ours, theirs = dict(_leaves(tree, name)), dict(_leaves(saved[name], name))
+        mismatches += [
+            f"{leaf}: saved {theirs.get(leaf, 'nothing')}, wanted {ours.get(leaf, 'nothing')}"
+            for leaf in sorted(ours.keys() | theirs.keys(), key=lambda leaf: ("/opt_state/" in leaf, leaf))
+            if ours.get(leaf) != theirs.get(leaf)
+        ]
+    if mismatches:
+        more = len(mismatches) - MISMATCHES_SHOWN
+        raise ValueError(
+            f"{path} is of another model or optimizer. "
+            + "; ".join(mismatches[:MISMATCHES_SHOWN])
+            + (f"; and {more} more" if more > 0 else "")
+            + ". Restore it with the config it was trained with"
+        )
