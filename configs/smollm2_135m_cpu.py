@@ -19,10 +19,10 @@ def get_config() -> ExperimentConfig:
         # The end-of-turn token closes an explanation: one sampled token instead of six.
         templates=PromptTemplates(closing="<|im_end|>"),
         injection=InjectionConfig(layer=8),
-        max_explanation_tokens=40,
-        max_reconstructor_tokens=52,
+        max_explanation_tokens=36,
+        max_reconstructor_tokens=40,
         ar_sft=WarmStartConfig(
-            LoopConfig(steps=240, evaluate_every=60, checkpoint_every=120),
+            LoopConfig(steps=240, evaluate_every=80, checkpoint_every=120),
             optimizer=OptimizerConfig(learning_rate=1e-4, decay_steps=240),
         ),
         av_sft=WarmStartConfig(

@@ -29,7 +29,7 @@ class PromptTemplates:
     """Opening of every AV answer; it belongs to the prompt, so no sampled token is spent on it."""
     closing: str = "\n</explanation>"
     """What completes an explanation; an answer without it has failed. One special token is cheapest."""
-    reconstructor: str = "<text>\n{explanation}\n</text>\nThe text goes on:"
+    reconstructor: str = "A text: {explanation}\nText:"
     """Plain-text AR prompt, read at its last token; `{explanation}` is where the explanation goes."""
     marker: str = "<empty_output>"
     """The token whose vector is replaced by the activation; it must be one token in context."""

@@ -1,6 +1,7 @@
 """What a step updates, how gradients are summed over micro-batches, and when an update is refused."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,8 @@ class OptimizerConfig:
         )
 
 
+# Trees are rebuilt with shapes and shardings in place of arrays, so their fields are not checked.
+@typing.no_type_check
 @flax.struct.dataclass
 class TrainState:
     """Parameters and optimizer of one model.
@@ -58,10 +61,13 @@ class TrainState:
 
     @classmethod
     def create(cls, params: Tree, optimizer: optax.GradientTransformation) -> "TrainState":
-        """A fresh state."""
+        """A fresh state with a copy of `params`: steps donate their state, and must not take the caller's arrays."""
+        params = jax.tree.map(jnp.copy, params)
         return cls(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
+# Trees are rebuilt with shapes and shardings in place of arrays, so their fields are not checked.
+@typing.no_type_check
 @flax.struct.dataclass
 class LossSums:
     """A loss as a sum and its denominator, with further sums to report; what micro-batches add up.
@@ -102,6 +108,9 @@ def update(
 
     Returns:
       The new state, and metrics: loss, grad_norm, the other sums divided, and the per-row quantities.
+
+    Raises:
+      ValueError: rows that `micro_batches` does not divide.
     """
     denominator = jnp.maximum(denominator, 1.0)
 
@@ -114,6 +123,9 @@ def update(
         grads, sums = gradient(state.params, batch)
         per_row = sums.per_row
     else:
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows % micro_batches:
+            raise ValueError(f"{rows} rows do not divide into micro_batches={micro_batches}; use a divisor of {rows}")
         pieces = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
 
         def add(total, piece):

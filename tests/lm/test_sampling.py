@@ -13,6 +13,8 @@ from nla_jax.lm.transformer import Transformer, extend
 
 DRAWS = 20_000
 MAX_TOKENS, GROUP, NEVER = 24, 3, 9999
+TEMPERATURE = 6.0
+"""Hot enough for the tiny model's rows to differ."""
 PROMPTS = jnp.asarray(np.random.default_rng(0).integers(4, 500, (2, 5)))
 
 
@@ -96,7 +98,7 @@ def run(tiny_lm, prompt):
             params, tiny_lm.config, past, final, 5, key, group=GROUP, temperature=temperature, **static
         )
 
-    def call(*, closing=(NEVER,), end_token=NEVER, max_tokens=MAX_TOKENS, temperature=1.0, seed=0):
+    def call(*, closing=(NEVER,), end_token=NEVER, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, seed=0):
         static = {"max_tokens": max_tokens, "closing": closing, "end_token": end_token}
         return compiled(*prompt, jax.random.key(seed), temperature, **static)
 
@@ -186,7 +188,7 @@ def test_log_probs_are_those_of_the_plain_forward(tiny_lm, endless):
     """Every sampled token's log-probability, from one forward over prompt and answer."""
     rows = jnp.concatenate([jnp.repeat(PROMPTS, GROUP, axis=0), jnp.asarray(endless.tokens_BT)], axis=1)
     out = Transformer(tiny_lm.config).apply({"params": tiny_lm.params}, rows)
-    log_probs = jax.nn.log_softmax(out.final_BTD @ tiny_lm.params["embed"]["embedding"].T)[:, 4:-1]
+    log_probs = jax.nn.log_softmax(out.final_BTD @ tiny_lm.params["embed"]["embedding"].T / TEMPERATURE)[:, 4:-1]
     expected = np.take_along_axis(log_probs, endless.tokens_BT[..., None], axis=2)[..., 0]
     np.testing.assert_allclose(endless.log_probs_BT, expected, atol=1e-4)
 

@@ -267,8 +267,11 @@ def no_file_longer_than(limit: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# Orbax's other writes are still failing when its event loop has closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Orbax's other reads and writes are still failing when its event loop has closed.
+AFTERMATH = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@AFTERMATH
 @pytest.mark.parametrize("limit", [0, 200_000])
 def test_a_failed_write_names_what_survives_and_leaves_no_rubbish(checkpoints, limit):
     state = train_state(1)
@@ -299,6 +302,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@AFTERMATH
 def test_a_full_disk(small_disk):
     checkpoints = Checkpoints(small_disk, digest="abc")
     state = train_state(1)
@@ -392,19 +396,19 @@ def test_only_the_newest_and_the_pinned_are_kept(tmp_path):
     assert names(checkpoints) == {"100", "105", "pinned"}
 
 
+@AFTERMATH
 def test_a_damaged_checkpoint_is_passed_over_or_reported(checkpoints):
     state = train_state(1)
     for step in (1, 2):
         checkpoints.save(step, {"av": state}, {})
     data = max((checkpoints.directory / "2").rglob("*"), key=lambda path: path.stat().st_size)
     os.truncate(data, data.stat().st_size // 2)
-    message = (
-        rf"could not read {checkpoints.directory}/2; delete it and resume from another step \(there are: 1\)"
-    )
+    message = rf"could not read {checkpoints.directory}/2; if its files .* another step \(there are: 1\)"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.restore({"av": abstract(state)})
-    # A copy that broke off.
     shutil.rmtree(checkpoints.directory / "2" / "av")
+    with pytest.raises(CheckpointError, match=message):
+        restore_params(checkpoints.directory, "av")
     os.truncate(checkpoints.directory / "2" / "_CHECKPOINT_METADATA", 0)
     assert checkpoints.latest() == 1
     checkpoints.save(2, {"av": state}, {})

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction
 
+_ABOUT_FIRST = 0.25
+"""Share of the texts that begin with topic and source."""
 _WORD = re.compile(r"[A-Za-z][a-z]{3,}")
 
 
@@ -21,20 +23,17 @@ _WORD = re.compile(r"[A-Za-z][a-z]{3,}")
 class PredictiveConfig:
     """What a predictive text tells."""
 
-    ending_characters: int = 24
+    ending_characters: int = 20
     """How much of the context's end is quoted, cut at a word."""
-    next_words: int = 5
+    next_words: int = 4
     """Expected next words that are listed."""
-    topic_words: int = 3
+    topic_words: int = 2
     """Words that set the context apart from the corpus."""
-    genre: bool = True
-    """Name the document's kind or origin."""
 
 
-_ENDING = ('Ends with "{}".', 'The text ends: "{}".', 'Last words: "{}".')
-_NEXT = ("Next: {}.", "Likely next: {}.", "Then comes {}.")
-_TOPIC = ("About {}.", "Topic: {}.", "It deals with {}.")
-_GENRE = ("From {}.", "Source: {}.", "Found in {}.")
+_ENDING = ('Ends "{}".', 'It ends with "{}".', 'Last words "{}".')
+_NEXT = ("Next {}.", "Likely next: {}.", "Then {}.")
+_ABOUT = ("About {topic}, from {genre}.", "From {genre}, on {topic}.", "Topic {topic}; source {genre}.")
 
 
 class PredictiveExplainer:
@@ -83,13 +82,11 @@ class PredictiveExplainer:
         sentences = [choose(_ENDING, "ending").format(_ending(context, self.config.ending_characters))]
         if expected:
             sentences.append(choose(_NEXT, "next").format(", ".join(expected[: self.config.next_words])))
-        about = []
-        if topic := self.topic(context):
-            about.append(choose(_TOPIC, "topic").format(", ".join(topic)))
-        if self.config.genre:
-            about.append(choose(_GENRE, "genre").format(genre))
-        parts = choose(([*sentences, *about], [*about, *sentences], [*sentences, *about[::-1]]), "order")
-        return " ".join(parts)
+        topic = ", ".join(self.topic(context)) or "nothing special"
+        sentences.append(choose(_ABOUT, "about").format(topic=topic, genre=genre))
+        if hash_fraction(key, seed=self.seed, purpose="order") < _ABOUT_FIRST:
+            sentences = [sentences[-1], *sentences[:-1]]
+        return " ".join(sentences)
 
 
 def _ending(context: str, characters: int) -> str:

@@ -1,0 +1,6 @@
+"""Warm-start the AV on the explanations; its last checkpoint is the reference of RL."""
+
+from nla_jax.cli import main
+
+if __name__ == "__main__":
+    main(("av_sft",), __doc__)
