@@ -14,7 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run directory, for instance runs/smollm2_135m_cpu")
     parser.add_argument("text", help="any text")
-    parser.add_argument("--position", type=int, action="append", help="token index (repeatable; -1 is the last)")
+    parser.add_argument(
+        "--position", type=int, action="append", help="token index (repeatable; -1 is the last)"
+    )
     parser.add_argument("--samples", type=int, default=1, help="explanations a position")
     parser.add_argument("--temperature", type=float, help="default: 0, or 1 with several samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")

@@ -85,9 +85,7 @@ class Run:
     def lm_config(self) -> LMConfig:
         """The LM's config with this run's dtypes."""
         model = self.config.model
-        config = dataclasses.replace(
-            self.lm.config, dtype=model.dtype, attention_dtype=model.attention_dtype
-        )
+        config = dataclasses.replace(self.lm.config, dtype=model.dtype, attention_dtype=model.attention_dtype)
         config.check_layer(model.layer)
         return config
 
@@ -213,7 +211,9 @@ class Run:
                     positions_per_doc=config.positions_per_document,
                 )
                 rows = len(columns["doc_id"])
-                write_shard(path, columns, Sidecar(digest, "base", rows, extraction, git_commit=_git_commit()))
+                write_shard(
+                    path, columns, Sidecar(digest, "base", rows, extraction, git_commit=_git_commit())
+                )
 
     def explain(self) -> None:
         """Write explainer texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}."""
@@ -222,7 +222,9 @@ class Run:
         if all(self._is_written(path, digest) for path in paths.values()):
             return
         base = load_dataset(self.directory / "data" / "base")
-        explainer = PredictiveExplainer(self.config.explainer, seed=self.config.seed, background=base.contexts)
+        explainer = PredictiveExplainer(
+            self.config.explainer, seed=self.config.seed, background=base.contexts
+        )
         texts = explainer.explain(base)
         fractions, seed = self.config.corpus.fractions, self.config.seed
         split_N = np.array([split_of(doc_id, fractions, seed) for doc_id in base.doc_ids])
@@ -255,7 +257,7 @@ class Run:
         config, codec = self.config.ar_sft, self.codec
         optimizer = config.optimizer.build()
         data = self.data("ar_sft")
-        held_out = self.held_out(self.config.evaluation.rows)
+        held_out = self.held_out(self.config.evaluation.monitor_rows)
         step = jit_step(
             ar_mse_step,
             reconstructor=codec.reconstructor,
@@ -272,9 +274,7 @@ class Run:
             "ar_sft",
             config,
             "ar",
-            lambda: TrainState.create(
-                self.fresh_copy(codec.reconstructor.init(self.lm.params)), optimizer
-            ),
+            lambda: TrainState.create(self.fresh_copy(codec.reconstructor.init(self.lm.params)), optimizer),
             lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), self.mesh)),
             codec.encode(data.activations, data.explanations),
             evaluate,
@@ -285,7 +285,7 @@ class Run:
         """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
         config, codec = self.config.av_sft, self.codec
         verbalizer, optimizer = codec.verbalizer, config.optimizer.build()
-        data, held_out = self.data("av_sft"), self.held_out(self.config.evaluation.rows)
+        data, held_out = self.data("av_sft"), self.held_out(self.config.evaluation.monitor_rows)
 
         def rows(part: ActivationDataset):
             return verbalizer_rows(part, codec.tokenizer, verbalizer.prompt, codec.max_explanation_tokens)

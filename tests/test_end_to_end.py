@@ -64,7 +64,9 @@ def finished_run(tiny_model_dir, corpus, tmp_path_factory) -> Path:
 def test_run_leaves_everything_a_user_expects(finished_run):
     metrics = read_metrics(finished_run)
     assert {key for key in metrics} == {(stage, step) for stage in STAGES for step in range(7)}
-    assert all(np.isfinite(value) for row in metrics.values() for value in row.values() if value not in STAGES)
+    assert all(
+        np.isfinite(value) for row in metrics.values() for value in row.values() if value not in STAGES
+    )
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     names = {(row["name"], row["reconstructor"]) for row in evaluation["systems"]}
     for reconstructor in ("own", "judge"):
@@ -152,7 +154,9 @@ def test_verbalize_prints_one_explanation_a_token(finished_run):
     found = json.loads(done.stdout)
     assert [item["position"] for item in found] == list(range(len(found)))
     assert "".join(item["token"] for item in found) == text
-    done = finish([sys.executable, script, str(finished_run), text, "--position", "-1", "--samples", "3", "--json"])
+    done = finish(
+        [sys.executable, script, str(finished_run), text, "--position", "-1", "--samples", "3", "--json"]
+    )
     assert [item["position"] for item in json.loads(done.stdout)] == [len(found) - 1] * 3
 
 

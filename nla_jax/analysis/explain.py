@@ -103,7 +103,9 @@ class Explainer:
         mse_N = np.asarray(metrics.direction_mse(rebuilt_ND, activations_ND))
         where = np.repeat(positions, samples)
         return [
-            Explanation(int(p), run.lm.tokenizer.decode([ids[p]]), t, float(1 - e / 2), float(1 - e / self.spread))
+            Explanation(
+                int(p), run.lm.tokenizer.decode([ids[p]]), t, float(1 - e / 2), float(1 - e / self.spread)
+            )
             for p, t, e in zip(where, texts, mse_N, strict=True)
         ]
 

@@ -115,9 +115,7 @@ def build_reconstructor_prompt(
 ) -> ReconstructorPrompt:
     """Find the tokens that every AR prompt starts and ends with, by encoding it around unlike explanations."""
     probes = ("a", "The", "7", "(", '"', "\n", " x", "é", "»")
-    encoded = [
-        tokenizer.encode(templates.reconstructor.replace(EXPLANATION_SLOT, probe)) for probe in probes
-    ]
+    encoded = [tokenizer.encode(templates.reconstructor.replace(EXPLANATION_SLOT, probe)) for probe in probes]
     return ReconstructorPrompt(
         templates.reconstructor, _common_start(encoded), _common_start([ids[::-1] for ids in encoded])[::-1]
     )
@@ -153,7 +151,8 @@ def decode_responses(
     bodies = [ids[: max(n - len(prompt.closing), 0)] for ids, n in zip(tokens_BT, lengths_B, strict=True)]
     texts = tokenizer.batch_decode(bodies, skip_special_tokens=False)
     return [
-        text.strip() if closed and text.strip() else None for text, closed in zip(texts, closed_B, strict=True)
+        text.strip() if closed and text.strip() else None
+        for text, closed in zip(texts, closed_B, strict=True)
     ]
 
 
@@ -182,9 +181,7 @@ def encode_reconstructor(
     return pad(rows, max_tokens)
 
 
-def pad(
-    rows: Sequence[Sequence[int]], length: int
-) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+def pad(rows: Sequence[Sequence[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
     """Right-pad rows with 0 to `length`; masks come from the lengths, since 0 may be a real id."""
     padded = np.zeros((len(rows), length), np.int32)
     for row, ids in zip(padded, rows, strict=True):

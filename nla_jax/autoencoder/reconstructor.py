@@ -34,7 +34,10 @@ class Reconstructor:
     def init(self, lm_params: Params) -> Params:
         """AR parameters from the target LM's: {"lm": blocks 0..K, "head": identity}."""
         blocks = {f"blocks_{i}": lm_params[f"blocks_{i}"] for i in range(self.config.num_layers)}
-        return {"lm": {"embed": lm_params["embed"], **blocks}, "head": {"kernel": jnp.eye(self.config.d_model)}}
+        return {
+            "lm": {"embed": lm_params["embed"], **blocks},
+            "head": {"kernel": jnp.eye(self.config.d_model)},
+        }
 
     def __call__(
         self, params: Params, prompts_BT: Int[Array, "B T"], lengths_B: Int[Array, "B"]

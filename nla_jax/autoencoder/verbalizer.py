@@ -8,7 +8,6 @@ Shape letters: N activations, G group, B = N * G answers, T time, D model.
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

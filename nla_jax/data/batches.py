@@ -1,6 +1,7 @@
 """Rows to batches: tokenized once, then shuffled and batched by Grain, whose iterators checkpoint their place."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -53,7 +54,7 @@ class _RowSource:
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: column[index] for name, column in self.rows.items()}
 
 

@@ -140,7 +140,7 @@ def extract(
             whole = context.tokens + context.continuation
             for index, position in enumerate(context.positions):
                 after = whole[position + 1 : position + 1 + CONTINUATION_TOKENS]
-                expected = [] if top_BPK is None else top_BPK[row, index]
+                expected = [] if top_BPK is None else top_BPK[row, index].tolist()
                 columns["activation_vector"].append(activations_BPD[row, index])
                 columns["n_raw_tokens"].append(position + 1)
                 columns["activation_layer"].append(layer)

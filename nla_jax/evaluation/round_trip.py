@@ -28,7 +28,7 @@ class EvaluationConfig:
 
     rows: int = 256
     """Held-out activations of the final evaluation."""
-    monitor_rows: int = 64
+    monitor_rows: int = 128
     """Held-out activations looked at during training."""
     batch_size: int = 64
     temperature: float = 0.0
@@ -84,7 +84,9 @@ class RoundTrip:
         return np.concatenate(
             [
                 np.asarray(
-                    self._reconstruct(ar_params, *shard_batch((batch["prompts_BT"], batch["lengths_B"]), self.mesh))
+                    self._reconstruct(
+                        ar_params, *shard_batch((batch["prompts_BT"], batch["lengths_B"]), self.mesh)
+                    )
                 )[:real]
                 for batch, real in evaluation_batches(rows, self.batch_size)
             ]
@@ -195,9 +197,7 @@ def evaluate_texts(
         def add(name, group, written, judge=judge, params=params, scale=scale):
             prediction_ND = round_trip.reconstruct(params, written)
             failed_N = np.array([text is None for text in written])
-            rows.append(
-                system_row(name, group, judge, prediction_ND, failed_N, data, moments, scale, config)
-            )
+            rows.append(system_row(name, group, judge, prediction_ND, failed_N, data, moments, scale, config))
             return prediction_ND
 
         add("explainer texts", "gold", data.explanations)

@@ -57,7 +57,9 @@ def sample_token(
 
     target_B = jax.random.uniform(key, (B,)) * total_B
     bin_B = jnp.minimum(jnp.sum(edges_BC <= target_B[:, None], axis=-1), edges_BC.shape[1] - 1)
-    before_B = jnp.where(bin_B > 0, jnp.take_along_axis(edges_BC, jnp.maximum(bin_B - 1, 0)[:, None], 1)[:, 0], 0)
+    before_B = jnp.where(
+        bin_B > 0, jnp.take_along_axis(edges_BC, jnp.maximum(bin_B - 1, 0)[:, None], 1)[:, 0], 0
+    )
     inside_BV = jnp.cumsum(jnp.take_along_axis(weight_BCV, bin_B[:, None, None], axis=1)[:, 0], axis=-1)
     # Rounding may leave the target past the bin's last edge; the last token with weight is the draw then.
     target_B = jnp.minimum(target_B - before_B, inside_BV[:, -1] * (1 - 1e-6))
@@ -78,7 +80,11 @@ def for_decoding(params: Params, config: LMConfig) -> Params:
 
     blocks = jax.tree.map(cast, {name: tree for name, tree in params.items() if name != "embed"})
     # The barrier keeps the transposition out of the loop, where it would be fused back into the product.
-    return {**blocks, "embed": params["embed"], "lm_head": {"kernel": jax.lax.optimization_barrier(cast(head_kernel(params)))}}
+    return {
+        **blocks,
+        "embed": params["embed"],
+        "lm_head": {"kernel": jax.lax.optimization_barrier(cast(head_kernel(params)))},
+    }
 
 
 def sample(

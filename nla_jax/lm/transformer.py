@@ -127,7 +127,9 @@ class Attention(nn.Module):
         query_BTHD = rotary(heads("query", config.num_heads), positions_BT, config.rope_theta)
         keys_BTKD = rotary(heads("key", config.num_kv_heads), positions_BT, config.rope_theta)
         values_BTKD = heads("value", config.num_kv_heads)
-        keys_BKTD, values_BKTD = (x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD))
+        keys_BKTD, values_BKTD = (
+            x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD)
+        )
         fresh = KVSegment(keys_BKTD, values_BKTD, positions_BT)
         mixed = attend(query_BTHD, positions_BT, (*past, fresh), config.cache_dtype)
         return Linear(D, config.compute_dtype, name="out")(mixed.reshape(B, T, -1)), fresh
@@ -161,7 +163,9 @@ class Block(nn.Module):
         normed = RMSNorm(eps, name="attention_norm")(resid_BTD)
         mixed, segment = Attention(self.config, name="attention")(normed, positions_BT, past)
         resid_BTD = resid_BTD + mixed
-        return resid_BTD + GatedMLP(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(resid_BTD)), segment
+        return resid_BTD + GatedMLP(self.config, name="mlp")(
+            RMSNorm(eps, name="mlp_norm")(resid_BTD)
+        ), segment
 
 
 class Transformer(nn.Module):
@@ -222,7 +226,9 @@ def init_params(config: LMConfig, key: Array) -> Params:
     """Random parameters, for tests and for shapes without weights."""
     params = Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     if config.has_lm_head and not config.tie_embeddings:
-        kernel = nn.initializers.lecun_normal()(jax.random.fold_in(key, 1), (config.d_model, config.vocab_size))
+        kernel = nn.initializers.lecun_normal()(
+            jax.random.fold_in(key, 1), (config.d_model, config.vocab_size)
+        )
         params["lm_head"] = {"kernel": kernel}
     return params
 

@@ -67,7 +67,7 @@ def k3(log_probs: Float[Array, "*B"], reference_log_probs: Float[Array, "*B"]) -
 def policy_objective(
     log_probs: Float[Array, "*B"],
     old_log_probs: Float[Array, "*B"],
-    advantages: Float[Array, "*B"],
+    advantages: Float[Array, "*#B"],
     config: PolicyLossConfig,
 ) -> Float[Array, "*B"]:
     """The loss of each token, to be minimized, without the KL term."""

@@ -97,7 +97,9 @@ def run_stage(
             bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row}, refresh=False)
             bar.update()
             if last or is_best or now % config.checkpoint_every == 0:
-                checkpoints.save(now, states, {"batches": json.dumps(batches.get_state()), "best": float(top)})
+                checkpoints.save(
+                    now, states, {"batches": json.dumps(batches.get_state()), "best": float(top)}
+                )
                 if is_best:
                     checkpoints.pin(now)
 

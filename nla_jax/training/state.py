@@ -114,27 +114,32 @@ def update(
     """
     denominator = jnp.maximum(denominator, 1.0)
 
-    def objective(params: Tree, piece: Tree) -> tuple[Array, LossSums]:
+    def objective(params: Tree, piece: Tree) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
         sums = loss_sums(params, piece)
-        return sums.loss / denominator, sums
+        return sums.loss / denominator, ({"loss": sums.loss, **sums.sums}, sums.per_row)
 
     gradient = jax.grad(objective, has_aux=True)
     if micro_batches == 1:
-        grads, sums = gradient(state.params, batch)
-        per_row = sums.per_row
+        grads, (sums, per_row) = gradient(state.params, batch)
     else:
-        rows = len(jax.tree.leaves(batch)[0])
-        if rows % micro_batches:
-            raise ValueError(f"{rows} rows do not divide into micro_batches={micro_batches}; use a divisor of {rows}")
-        pieces = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        # Cut leaf by leaf: a batch with a second leading axis would not be the structure its type declares.
+        leaves, structure = jax.tree.flatten(batch)
+        if len(leaves[0]) % micro_batches:
+            raise ValueError(
+                f"{len(leaves[0])} rows do not divide into micro_batches={micro_batches}; "
+                f"use a divisor of {len(leaves[0])}"
+            )
+        pieces = [x.reshape(micro_batches, -1, *x.shape[1:]) for x in leaves]
+
+        def gradient_of(piece):
+            return gradient(state.params, jax.tree.unflatten(structure, piece))
 
         def add(total, piece):
-            grads, sums = gradient(state.params, piece)
-            return jax.tree.map(jnp.add, total, (grads, sums.replace(per_row={}))), sums.per_row
+            grads, (sums, per_row) = gradient_of(piece)
+            return jax.tree.map(jnp.add, total, (grads, sums)), per_row
 
-        first = jax.tree.map(lambda x: x[0], pieces)
-        shapes = jax.eval_shape(gradient, state.params, first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1].replace(per_row={})))
+        grads, (sums, _) = jax.eval_shape(gradient_of, [x[0] for x in pieces])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
         (grads, sums), per_row = jax.lax.scan(add, zeros, pieces)
         per_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_row)
 
@@ -145,8 +150,8 @@ def update(
     new, old = (params, opt_state), (state.params, state.opt_state)
     params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     bad_steps = jnp.where(good, 0, state.bad_steps + 1)
-    metrics = {name: value / denominator for name, value in sums.sums.items()}
-    metrics |= {"loss": sums.loss / denominator, "grad_norm": grad_norm, "bad_steps": bad_steps, **per_row}
+    metrics = {name: value / denominator for name, value in sums.items()}
+    metrics |= {"grad_norm": grad_norm, "bad_steps": bad_steps, **per_row}
     return TrainState(params, opt_state, state.step + 1, bad_steps), metrics
 
 

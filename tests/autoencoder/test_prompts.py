@@ -148,7 +148,9 @@ def test_failed_explanation_counts_as_empty(tokenizer):
 
 def test_no_second_bos(bos_tokenizer, tiny_lm):
     """The chat template writes a BOS, plain texts get one from the tokenizer; rows never carry one."""
-    assert build_verbalizer_prompt(bos_tokenizer, TEMPLATES) == build_verbalizer_prompt(tiny_lm.tokenizer, TEMPLATES)
+    assert build_verbalizer_prompt(bos_tokenizer, TEMPLATES) == build_verbalizer_prompt(
+        tiny_lm.tokenizer, TEMPLATES
+    )
     prompt = build_reconstructor_prompt(bos_tokenizer, TEMPLATES)
     plain = build_reconstructor_prompt(tiny_lm.tokenizer, TEMPLATES)
     assert prompt.prefix == (1, *plain.prefix)

@@ -39,7 +39,9 @@ def plain_stream(config, params, prefix, ids, lengths):
 
 def test_identity_head_gives_the_target_models_residual_stream(tiny_lm, reconstructor, prompts):
     prediction = jax.jit(reconstructor)(reconstructor.init(tiny_lm.params), *prompts)
-    expected = jax.jit(lambda p: plain_stream(tiny_lm.config, p, reconstructor.prompt.prefix, *prompts))(tiny_lm.params)
+    expected = jax.jit(lambda p: plain_stream(tiny_lm.config, p, reconstructor.prompt.prefix, *prompts))(
+        tiny_lm.params
+    )
     np.testing.assert_allclose(prediction, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -63,7 +65,9 @@ def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts):
         norms = jnp.linalg.norm(prediction, axis=1) * jnp.linalg.norm(TARGETS, axis=1)
         return (2 - 2 * (prediction * TARGETS).sum(1) / norms).sum()
 
-    (loss, grads), (plain_value, plain_grads) = (jax.jit(jax.value_and_grad(f))(params) for f in (shared, plain))
+    (loss, grads), (plain_value, plain_grads) = (
+        jax.jit(jax.value_and_grad(f))(params) for f in (shared, plain)
+    )
     np.testing.assert_allclose(loss, plain_value, rtol=1e-5)
 
     def close(path, a, b):

@@ -12,14 +12,23 @@ from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Transformer
 TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain it.")
 RNG = np.random.default_rng(0)
 ACTIVATIONS = jnp.asarray(RNG.standard_normal((2, 32)), jnp.float32)
-TEXTS = ["a list of functions", "text", "how to parse a string", "x", "an argument", "the <empty_output> marker"]
+TEXTS = [
+    "a list of functions",
+    "text",
+    "how to parse a string",
+    "x",
+    "an argument",
+    "the <empty_output> marker",
+]
 
 
 @pytest.fixture(scope="module")
 def small(tiny_lm):
     """The tiny model's first two blocks under its head: as good for every law here, and faster."""
     params = {name: tiny_lm.params[name] for name in ("embed", "blocks_0", "blocks_1", "final_norm")}
-    return dataclasses.replace(tiny_lm, config=dataclasses.replace(tiny_lm.config, num_layers=2), params=params)
+    return dataclasses.replace(
+        tiny_lm, config=dataclasses.replace(tiny_lm.config, num_layers=2), params=params
+    )
 
 
 def make(lm, **injection):
@@ -43,10 +52,15 @@ def plain_statistics(verbalizer, params, activations, ids, lengths):
     if "affine" in params:
         vectors = vectors @ (jnp.eye(32) + params["affine"]["kernel"]) + params["affine"]["bias"]
     inject = Injection(
-        jnp.repeat(vectors, group, axis=0), len(prompt.prefix), verbalizer.injection.layer, verbalizer.injection.mode
+        jnp.repeat(vectors, group, axis=0),
+        len(prompt.prefix),
+        verbalizer.injection.layer,
+        verbalizer.injection.mode,
     )
     out = Transformer(verbalizer.config).apply({"params": params["lm"]}, rows, inject=inject)
-    log_probs = jax.nn.log_softmax(out.final_BTD[:, prompt.length - 1 : -1] @ params["lm"]["embed"]["embedding"].T)
+    log_probs = jax.nn.log_softmax(
+        out.final_BTD[:, prompt.length - 1 : -1] @ params["lm"]["embed"]["embedding"].T
+    )
     chosen = jnp.take_along_axis(log_probs, ids[..., None], axis=2)[..., 0]
     return chosen, -(jnp.exp(log_probs) * log_probs).sum(-1)
 
@@ -135,7 +149,9 @@ def test_add_keeps_the_norm_of_what_is_there():
     np.testing.assert_allclose(
         jnp.linalg.norm(added, axis=1), jnp.linalg.norm(resid[:, 3], axis=1), rtol=1e-4
     )
-    cosine = (added * ACTIVATIONS).sum(1) / jnp.linalg.norm(added, axis=1) / jnp.linalg.norm(ACTIVATIONS, axis=1)
+    cosine = (
+        (added * ACTIVATIONS).sum(1) / jnp.linalg.norm(added, axis=1) / jnp.linalg.norm(ACTIVATIONS, axis=1)
+    )
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
     np.testing.assert_array_equal(out[:, [0, 1, 2, 4]], resid[:, [0, 1, 2, 4]])
 
@@ -144,9 +160,15 @@ def test_add_keeps_the_norm_of_what_is_there():
 def test_samplers_log_probs_are_the_trainers(small, temperature):
     verbalizer = make(small, layer=0)
     params = verbalizer.init(small.params)
-    draw = jax.jit(lambda t: verbalizer.sample(params, ACTIVATIONS, jax.random.key(0), group=3, max_tokens=16, temperature=t))
+    draw = jax.jit(
+        lambda t: verbalizer.sample(
+            params, ACTIVATIONS, jax.random.key(0), group=3, max_tokens=16, temperature=t
+        )
+    )
     samples = draw(temperature)
-    statistics = jax.jit(verbalizer.statistics)(params, ACTIVATIONS, samples.tokens_BT, samples.lengths_B, temperature)
+    statistics = jax.jit(verbalizer.statistics)(
+        params, ACTIVATIONS, samples.tokens_BT, samples.lengths_B, temperature
+    )
     mask = np.asarray(token_mask(samples.lengths_B, 16), bool)
     np.testing.assert_allclose(samples.log_probs_BT[mask], statistics.log_prob[mask], atol=1e-4)
     assert samples.tokens_BT.shape == (6, 16) and mask.sum() > 60
@@ -159,12 +181,16 @@ def test_a_sampled_marker_is_plain_text(small):
 
     def draw(verbalizer):
         return jax.jit(
-            lambda params: verbalizer.sample(params, ACTIVATIONS, jax.random.key(0), group=3, max_tokens=16, temperature=5.0)
+            lambda params: verbalizer.sample(
+                params, ACTIVATIONS, jax.random.key(0), group=3, max_tokens=16, temperature=5.0
+            )
         )(params)
 
     samples = draw(verbalizer)
     marker = int(samples.tokens_BT[0, 2])
-    again = draw(dataclasses.replace(verbalizer, prompt=dataclasses.replace(verbalizer.prompt, marker=marker)))
+    again = draw(
+        dataclasses.replace(verbalizer, prompt=dataclasses.replace(verbalizer.prompt, marker=marker))
+    )
     np.testing.assert_array_equal(samples.tokens_BT, again.tokens_BT)
     np.testing.assert_allclose(samples.log_probs_BT, again.log_probs_BT, atol=1e-5)
 

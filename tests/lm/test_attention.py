@@ -87,7 +87,9 @@ def test_bfloat16_operands_stay_close_and_give_float32(case):
     query, positions, (shared, *_) = case
     keys, values, key_positions = shared
     one = [(keys[:, :1], values[:, :1], key_positions)]
-    rounded, exact = (jax.jit(lambda q, d=d: run(q, positions, one, d))(query) for d in ("bfloat16", "float32"))
+    rounded, exact = (
+        jax.jit(lambda q, d=d: run(q, positions, one, d))(query) for d in ("bfloat16", "float32")
+    )
     assert rounded.dtype == jnp.float32
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert 1e-5 < error < 2e-2
@@ -147,4 +149,6 @@ def test_contract_gives_each_operand_a_gradient_of_its_own_dtype():
 def test_matmul_keeps_leading_axes():
     x = np.random.default_rng(3).standard_normal((2, 3, 4)).astype(np.float32)
     kernel = np.random.default_rng(4).standard_normal((4, 5)).astype(np.float32)
-    np.testing.assert_allclose(matmul(jnp.asarray(x), jnp.asarray(kernel), jnp.dtype("float32")), x @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        matmul(jnp.asarray(x), jnp.asarray(kernel), jnp.dtype("float32")), x @ kernel, rtol=1e-5, atol=1e-6
+    )

@@ -61,7 +61,9 @@ def test_logits_round_operands_in_bfloat16(head):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_statistics_equal_plain_log_softmax(head, temperature):
     config, params = head
-    statistics = jax.jit(lambda t: token_statistics(params, config, FINAL, TARGETS, temperature=t))(temperature)
+    statistics = jax.jit(lambda t: token_statistics(params, config, FINAL, TARGETS, temperature=t))(
+        temperature
+    )
     expected, log_probs = plain_log_prob(params, FINAL, temperature)
     np.testing.assert_allclose(statistics.log_prob, expected, atol=1e-4)
     np.testing.assert_allclose(statistics.entropy, -(jnp.exp(log_probs) * log_probs).sum(-1), atol=1e-4)
@@ -72,7 +74,9 @@ def test_token_statistics_gradients_equal_plain_log_softmax(head, temperature):
     config, params = head
 
     def chunked(params, final):
-        return (token_statistics(params, config, final, TARGETS, temperature=temperature).log_prob * PROBE).sum()
+        return (
+            token_statistics(params, config, final, TARGETS, temperature=temperature).log_prob * PROBE
+        ).sum()
 
     def plain(params, final):
         return (plain_log_prob(params, final, temperature)[0] * PROBE).sum()

@@ -38,7 +38,9 @@ def prompt_forward(pair):
     """Our forward of the prompt, with every block captured."""
     lm, _, ids = pair
     layers = tuple(range(lm.config.num_layers))
-    return jax.jit(lambda params: Transformer(lm.config).apply({"params": params}, ids, capture=layers))(lm.params)
+    return jax.jit(lambda params: Transformer(lm.config).apply({"params": params}, ids, capture=layers))(
+        lm.params
+    )
 
 
 def relative_error(actual, expected):

@@ -188,7 +188,9 @@ def test_log_probs_are_those_of_the_plain_forward(tiny_lm, endless):
     """Every sampled token's log-probability, from one forward over prompt and answer."""
     rows = jnp.concatenate([jnp.repeat(PROMPTS, GROUP, axis=0), jnp.asarray(endless.tokens_BT)], axis=1)
     out = Transformer(tiny_lm.config).apply({"params": tiny_lm.params}, rows)
-    log_probs = jax.nn.log_softmax(out.final_BTD @ tiny_lm.params["embed"]["embedding"].T / TEMPERATURE)[:, 4:-1]
+    log_probs = jax.nn.log_softmax(out.final_BTD @ tiny_lm.params["embed"]["embedding"].T / TEMPERATURE)[
+        :, 4:-1
+    ]
     expected = np.take_along_axis(log_probs, endless.tokens_BT[..., None], axis=2)[..., 0]
     np.testing.assert_allclose(endless.log_probs_BT, expected, atol=1e-4)
 

@@ -21,7 +21,9 @@ OPTIMIZER = OptimizerConfig(learning_rate=0.1, warmup_steps=0, max_grad_norm=1.0
 
 def squared_error(params, piece):
     error = piece["x"] @ params["w"] + params["b"] - piece["y"]
-    return LossSums((error**2).sum(), jnp.float32(len(error)), {"absolute": jnp.abs(error).sum()}, {"error": error})
+    return LossSums(
+        (error**2).sum(), jnp.float32(len(error)), {"absolute": jnp.abs(error).sum()}, {"error": error}
+    )
 
 
 def run(params=PARAMS, batch=BATCH, micro_batches=1, optimizer=OPTIMIZER, state=None):
@@ -49,7 +51,9 @@ def test_plain_gradient_step_by_hand():
 def test_micro_batches_change_nothing(micro_batches):
     (state, metrics), (expected_state, expected) = run(micro_batches=micro_batches), run()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), metrics, expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), state.params, expected_state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), state.params, expected_state.params
+    )
     np.testing.assert_allclose(metrics["error"], BATCH["x"] @ PARAMS["w"] + 0.1 - BATCH["y"], rtol=1e-5)
 
 
@@ -72,7 +76,9 @@ def test_update_with_gradients_that_are_not_finite_is_refused(micro_batches, bad
     good, _ = run(state=twice, micro_batches=micro_batches)
     assert good.bad_steps == 0
     # As if the refused updates had never been tried.
-    jax.tree.map(np.testing.assert_array_equal, good.params, run(state=start, micro_batches=micro_batches)[0].params)
+    jax.tree.map(
+        np.testing.assert_array_equal, good.params, run(state=start, micro_batches=micro_batches)[0].params
+    )
 
 
 def test_denominator_of_zero_gives_a_finite_update():
@@ -88,13 +94,13 @@ def test_denominator_of_zero_gives_a_finite_update():
 
 
 def test_check_bad_steps_names_stage_count_limit_and_remedy():
-    check_bad_steps({"bad_steps": 4}, "rl", 5)
+    check_bad_steps({"bad_steps": 4.0}, "rl", 5)
     message = (
         r"rl: the gradients of 5 updates in a row were not finite \(limit 5\); lower the learning rate or raise "
         r"rl\.max_bad_steps\. The last checkpoint is intact\."
     )
     with pytest.raises(TooManyBadSteps, match=message):
-        check_bad_steps({"bad_steps": 5}, "rl", 5)
+        check_bad_steps({"bad_steps": 5.0}, "rl", 5)
 
 
 def steps_taken(config, steps):
@@ -116,7 +122,9 @@ def test_learning_rate_warms_up_and_stays():
 def test_learning_rate_falls_to_a_tenth():
     sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=2, decay_steps=6), 9)
     # Halfway through the cosine, at step 4, the rate is the mean of 0.1 and 0.01.
-    np.testing.assert_allclose(np.array(sizes)[[0, 1, 2, 4, 6, 8]], [0, 0.05, 0.1, 0.055, 0.01, 0.01], atol=1e-5)
+    np.testing.assert_allclose(
+        np.array(sizes)[[0, 1, 2, 4, 6, 8]], [0, 0.05, 0.1, 0.055, 0.01, 0.01], atol=1e-5
+    )
 
 
 def test_gradients_are_clipped_by_their_global_norm():

@@ -72,7 +72,9 @@ class PredictiveExplainer:
     def topic(self, context: str) -> list[str]:
         """The words with the highest tf-idf in a context, best first."""
         counts = Counter(_words(context))
-        score = {word: n * math.log((self.texts + 1) / (self.frequency[word] + 1)) for word, n in counts.items()}
+        score = {
+            word: n * math.log((self.texts + 1) / (self.frequency[word] + 1)) for word, n in counts.items()
+        }
         return sorted(score, key=lambda word: (-score[word], word))[: self.config.topic_words]
 
     def _text(self, key: str, context: str, expected: Sequence[str], genre: str) -> str:

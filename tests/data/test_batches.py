@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+
+from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches
+
+ROWS = {"x": np.arange(10), "y": np.arange(20).reshape(10, 2)}
+
+
+def test_every_epoch_shows_every_row_once_in_a_new_order():
+    batches = training_batches(ROWS, 5, seed=0)
+    seen = [next(batches) for _ in range(4)]
+    first, second = (np.concatenate([batch["x"] for batch in part]) for part in (seen[:2], seen[2:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    for batch in seen:
+        np.testing.assert_array_equal(batch["y"], ROWS["y"][batch["x"]])
+
+
+def test_place_survives_json():
+    batches = training_batches(ROWS, 3, seed=1)
+    for _ in range(4):
+        next(batches)
+    state = json.dumps(batches.get_state())
+    expected = [next(batches)["x"].tolist() for _ in range(5)]
+    resumed = training_batches(ROWS, 3, seed=1)
+    resumed.set_state(json.loads(state))
+    assert [next(resumed)["x"].tolist() for _ in range(5)] == expected
+
+
+def test_too_few_rows_are_named():
+    with pytest.raises(ValueError, match="10 rows do not fill a batch of 11"):
+        training_batches(ROWS, 11, seed=0)
+
+
+def test_evaluation_batches_hold_every_row_and_say_how_many_are_real():
+    batches = evaluation_batches(ROWS, 4)
+    assert [real for _, real in batches] == [4, 4, 2]
+    assert all(len(batch["x"]) == 4 for batch, _ in batches)
+    np.testing.assert_array_equal(
+        np.concatenate([batch["x"][:real] for batch, real in batches]), np.arange(10)
+    )
+
+
+def test_failed_explanations_have_no_weight(tiny_lm):
+    from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt
+
+    prompt = build_reconstructor_prompt(tiny_lm.tokenizer, PromptTemplates())
+    rows = reconstructor_rows(np.ones((2, 4), np.float32), ["a text", None], tiny_lm.tokenizer, prompt, 64)
+    assert rows["weights_B"].tolist() == [1.0, 0.0]
+    assert rows["lengths_B"][0] > rows["lengths_B"][1] > 0

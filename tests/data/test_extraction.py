@@ -1,0 +1,84 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nla_jax.data.corpus import Document
+from nla_jax.data.extraction import ExtractionConfig, extract, next_words, tokenize
+from nla_jax.lm.logits import logits
+from nla_jax.lm.transformer import Transformer
+from nla_jax.mesh import make_mesh
+
+CONFIG = ExtractionConfig(max_tokens=24, min_position=5, positions_per_document=3, next_words=2, batch_size=2)
+DOCUMENTS = [
+    Document(
+        f"doc{i}",
+        f"Number {i} of the texts says that {i * 7} words follow, and more words after them. " * 3,
+        "g",
+    )
+    for i in range(5)
+]
+
+
+def test_positions_depend_on_seed_and_document_alone(tiny_lm):
+    contexts = tokenize(DOCUMENTS, tiny_lm.tokenizer, CONFIG, seed=0)
+    again = tokenize(DOCUMENTS[::-1][:3], tiny_lm.tokenizer, CONFIG, seed=0)
+    by_id = {context.document.id: context for context in contexts}
+    assert all(by_id[context.document.id] == context for context in again)
+    other = tokenize(DOCUMENTS, tiny_lm.tokenizer, CONFIG, seed=1)
+    assert any(a.positions != b.positions for a, b in zip(contexts, other, strict=True))
+
+
+def test_positions_are_distinct_late_enough_and_never_special(tiny_lm):
+    special = Document("special", "word " * 4 + "<empty_output>" * 40, "g")
+    assert len(tiny_lm.tokenizer(special.text)["input_ids"]) > CONFIG.min_position
+    contexts = tokenize([*DOCUMENTS, special], tiny_lm.tokenizer, CONFIG, seed=0)
+    for context in contexts:
+        ids = set(tiny_lm.tokenizer.all_special_ids)
+        assert not ids & {context.tokens[p] for p in context.positions}
+        assert CONFIG.min_position <= min(context.positions)
+        assert max(context.positions) < len(context.tokens) <= CONFIG.max_tokens
+        assert len(set(context.positions)) == len(context.positions)
+
+
+def test_short_documents_are_an_error_that_names_the_longest(tiny_lm):
+    with pytest.raises(
+        ValueError, match=r"no document is longer than min_position=5 tokens \(the longest of 1 has"
+    ):
+        tokenize([Document("a", "one", "g")], tiny_lm.tokenizer, CONFIG, seed=0)
+
+
+@pytest.mark.parametrize("words", [0, 2])
+def test_activations_are_the_residual_stream_of_a_plain_forward(tiny_lm, words):
+    contexts = tokenize(DOCUMENTS, tiny_lm.tokenizer, CONFIG, seed=0)
+    config = dataclasses.replace(CONFIG, next_words=words)
+    batches = list(
+        extract(contexts, tiny_lm.params, tiny_lm.tokenizer, tiny_lm.config, 2, config, make_mesh())
+    )
+    rows = {name: sum((batch[name] for batch in batches), []) for name in batches[0]}
+    assert len(rows["doc_id"]) == sum(len(context.positions) for context in contexts)
+    index = 0
+    for context in contexts:
+        out = Transformer(tiny_lm.config).apply(
+            {"params": tiny_lm.params}, jnp.array([context.tokens]), capture=(2,)
+        )
+        for position in context.positions:
+            expected = np.asarray(out.resid[2][0, position])
+            np.testing.assert_allclose(rows["activation_vector"][index], expected, rtol=1e-4, atol=1e-5)
+            assert rows["n_raw_tokens"][index] == position + 1
+            text = tiny_lm.tokenizer.decode(context.tokens[: position + 1])
+            assert rows["detokenized_text_truncated"][index] == text
+            if words:
+                scores = logits(tiny_lm.params, tiny_lm.config, out.final_BTD[0, position])
+                likeliest = np.argsort(-np.asarray(scores))[: 4 * words].tolist()
+                assert rows["next_words"][index] == next_words(likeliest, tiny_lm.tokenizer, words)
+            else:
+                assert rows["next_words"][index] == []
+            index += 1
+
+
+def test_next_words_are_readable_and_different(tiny_lm):
+    encode = tiny_lm.tokenizer.encode
+    ids = [*encode("<|im_end|>"), *encode(" the"), *encode("the"), *encode("\n"), *encode(" a")]
+    assert next_words(ids, tiny_lm.tokenizer, 3) == ["the", "newline", "a"]

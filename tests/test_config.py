@@ -1,0 +1,69 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from nla_jax.cli import parse
+from nla_jax.config import ExperimentConfig, load_config, read_config, save_config, stage_digest
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_survives_json(path, tmp_path):
+    config = load_config(path)
+    assert config.name == path.stem
+    save_config(config, tmp_path / "config.json")
+    assert read_config(tmp_path / "config.json") == config
+
+
+def test_digest_follows_what_defines_a_stage():
+    config = ExperimentConfig("x")
+    longer = dataclasses.replace(
+        config, rl=dataclasses.replace(config.rl, loop=dataclasses.replace(config.rl.loop, steps=999))
+    )
+    other_ar = dataclasses.replace(config, ar_sft=dataclasses.replace(config.ar_sft, batch_size=3))
+    assert stage_digest(config, "rl") == stage_digest(longer, "rl")
+    assert stage_digest(config, "explain") == stage_digest(other_ar, "explain")
+    assert stage_digest(config, "ar_sft") != stage_digest(other_ar, "ar_sft")
+    assert stage_digest(config, "rl") != stage_digest(other_ar, "rl")
+    assert stage_digest(config, "extract") != stage_digest(dataclasses.replace(config, seed=1), "extract")
+
+
+def test_command_line_overrides_by_name(tmp_path):
+    arguments = [
+        str(CONFIGS[0]),
+        "--rl.loop.steps",
+        "7",
+        "--run-dir",
+        str(tmp_path),
+        "--injection.layer",
+        "-1",
+    ]
+    config, run_dir = parse("", arguments)
+    assert (config.rl.loop.steps, config.injection.layer, run_dir) == (7, -1, tmp_path)
+
+
+def test_unknown_override_is_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("", [str(CONFIGS[0]), "--rl.loop.stepz", "7"])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "stepz" in message and "rl.loop.steps" in message
+
+
+def test_missing_config_lists_its_neighbors():
+    with pytest.raises(FileNotFoundError, match=r"configs/no\.py does not exist; there are: .*tiny\.py"):
+        load_config(CONFIGS[0].parent / "no.py")
+
+
+def test_config_file_without_get_config(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="must define get_config"):
+        load_config(path)
+
+
+def test_directory_without_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
+        read_config(tmp_path / "config.json")
