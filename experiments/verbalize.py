@@ -7,10 +7,11 @@ from pathlib import Path
 from nla_jax.analysis.explain import Explainer, as_records
 from nla_jax.cli import use_compilation_cache
 from nla_jax.config import read_config
-from nla_jax.stages import Run
+from nla_jax.run import Run
 
 
 def main() -> None:
+    """Parse the command line, explain, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run directory, for instance runs/smollm2_135m_cpu")
     parser.add_argument("text", help="any text")

@@ -7,7 +7,8 @@ import jax
 import tyro
 
 from nla_jax.config import STAGES, ExperimentConfig, load_config
-from nla_jax.stages import Run
+from nla_jax.run import Run
+from nla_jax.stages import run_stages
 
 _USAGE = """usage: {script} CONFIG [--run-dir DIR] [--FIELD VALUE ...]
 
@@ -53,7 +54,7 @@ def main(stages: tuple[str, ...], description: str) -> None:
     try:
         use_compilation_cache()
         config, run_dir = parse(description, sys.argv[1:])
-        Run(config, run_dir).run(stages)
+        run_stages(Run(config, run_dir), stages)
         print(f"everything is in {run_dir.resolve()}")
         if "report" in stages:
             print(f"open {run_dir.resolve() / 'report.html'}")

@@ -10,7 +10,7 @@ import numpy as np
 from nla_jax.autoencoder import metrics
 from nla_jax.data.extraction import forward
 from nla_jax.evaluation.round_trip import RoundTrip
-from nla_jax.stages import Run, key_for
+from nla_jax.run import Run, key_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Explainer:
                 params, tokens, at, config=run.lm_config, layer=run.config.model.layer, top=0
             )[0]
         )
-        return np.asarray(compute(run.lm.params, np.array([ids]), np.arange(T)[None]))[0]
+        return np.asarray(compute(run.target.params, np.array([ids]), np.arange(T)[None]))[0]
 
 
 def as_records(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:

@@ -28,6 +28,16 @@ class KVSegment:
     values: Float[Array, "R K S Dh"]
     positions: Int[Array, "R S"]
 
+    def write(self, fresh: "KVSegment", slot: Int[Array, ""]) -> "KVSegment":
+        """Put a shorter segment's tokens into the slots from `slot` on."""
+        place = jax.lax.dynamic_update_slice_in_dim
+        # Time is axis 2 of keys and values, and the last axis of positions.
+        return KVSegment(
+            place(self.keys, fresh.keys, slot, axis=2),
+            place(self.values, fresh.values, slot, axis=2),
+            place(self.positions, fresh.positions, slot, axis=1),
+        )
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def contract(spec: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:

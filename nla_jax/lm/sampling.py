@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import head_kernel, logits
-from nla_jax.lm.transformer import Params, Past, Transformer, extend
+from nla_jax.lm.transformer import Params, Past, Transformer
 
 _BINS = 256
 """Tokens per bin of the two-level inverse CDF."""
@@ -127,15 +127,6 @@ def sample(
         zeros = jnp.zeros(shape, config.cache_dtype)
         return KVSegment(zeros, zeros, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
 
-    def write(buffer: KVSegment, fresh: KVSegment, t: Array) -> KVSegment:
-        # Time is axis -2 of keys and values, and the last axis of positions.
-        place = jax.lax.dynamic_update_slice_in_dim
-        return KVSegment(
-            place(buffer.keys, fresh.keys, t, axis=2),
-            place(buffer.values, fresh.values, t, axis=2),
-            place(buffer.positions, fresh.positions, t, axis=1),
-        )
-
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
         drawn, log_prob = sample_token(
@@ -150,9 +141,9 @@ def sample(
         lengths = jnp.where(ended, lengths, t + 1)
         ended = ended | closed | (drawn == end_token)
         positions = jnp.full((B, 1), first_position + t, jnp.int32)
-        out = model.apply({"params": params}, drawn[:, None], positions, past=extend(past, buffers))
-        buffers = tuple(write(buffer, fresh, t) for buffer, fresh in zip(buffers, out.segments, strict=True))
-        return t + 1, out.final_BTD[:, 0], buffers, tokens, log_probs, lengths, closed, ended
+        slots = [(buffer, t) for buffer in buffers]
+        out = model.apply({"params": params}, drawn[:, None], positions, past=past, buffers=slots)
+        return t + 1, out.final_BTD[:, 0], out.segments, tokens, log_probs, lengths, closed, ended
 
     def unfinished(carry):
         return (carry[0] < max_tokens) & ~carry[-1].all()

@@ -20,6 +20,8 @@ from nla_jax.lm.config import LMConfig
 Params = dict[str, Any]
 Past = Sequence[tuple[KVSegment, ...]]
 """For each block, the segments that come before the tokens of this call."""
+Buffer = tuple[KVSegment, Int[Array, ""]]
+"""A segment with unused slots, and the slot where this call's tokens go."""
 
 EMBEDDING_LAYER = -1
 """The injection layer that means: the embedding, before block 0."""
@@ -115,9 +117,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], past: tuple[KVSegment, ...]
+        self,
+        x_BTD: Float[Array, "B T D"],
+        positions_BT: Int[Array, "B T"],
+        past: tuple[KVSegment, ...],
+        buffer: Buffer | None = None,
     ) -> tuple[Float[Array, "B T D"], KVSegment]:
-        """Attend to `past` and to these tokens; return the output and these tokens' segment."""
+        """Attend to `past` and to these tokens; return the output and these tokens' segment or filled buffer."""
         config, (B, T, D) = self.config, x_BTD.shape
 
         def heads(name: str, count: int) -> Array:
@@ -131,6 +137,9 @@ class Attention(nn.Module):
             x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD)
         )
         fresh = KVSegment(keys_BKTD, values_BKTD, positions_BT)
+        if buffer is not None:
+            # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
+            fresh = buffer[0].write(fresh, buffer[1])
         mixed = attend(query_BTHD, positions_BT, (*past, fresh), config.cache_dtype)
         return Linear(D, config.compute_dtype, name="out")(mixed.reshape(B, T, -1)), fresh
 
@@ -156,12 +165,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, resid_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], past: tuple[KVSegment, ...]
+        self,
+        resid_BTD: Float[Array, "B T D"],
+        positions_BT: Int[Array, "B T"],
+        past: tuple[KVSegment, ...],
+        buffer: Buffer | None = None,
     ) -> tuple[Float[Array, "B T D"], KVSegment]:
         """Return the residual stream after the block and the block's segment."""
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="attention_norm")(resid_BTD)
-        mixed, segment = Attention(self.config, name="attention")(normed, positions_BT, past)
+        mixed, segment = Attention(self.config, name="attention")(normed, positions_BT, past, buffer)
         resid_BTD = resid_BTD + mixed
         return resid_BTD + GatedMLP(self.config, name="mlp")(
             RMSNorm(eps, name="mlp_norm")(resid_BTD)
@@ -190,6 +203,7 @@ class Transformer(nn.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         *,
         past: Past | None = None,
+        buffers: Sequence[Buffer] | None = None,
         inject: Injection | None = None,
         capture: tuple[int, ...] = (),
         stop_after: int | None = None,
@@ -200,6 +214,7 @@ class Transformer(nn.Module):
           tokens_BT: token ids.
           positions_BT: rotary positions, default 0..T-1; PAD_POSITION hides a padding token from all others.
           past: per block, segments of earlier tokens; their row counts divide B.
+          buffers: per block, where to write these tokens; `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
           capture: blocks whose residual stream is returned.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
@@ -212,7 +227,9 @@ class Transformer(nn.Module):
         last = self.config.num_layers - 1 if stop_after is None else stop_after
         resid, segments = {}, []
         for index, block in enumerate(self.blocks[: last + 1]):
-            resid_BTD, segment = block(resid_BTD, positions_BT, past[index] if past is not None else ())
+            before = past[index] if past is not None else ()
+            buffer = buffers[index] if buffers is not None else None
+            resid_BTD, segment = block(resid_BTD, positions_BT, before, buffer)
             if inject is not None and inject.layer == index:
                 resid_BTD = inject(resid_BTD)
             segments.append(segment)

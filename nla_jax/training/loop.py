@@ -67,8 +67,6 @@ def run_stage(
       best: evaluated metric whose highest checkpoint is kept besides the last ones.
     """
     done = checkpoints.latest()
-    if done is not None and done >= config.steps:
-        return
     top = -np.inf
     if done is None:
         states, done = initial(), 0

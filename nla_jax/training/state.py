@@ -30,7 +30,10 @@ class OptimizerConfig:
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
         if self.decay_steps is None:
-            schedule = optax.warmup_constant_schedule(0.0, self.learning_rate, self.warmup_steps)
+            # Joined by hand: optax's own warm-up of zero steps stays at a rate of zero for good.
+            rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+            constant = optax.constant_schedule(self.learning_rate)
+            schedule = optax.join_schedules([rise, constant], [self.warmup_steps])
         else:
             schedule = optax.warmup_cosine_decay_schedule(
                 0.0, self.learning_rate, self.warmup_steps, self.decay_steps, self.learning_rate / 10
@@ -164,6 +167,6 @@ def check_bad_steps(metrics: dict[str, float], stage: str, limit: int) -> None:
     if metrics["bad_steps"] >= limit:
         raise TooManyBadSteps(
             f"{stage}: the gradients of {int(metrics['bad_steps'])} updates in a row were not finite "
-            f"(limit {limit}); lower the learning rate or raise {stage}.max_bad_steps. "
+            f"(limit {limit}); lower the learning rate or raise {stage}.loop.max_bad_steps. "
             "The last checkpoint is intact."
         )

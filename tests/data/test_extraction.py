@@ -56,7 +56,7 @@ def test_activations_are_the_residual_stream_of_a_plain_forward(tiny_lm, words):
     batches = list(
         extract(contexts, tiny_lm.params, tiny_lm.tokenizer, tiny_lm.config, 2, config, make_mesh())
     )
-    rows = {name: sum((batch[name] for batch in batches), []) for name in batches[0]}
+    rows = {name: [value for batch in batches for value in batch[name]] for name in batches[0]}
     assert len(rows["doc_id"]) == sum(len(context.positions) for context in contexts)
     index = 0
     for context in contexts:

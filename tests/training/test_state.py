@@ -97,7 +97,7 @@ def test_check_bad_steps_names_stage_count_limit_and_remedy():
     check_bad_steps({"bad_steps": 4.0}, "rl", 5)
     message = (
         r"rl: the gradients of 5 updates in a row were not finite \(limit 5\); lower the learning rate or raise "
-        r"rl\.max_bad_steps\. The last checkpoint is intact\."
+        r"rl\.loop\.max_bad_steps\. The last checkpoint is intact\."
     )
     with pytest.raises(TooManyBadSteps, match=message):
         check_bad_steps({"bad_steps": 5.0}, "rl", 5)
@@ -117,6 +117,12 @@ def steps_taken(config, steps):
 def test_learning_rate_warms_up_and_stays():
     sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=4), 7)
     np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1], atol=1e-5)
+
+
+@pytest.mark.parametrize("decay_steps", [None, 100])
+def test_no_warm_up_starts_at_the_full_rate(decay_steps):
+    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=0, decay_steps=decay_steps), 1)
+    np.testing.assert_allclose(sizes, [0.1], rtol=1e-4)
 
 
 def test_learning_rate_falls_to_a_tenth():

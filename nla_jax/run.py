@@ -1,0 +1,183 @@
+"""A run: its directory, its config, and what its stages and its readers share."""
+
+import dataclasses
+import functools
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nla_jax.autoencoder.prompts import build_reconstructor_prompt, build_verbalizer_prompt
+from nla_jax.autoencoder.reconstructor import Reconstructor
+from nla_jax.autoencoder.verbalizer import Verbalizer, resolve_scale
+from nla_jax.config import ExperimentConfig, save_config, stage_digest
+from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.sidecar import Sidecar, Tokens, sidecar_path_for
+from nla_jax.data.splits import SPLITS
+from nla_jax.evaluation.round_trip import Moments, RoundTrip
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.weights import LanguageModel, load_language_model
+from nla_jax.mesh import make_mesh, parameter_spec
+from nla_jax.training.checkpoint import Checkpoints, restore_params
+from nla_jax.training.metrics_log import MetricsLog
+from nla_jax.training.rl import TextCodec
+
+
+def key_for(seed: int, purpose: str) -> jax.Array:
+    """One random key a purpose: nothing depends on the order in which keys are asked for."""
+    number = int.from_bytes(purpose.encode()[:4].ljust(4, b"\0"), "little") & 0x7FFFFFFF
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+class Run:
+    """A run directory and its config, with everything that its stages and its readers share."""
+
+    def __init__(self, config: ExperimentConfig, directory: Path):
+        self.config, self.directory = config, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.json")
+        self.mesh = make_mesh(config.mesh)
+        events = directory / "tensorboard" if config.tensorboard else None
+        self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)
+
+    @functools.cached_property
+    def target(self) -> LanguageModel:
+        """The target LM, its weights placed on the mesh as they are read; `release_target` frees them."""
+
+        def place(path: str, value: np.ndarray) -> jax.Array:
+            spec = parameter_spec(path, value.shape, self.mesh)
+            return jax.device_put(value, jax.sharding.NamedSharding(self.mesh, spec))
+
+        return load_language_model(self.config.model.path, place=place)
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        """The target LM without its weights: name, config, tokenizer."""
+        return dataclasses.replace(self.target, params={})
+
+    def release_target(self) -> None:
+        """Let go of the target's weights; the next use of `target` reads them again."""
+        assert self.lm.name  # what stays must be there before the rest goes
+        self.__dict__.pop("target", None)
+        gc.collect()
+
+    @functools.cached_property
+    def lm_config(self) -> LMConfig:
+        """The LM's config with this run's dtypes."""
+        model = self.config.model
+        config = dataclasses.replace(self.lm.config, dtype=model.dtype, attention_dtype=model.attention_dtype)
+        config.check_layer(model.layer)
+        return config
+
+    @functools.cached_property
+    def prompts(self):
+        """AV and AR prompts."""
+        tokenizer, templates = self.lm.tokenizer, self.config.templates
+        return build_verbalizer_prompt(tokenizer, templates), build_reconstructor_prompt(tokenizer, templates)
+
+    @functools.cached_property
+    def codec(self) -> TextCodec:
+        """AV and AR with everything that turns texts into tokens and back."""
+        av_prompt, ar_prompt = self.prompts
+        config, remat = self.config, self.config.model.remat
+        scale = resolve_scale(config.injection.scale, self.training_activations)
+        return TextCodec(
+            self.lm.tokenizer,
+            Verbalizer(self.lm_config, av_prompt, config.injection, scale, remat),
+            Reconstructor(self.lm_config.truncated(config.model.layer), ar_prompt, remat),
+            config.max_explanation_tokens,
+            config.max_reconstructor_tokens,
+        )
+
+    @functools.cached_property
+    def tokens(self) -> Tokens:
+        """The token ids that bind data to this tokenizer and these templates."""
+        av, ar = self.prompts
+        return Tokens(
+            injection_char=self.config.templates.marker,
+            injection_token_id=av.marker,
+            injection_left_neighbor_id=av.prefix[-1],
+            injection_right_neighbor_id=av.tail[0],
+            critic_suffix_ids=ar.suffix,
+        )
+
+    def data(self, split: str) -> ActivationDataset:
+        """Rows of a split, checked against the live model and tokenizer."""
+        return self._splits[split]
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, ActivationDataset]:
+        loaded = {split: load_dataset(self.directory / "data" / split) for split in SPLITS}
+        for data in loaded.values():
+            data.sidecar.check(
+                base_model=self.lm.name,
+                layer_index=self.config.model.layer,
+                d_model=self.lm_config.d_model,
+                tokens=self.tokens,
+            )
+        return loaded
+
+    @functools.cached_property
+    def training_activations(self) -> np.ndarray:
+        """All activations but the held-out ones."""
+        return np.concatenate([self.data(split).activations for split in SPLITS if split != "held_out"])
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Means of the training activations."""
+        return Moments.of(self.training_activations)
+
+    @functools.cached_property
+    def round_trip(self) -> RoundTrip:
+        """Compiled evaluation."""
+        return RoundTrip(self.codec, self.mesh, self.config.evaluation.batch_size)
+
+    def held_out(self, rows: int) -> ActivationDataset:
+        """The first `rows` held-out rows in an order that mixes documents."""
+        data = self.data("held_out")
+        order = np.random.default_rng(self.config.seed).permutation(len(data))
+        return data.take(np.sort(order[:rows]))
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Checkpoints of a training stage."""
+        return Checkpoints(
+            self.directory / "checkpoints" / stage, digest=stage_digest(self.config, stage), keep=1
+        )
+
+    def warm_start_params(self, model: str) -> Any:
+        """Parameters of the warm-start "av" (RL's reference) or "ar" (the judge)."""
+        return self.trained_params(f"{model}_sft", model)
+
+    def trained_params(self, stage: str, model: str, step: int | None = None) -> Any:
+        """Parameters of "av" or "ar" from a checkpoint of a stage, the latest by default."""
+        checkpoints = self.checkpoints(stage)
+        return restore_params(checkpoints.directory, model, step or checkpoints.latest(), self.mesh)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds that each finished stage took."""
+        path = self.directory / "timings.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def split_paths(self) -> dict[str, Path]:
+        """The data file of each split."""
+        return {split: self.directory / "data" / split / f"{split}.parquet" for split in SPLITS}
+
+    def is_written(self, path: Path, digest: str) -> bool:
+        """Whether a data file is complete.
+
+        Raises:
+          ValueError: it was written with another config.
+        """
+        sidecar = sidecar_path_for(path)
+        if not (path.exists() and sidecar.exists()):
+            return False
+        found = Sidecar.load(sidecar).dataset_id
+        if found != digest:
+            raise ValueError(
+                f"{path} was written with another config (digest {found}, this run has {digest}); "
+                "use another run directory, or delete this one's data/ to make it again"
+            )
+        return True
