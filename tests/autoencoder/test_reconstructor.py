@@ -57,7 +57,7 @@ def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts):
     params["head"]["kernel"] += 0.1 * jnp.asarray(RNG.standard_normal((32, 32)), jnp.float32)
 
     def shared(params):
-        return mse_loss(reconstructor, params, ids, lengths, TARGETS).sum()
+        return mse_loss(dataclasses.replace(reconstructor, remat=True), params, ids, lengths, TARGETS).sum()
 
     def plain(params):
         stream = plain_stream(reconstructor.config, params["lm"], reconstructor.prompt.prefix, ids, lengths)
@@ -74,16 +74,6 @@ def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts):
         assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b), jax.tree_util.keystr(path)
 
     jax.tree_util.tree_map_with_path(close, grads, plain_grads)
-
-
-def test_remat_changes_nothing(tiny_lm, reconstructor, prompts):
-    params = reconstructor.init(tiny_lm.params)
-    again = dataclasses.replace(reconstructor, remat=True)
-    grads = [
-        jax.jit(jax.grad(lambda p, r=r: mse_loss(r, p, *prompts, TARGETS).sum()))(params)
-        for r in (reconstructor, again)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *grads)
 
 
 def test_padding_is_invisible(tiny_lm, reconstructor, prompts):
