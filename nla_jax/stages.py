@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -147,7 +146,7 @@ def ar_sft(run: Run) -> None:
         "ar_sft",
         config,
         "ar",
-        lambda: TrainState.create(_copy(codec.reconstructor.init(run.target.params)), optimizer),
+        lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
         lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
         codec.encode(data.activations, data.explanations),
         evaluate,
@@ -193,7 +192,7 @@ def av_sft(run: Run) -> None:
         "av_sft",
         config,
         "av",
-        lambda: TrainState.create(_copy(verbalizer.init(run.target.params)), optimizer),
+        lambda: TrainState.create(verbalizer.init(run.target.params), optimizer),
         lambda state, batch: step(state, shard_batch(VerbalizerBatch(**batch), run.mesh)),
         rows(data),
         evaluate,
@@ -241,8 +240,7 @@ def rl(run: Run) -> None:
     def initial():
         params = {"av": reference, "ar": judge}
         return {
-            name: TrainState.create(_copy(params[name]), optimizer)
-            for name, optimizer in optimizers(config).items()
+            name: TrainState.create(params[name], optimizer) for name, optimizer in optimizers(config).items()
         }
 
     def evaluate(states):
@@ -348,11 +346,6 @@ def is_done(run: Run, stage: str) -> bool:
     if stage == "evaluate" and path.exists():
         return json.loads(path.read_text())["digest"] == _evaluation_digest(run)
     return False
-
-
-def _copy(params: Any) -> Any:
-    """A step donates its state; the originals stay."""
-    return jax.tree.map(jnp.copy, params)
 
 
 def _evaluation_digest(run: Run) -> str:

@@ -165,16 +165,25 @@ def encode_reconstructor(
     """Encode AR prompts without their shared prefix, padded with 0; a failed explanation (None) counts as empty.
 
     An explanation too long for `max_tokens` loses its end, never the template's suffix: the AR reads there.
+
+    Raises:
+      ValueError: `max_tokens` has no room beside the suffix.
     """
+    if max_tokens <= len(prompt.suffix):
+        raise ValueError(
+            f"max_reconstructor_tokens={max_tokens} leaves no room for an explanation: the template's suffix alone "
+            f"takes {len(prompt.suffix)} tokens; raise the limit"
+        )
+    prefix_text = tokenizer.decode(list(prompt.prefix), skip_special_tokens=True)
     rows = []
     for text in explanations:
-        ids = tokenizer.encode(prompt.template.replace(EXPLANATION_SLOT, text or ""))
+        whole = prompt.template.replace(EXPLANATION_SLOT, text or "")
+        ids = tokenizer.encode(whole)
         if tuple(ids[: len(prompt.prefix)]) == prompt.prefix:
             ids = ids[len(prompt.prefix) :]
         else:
-            # The explanation's first characters merged into the prefix: encode the two apart.
-            rest = prompt.template[prompt.template.index(EXPLANATION_SLOT) :]
-            ids = tokenizer.encode(rest.replace(EXPLANATION_SLOT, text or ""), add_special_tokens=False)
+            # The explanation's first characters merged into the prefix: encode what follows it apart.
+            ids = tokenizer.encode(whole[len(prefix_text) :], add_special_tokens=False)
         if len(ids) > max_tokens:
             ids = ids[: max_tokens - len(prompt.suffix)] + list(prompt.suffix)
         rows.append(ids)

@@ -148,7 +148,7 @@ def grpo_step(
             "sampler_trainer_logprob_diff": jnp.abs(log_ratio_BT),
         }
         total = ((loss_BT + config.kl_coefficient * kl_BT) * mask_BT).sum()
-        return LossSums(total, mask_BT.sum(), {name: (x * mask_BT).sum() for name, x in reported.items()})
+        return LossSums(total, {name: (x * mask_BT).sum() for name, x in reported.items()})
 
     tokens = rollouts.lengths_NG.sum().astype(jnp.float32)
     return update(state, optimizer, sums, (rollouts, advantages_NG), tokens, micro_batches)

@@ -73,17 +73,15 @@ class TrainState:
 @typing.no_type_check
 @flax.struct.dataclass
 class LossSums:
-    """A loss as a sum and its denominator, with further sums to report; what micro-batches add up.
+    """A loss as a sum, with further sums to report; what micro-batches add up.
 
     Attributes:
       loss: summed loss.
-      denominator: what to divide it by.
-      sums: further quantities that are summed and divided likewise.
+      sums: further quantities that are summed and divided by the same denominator.
       per_row: quantities kept row by row.
     """
 
     loss: Float[Array, ""]
-    denominator: Float[Array, ""]
     sums: dict[str, Array] = flax.struct.field(default_factory=dict)
     per_row: dict[str, Array] = flax.struct.field(default_factory=dict)
 
@@ -146,7 +144,7 @@ def update(
         (grads, sums), per_row = jax.lax.scan(add, zeros, pieces)
         per_row = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_row)
 
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     good = jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -69,7 +69,7 @@ def ar_mse_step(
 
     def sums(params: Any, piece: ReconstructorBatch) -> LossSums:
         mse_B = mse_loss(reconstructor, params, piece.prompts_BT, piece.lengths_B, piece.activations_BD)
-        return LossSums((mse_B * piece.weights_B).sum(), piece.weights_B.sum(), per_row={"mse_nrm_B": mse_B})
+        return LossSums((mse_B * piece.weights_B).sum(), per_row={"mse_nrm_B": mse_B})
 
     return update(state, optimizer, sums, batch, batch.weights_B.sum(), micro_batches)
 

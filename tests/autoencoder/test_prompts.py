@@ -191,3 +191,9 @@ def test_pad_returns_lengths_that_do_not_depend_on_the_ids():
     ids, lengths = pad([[5, 0, 0], [], [7]], 4)
     np.testing.assert_array_equal(ids, [[5, 0, 0, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
     np.testing.assert_array_equal(lengths, [3, 0, 1])
+
+
+def test_no_room_beside_the_suffix_is_an_error(smollm2):
+    prompt = build_reconstructor_prompt(smollm2.tokenizer, PromptTemplates())
+    with pytest.raises(ValueError, match="max_reconstructor_tokens=2 leaves no room"):
+        encode_reconstructor(smollm2.tokenizer, prompt, ["a text"], 2)
