@@ -49,6 +49,7 @@ from nla_jax.training.supervised import (
 def extract(run: Run) -> None:
     """Write activations of all documents to data/base."""
     folder, config = run.directory / "data" / "base", run.config.extraction
+    _ = run.prompts  # bad templates fail here, before anything is computed
     documents = load_corpus(
         run.config.corpus.source, max_documents=run.config.corpus.max_documents, seed=run.config.seed
     )

@@ -46,9 +46,8 @@ def av_sft_step(
     """One supervised AV update; the loss is the mean negative log-likelihood a token, in nats."""
 
     def sums(params: Any, piece: VerbalizerBatch) -> LossSums:
-        return LossSums(
-            *sft_loss(verbalizer, params, piece.activations_BD, piece.responses_BT, piece.lengths_B)
-        )
+        loss, _ = sft_loss(verbalizer, params, piece.activations_BD, piece.responses_BT, piece.lengths_B)
+        return LossSums(loss)
 
     return update(state, optimizer, sums, batch, batch.lengths_B.sum().astype("float32"), micro_batches)
 
