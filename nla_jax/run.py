@@ -13,7 +13,7 @@ import numpy as np
 from nla_jax.autoencoder.prompts import build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer, resolve_scale
-from nla_jax.config import ExperimentConfig, save_config, stage_digest
+from nla_jax.config import ExperimentConfig, stage_digest
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, Tokens, sidecar_path_for
 from nla_jax.data.splits import SPLITS
@@ -37,8 +37,6 @@ class Run:
 
     def __init__(self, config: ExperimentConfig, directory: Path):
         self.config, self.directory = config, directory
-        directory.mkdir(parents=True, exist_ok=True)
-        save_config(config, directory / "config.json")
         self.mesh = make_mesh(config.mesh)
         events = directory / "tensorboard" if config.tensorboard else None
         self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nla_jax.autoencoder.verbalizer import sft_loss
-from nla_jax.config import STAGES, WarmStartConfig, stage_digest
+from nla_jax.config import STAGES, WarmStartConfig, save_config, stage_digest
 from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
@@ -316,7 +316,15 @@ def report(run: Run) -> Path:
 
 
 def run_stages(run: Run, stages: tuple[str, ...] = tuple(STAGES)) -> None:
-    """Run stages in order, skipping what is done and noting how long each took."""
+    """Run stages in order, skipping what is done and noting how long each took.
+
+    Raises:
+      ValueError: the directory holds results of another config; nothing in it is touched then.
+    """
+    for stage in STAGES:
+        is_done(run, stage)
+    run.directory.mkdir(parents=True, exist_ok=True)
+    save_config(run.config, run.directory / "config.json")
     for stage in stages:
         if is_done(run, stage):
             continue

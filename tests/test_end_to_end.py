@@ -168,15 +168,15 @@ def test_verbalize_prints_one_explanation_a_token(finished_run):
         (("--rl.no-such-field", "1"), "no-such-field"),
         (("--templates.marker", "two words"), "not one token in context"),
         (("--templates.reconstructor", "no slot"), "must contain {explanation} exactly once"),
-        (("--ar-sft.batch-size", "5"), "another config"),
+        (("--ar-sft.batch-size", "5"), "was saved by a run whose config has digest"),
     ],
 )
 def test_bad_input_is_named(more, message, finished_run, tiny_model_dir, corpus, tmp_path):
-    run_dir = tmp_path / "bad"
-    if "another config" in message:
-        run_dir = finished_run
+    run_dir = finished_run if "was saved by" in message else tmp_path / "bad"
+    kept = (finished_run / "config.json").read_bytes()
     arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir, *more)
     done = subprocess.run(arguments, env=environment(1), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+    assert (finished_run / "config.json").read_bytes() == kept
