@@ -35,7 +35,8 @@ def key_for(seed: int, purpose: str) -> jax.Array:
 class Run:
     """A run directory and its config, with everything that its stages and its readers share."""
 
-    def __init__(self, config: ExperimentConfig, directory: Path):
+    def __init__(self, config: ExperimentConfig, directory: Path | str):
+        directory = Path(directory)
         self.config, self.directory = config, directory
         self.mesh = make_mesh(config.mesh)
         events = directory / "tensorboard" if config.tensorboard else None
