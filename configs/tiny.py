@@ -1,7 +1,13 @@
 """Every stage in a minute on a tiny model: for checking an installation. Give the model with --model.path."""
 
 from nla_jax.autoencoder.prompts import PromptTemplates
-from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, WarmStartConfig
+from nla_jax.config import (
+    CorpusConfig,
+    ExperimentConfig,
+    ModelConfig,
+    ReconstructorWarmStartConfig,
+    WarmStartConfig,
+)
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.evaluation.round_trip import EvaluationConfig
 from nla_jax.training.loop import LoopConfig
@@ -18,8 +24,8 @@ def get_config() -> ExperimentConfig:
         templates=PromptTemplates(closing="<|im_end|>"),
         max_explanation_tokens=24,
         max_reconstructor_tokens=96,
-        ar_sft=WarmStartConfig(loop, batch_size=8),
         av_sft=WarmStartConfig(loop, batch_size=8),
+        ar_sft=ReconstructorWarmStartConfig(loop, batch_size=8),
         rl=RLConfig(loop=loop),
         evaluation=EvaluationConfig(rows=16, monitor_rows=8, batch_size=8, bootstrap_samples=100),
     )

@@ -68,6 +68,15 @@ class WarmStartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReconstructorWarmStartConfig(WarmStartConfig):
+    """The AR's warm start, which follows the AV's."""
+
+    verbalized: float = 0.5
+    """Share of the rows whose text is the warm-start AV's own: from them the AR learns what to doubt. A
+    prediction's norm is forced, so trust in a wrong text costs more than none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """A whole run; `configs/` holds files whose get_config() returns one."""
 
@@ -84,8 +93,10 @@ class ExperimentConfig:
     """Longest AV answer, closing included; longer ones are cut and have failed."""
     max_reconstructor_tokens: int = 64
     """Longest AR prompt after its shared prefix."""
-    ar_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100))
     av_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=100, evaluate_every=25, checkpoint_every=50))
+    ar_sft: ReconstructorWarmStartConfig = ReconstructorWarmStartConfig(
+        LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100)
+    )
     rl: RLConfig = RLConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
@@ -96,8 +107,8 @@ class ExperimentConfig:
 STAGES = {
     "extract": ("seed", "model", "corpus", "extraction"),
     "explain": ("explainer", "templates"),
-    "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
     "av_sft": ("injection", "max_explanation_tokens", "av_sft"),
+    "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
     "rl": ("rl",),
     "evaluate": ("evaluation",),
     "report": (),

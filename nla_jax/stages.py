@@ -1,4 +1,4 @@
-"""The stages of a run, in order: extract, explain, ar_sft, av_sft, rl, evaluate, report.
+"""The stages of a run, in order: extract, explain, av_sft, ar_sft, rl, evaluate, report.
 
 Each stage reads what the ones before it left in the run directory, goes on where it was killed, and does nothing
 when it is done. The scripts in experiments/ are thin covers of `run_stages`.
@@ -124,37 +124,6 @@ def explain(run: Run) -> None:
         write_shard(path, stage_columns(stage, columns, templates), sidecar)
 
 
-def ar_sft(run: Run) -> None:
-    """Warm-start the AR on explainer texts; its last checkpoint is the frozen judge."""
-    config, codec = run.config.ar_sft, run.codec
-    optimizer = config.optimizer.build()
-    data = run.data("ar_sft")
-    held_out = run.held_out(run.config.evaluation.monitor_rows)
-    step = jit_step(
-        ar_mse_step,
-        reconstructor=codec.reconstructor,
-        optimizer=optimizer,
-        micro_batches=config.micro_batches,
-    )
-
-    def evaluate(states):
-        params = states["ar"].params
-        texts, activations = held_out.explanations, held_out.activations
-        return {"held_out_fve_nrm": run.round_trip.fve_nrm(params, texts, activations, run.moments)}
-
-    _supervised(
-        run,
-        "ar_sft",
-        config,
-        "ar",
-        lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
-        lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
-        codec.encode(data.activations, data.explanations),
-        evaluate,
-        ("loss", "held_out_fve_nrm"),
-    )
-
-
 def av_sft(run: Run) -> None:
     """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
     config, codec = run.config.av_sft, run.codec
@@ -199,6 +168,72 @@ def av_sft(run: Run) -> None:
         evaluate,
         ("loss", "gap"),
     )
+
+
+def ar_sft(run: Run) -> None:
+    """Warm-start the AR on explainer texts and on the warm-start AV's; its last checkpoint is the frozen judge."""
+    config, codec = run.config.ar_sft, run.codec
+    optimizer = config.optimizer.build()
+    data = run.data("ar_sft")
+    texts = _partly_verbalized(run, data, config.verbalized)
+    held_out = run.held_out(run.config.evaluation.monitor_rows)
+    step = jit_step(
+        ar_mse_step,
+        reconstructor=codec.reconstructor,
+        optimizer=optimizer,
+        micro_batches=config.micro_batches,
+    )
+
+    def evaluate(states):
+        params = states["ar"].params
+        texts, activations = held_out.explanations, held_out.activations
+        return {"held_out_fve_nrm": run.round_trip.fve_nrm(params, texts, activations, run.moments)}
+
+    _supervised(
+        run,
+        "ar_sft",
+        config,
+        "ar",
+        lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
+        lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
+        codec.encode(data.activations, texts),
+        evaluate,
+        ("loss", "held_out_fve_nrm"),
+    )
+
+
+def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[str]:
+    """The rows' explainer texts, a share of them replaced by what the warm-start AV writes at temperature 1.
+
+    The AV's texts are kept in data/verbalized. Where it failed, the explainer's text stays.
+    """
+    texts, path = list(data.explanations), run.directory / "data" / "verbalized" / "verbalized.parquet"
+    digest = stage_digest(run.config, "ar_sft")
+    chosen = np.random.default_rng(run.config.seed).permutation(len(data))[: round(share * len(data))]
+    if not len(chosen):
+        return texts
+    if not run.is_written(path, digest):
+        run.release_target()
+        part, key = data.take(chosen), key_for(run.config.seed, "verbalize")
+        written = run.round_trip.verbalize(
+            run.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
+        )
+        templates = part.sidecar.prompt_templates
+        columns = {
+            "activation_vector": part.activations,
+            "n_raw_tokens": part.n_raw_tokens,
+            "activation_layer": [run.config.model.layer] * len(part),
+            "doc_id": part.doc_ids,
+            "api_explanation": [
+                own or explained for own, explained in zip(written, part.explanations, strict=True)
+            ],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sidecar = dataclasses.replace(part.sidecar, dataset_id=digest, stage="ar_sft")
+        write_shard(path, stage_columns("ar_sft", columns, templates), sidecar)
+    for row, text in zip(chosen, load_dataset(path).explanations, strict=True):
+        texts[row] = text
+    return texts
 
 
 def _supervised(
@@ -336,7 +371,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = tuple(STAGES)) -> None:
 
 
 _FUNCTIONS = {
-    function.__name__: function for function in (extract, explain, ar_sft, av_sft, rl, evaluate, report)
+    function.__name__: function for function in (extract, explain, av_sft, ar_sft, rl, evaluate, report)
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from nla_jax.data.corpus import load_corpus
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("ar_sft", "av_sft", "rl")
+STAGES = ("av_sft", "ar_sft", "rl")
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def test_killed_run_goes_on_bit_for_bit(finished_run, tiny_model_dir, corpus, tm
         return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
     kill_when(arguments, lambda: len(list((run_dir / "data" / "base").glob("*.yaml"))) >= 1)
-    kill_when(arguments, lambda: rows("ar_sft") >= 4)
     kill_when(arguments, lambda: saving("av_sft"))
+    kill_when(arguments, lambda: rows("ar_sft") >= 4)
     kill_when(arguments, lambda: rows("rl") >= 3 and saving("rl"))
     finish(arguments)
     assert read_metrics(run_dir) == read_metrics(finished_run)

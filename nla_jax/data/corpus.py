@@ -25,19 +25,19 @@ DOCSTRING_DISTRIBUTIONS = (
 """The docstring corpus reads these distributions, everything they require, and the standard library.
 
 The list is fixed, so that whatever else is installed (torch, say) does not change the corpus."""
+MIN_PLAIN_WORDS = 0.85
+"""Least share of plain words in a paragraph of prose; signatures, tables and examples have fewer."""
+MIN_PARAGRAPH_WORDS = 8
+"""Shorter paragraphs are headings and labels."""
 MIN_WORDS = 60
-"""Shorter docstrings are dropped: activations are sampled from token 50 on."""
-MIN_TEXT_SHARE = 0.8
-"""Least share of letters and single spaces in a docstring; formulas, tables and code have fewer."""
-MAX_CODE_LINES = 0.25
-"""Largest share of a docstring's lines that may be doctest, fence or table lines."""
+"""Docstrings with fewer words of prose are dropped: activations are sampled from token 50 on."""
 MAX_REPEATED = 0.5
 """Largest share of a docstring's 8-word runs that may occur in the docstrings kept before it."""
 MAX_PER_PACKAGE = 1500
 """Most docstrings of one top-level package, so that no package dominates."""
 
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "_tests", "site-packages", "dist-packages", "idlelib"}
-_CODE_LINE = re.compile(r"\s*(>>>|\.\.\. |```|\||\+-|={4,}|-{4,} +-)")
+_PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][A-Za-z'-]*[.,;:!?)\"']*")
 # The start of a definition, or a whole triple-quoted string.
 _DEFINITION_OR_STRING = re.compile(
     r'\n(?P<indent>[ \t]*)(?:async +)?(?:def|class) +(?P<name>\w+)|"""(?P<body>.*?)(?<!\\)"""', re.DOTALL
@@ -171,11 +171,12 @@ def _row_documents(rows: Iterable[Mapping[str, Any]], *, origin: str, genre: str
 
 
 def _docstring_documents() -> Iterator[Document]:
-    """Prose docstrings of `DOCSTRING_DISTRIBUTIONS`, their requirements and the standard library.
+    """The prose in the docstrings of `DOCSTRING_DISTRIBUTIONS`, their requirements and the standard library.
 
-    Nothing is imported. The id is the package and qualified name, the genre the top-level package. The rules
-    are the constants at the top of this module. Near-duplicates go because a held-out document must not be a
-    training document with one name changed.
+    Parameter lists, signatures, tables and examples are left out, paragraph by paragraph: no explanation can be
+    expected to spell their words. Nothing is imported. The id is the package and qualified name, the genre the
+    top-level package. The rules are the constants at the top of this module. Near-duplicates go because a
+    held-out document must not be a training document with one name changed.
     """
     found: dict[str, Document] = {}
     with warnings.catch_warnings():
@@ -187,9 +188,10 @@ def _docstring_documents() -> Iterator[Document]:
             except (UnicodeDecodeError, OSError):
                 continue
             for name, text in _docstrings(source):
-                if _is_prose(text):
+                prose = _prose(text)
+                if len(prose.split()) >= MIN_WORDS:
                     doc_id = f"{module}.{name}" if name else module
-                    found.setdefault(doc_id, Document(doc_id, text.strip(), module.partition(".")[0]))
+                    found.setdefault(doc_id, Document(doc_id, prose, module.partition(".")[0]))
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     for document in sorted(found.values(), key=lambda d: hash_fraction(d.id, seed=0, purpose="docstrings")):
@@ -270,9 +272,12 @@ def _docstring_of_head(head: str, *, is_module: bool) -> str | None:
     return ast.get_docstring(node)  # cleaned by inspect.cleandoc
 
 
-def _is_prose(text: str) -> bool:
-    line = " ".join(text.split())
-    letters_and_spaces = sum(map(str.isalpha, line)) + line.count(" ")
-    lines = text.splitlines()
-    code_lines = sum(_CODE_LINE.match(row) is not None for row in lines)
-    return letters_and_spaces >= MIN_TEXT_SHARE * len(line) and code_lines <= MAX_CODE_LINES * len(lines)
+def _prose(text: str) -> str:
+    """The paragraphs of a docstring that are prose, each on one line, with blank lines between them."""
+    paragraphs = [paragraph.split() for paragraph in re.split(r"\n\s*\n", text)]
+    return "\n\n".join(
+        " ".join(words)
+        for words in paragraphs
+        if len(words) >= MIN_PARAGRAPH_WORDS
+        and sum(_PLAIN_WORD.fullmatch(word) is not None for word in words) >= MIN_PLAIN_WORDS * len(words)
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.batches import evaluation_batches
@@ -65,16 +66,26 @@ class RoundTrip:
         self._reconstruct = jax.jit(codec.reconstructor.__call__)
 
     def verbalize(
-        self, av_params: Any, activations_ND: np.ndarray, key: jax.Array, temperature: float
+        self,
+        av_params: Any,
+        activations_ND: np.ndarray,
+        key: jax.Array,
+        temperature: float,
+        desc: str | None = None,
     ) -> list[str | None]:
-        """One explanation for each activation, None where extraction failed."""
+        """One explanation for each activation, None where extraction failed; `desc` shows a progress bar."""
         texts: list[str | None] = []
-        for index, (batch, real) in enumerate(
-            evaluation_batches({"activations_BD": activations_ND}, self.batch_size)
-        ):
-            placed = shard_batch(batch["activations_BD"], self.mesh)
-            samples = self._sample(av_params, placed, jax.random.fold_in(key, index), np.float32(temperature))
-            texts += self.codec.decode(samples)[:real]
+        batches = evaluation_batches({"activations_BD": activations_ND}, self.batch_size)
+        with tqdm(
+            total=len(activations_ND), desc=desc, unit="text", dynamic_ncols=True, disable=desc is None
+        ) as bar:
+            for index, (batch, real) in enumerate(batches):
+                placed = shard_batch(batch["activations_BD"], self.mesh)
+                samples = self._sample(
+                    av_params, placed, jax.random.fold_in(key, index), np.float32(temperature)
+                )
+                texts += self.codec.decode(samples)[:real]
+                bar.update(real)
         return texts
 
     def reconstruct(self, ar_params: Any, texts: Sequence[str | None]) -> np.ndarray:

@@ -181,12 +181,20 @@ def test_docstrings_are_those_of_a_full_parse():
     assert {name.rpartition(".")[2]: text for name, text in found.items()} == expected
 
 
-def test_prose_is_told_from_code():
-    assert corpus._is_prose(PROSE)
-    assert not corpus._is_prose("x[0] += {'a': 1, 'b': (2, 3)}; y = f(x, *args)\n" * 10)
-    assert not corpus._is_prose("First a line of prose.\n" + ">>> import numpy as np\n" * 2)
-    # Exactly a quarter of the lines is code: allowed.
-    assert corpus._is_prose("a line of prose\n" * 3 + ">>> import numpy as np")
+def test_prose_paragraphs_are_told_from_code():
+    first = 'A plain paragraph\nof two lines, (with) "signs".'
+    second = "Another one that doesn't hold any code at all."
+    code = "x[0] += {'a': 1, 'b': (2, 3)}; y = f(x, *args) and then some more"
+    parameters = "dtype : data-type, optional\n    By default, it is ``float``."
+    text = f"{first}\n\n{code}\n  \n{parameters}\n\nHeading\n\n{second}\n"
+    assert corpus._prose(text) == f"{' '.join(first.split())}\n\n{second}"
+
+
+def test_share_of_plain_words_decides():
+    words = ["word"] * 17 + ["a=1"] * 3
+    assert corpus._prose(" ".join(words)) == " ".join(words)  # exactly the least share: kept
+    assert corpus._prose(" ".join([*words, "b=2"])) == ""
+    assert corpus._prose(" ".join(["word"] * (corpus.MIN_PARAGRAPH_WORDS - 1))) == ""
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +203,7 @@ def docstrings():
 
 
 def test_docstring_corpus_holds_the_promised_rules(docstrings):
-    assert len(docstrings) >= 8000
+    assert len(docstrings) >= 4500
     assert max(Counter(d.genre for d in docstrings).values()) <= corpus.MAX_PER_PACKAGE
     assert len({d.text for d in docstrings}) == len(docstrings)
     for document in docstrings:
@@ -211,7 +219,8 @@ def test_docstring_corpus_names_what_it_quotes(docstrings):
     assert len(quoted) > 5
     for document in quoted:
         named = operator.attrgetter(document.id.partition(".")[2])(modules[document.genre])
-        assert document.text == inspect.cleandoc(named.__doc__).strip()
+        paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(named.__doc__).split("\n\n")]
+        assert set(document.text.split("\n\n")) <= set(paragraphs)
     assert "torch" not in {d.genre for d in docstrings}
 
 

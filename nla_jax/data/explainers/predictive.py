@@ -23,17 +23,22 @@ _WORD = re.compile(r"[A-Za-z][a-z]{3,}")
 class PredictiveConfig:
     """What a predictive text tells."""
 
-    ending_characters: int = 20
-    """How much of the context's end is quoted, cut at a word."""
+    ending_words: int = 3
+    """How many of the context's last words are quoted."""
+    ending_characters: int = 24
+    """Longest quote; a longer one loses words in front, and a single longer word its beginning."""
     next_words: int = 4
     """Expected next words that are listed."""
     topic_words: int = 2
-    """Words that set the context apart from the corpus."""
+    """Words that set the context apart from the corpus; 0 leaves the topic out."""
+    source: bool = True
+    """Whether the text's genre is named; only beside a topic."""
 
 
 _ENDING = ('Ends "{}".', 'It ends with "{}".', 'Last words "{}".')
 _NEXT = ("Next {}.", "Likely next: {}.", "Then {}.")
-_ABOUT = ("About {topic}, from {genre}.", "From {genre}, on {topic}.", "Topic {topic}; source {genre}.")
+_ABOUT = ("About {}.", "On {}.", "Topic {}.")
+_ABOUT_FROM = ("About {}, from {}.", "On {}, from {}.", "Topic {}; source {}.")
 
 
 class PredictiveExplainer:
@@ -81,19 +86,22 @@ class PredictiveExplainer:
         def choose(options: Sequence[str], purpose: str) -> str:
             return options[int(hash_fraction(key, seed=self.seed, purpose=purpose) * len(options))]
 
-        sentences = [choose(_ENDING, "ending").format(_ending(context, self.config.ending_characters))]
-        if expected:
-            sentences.append(choose(_NEXT, "next").format(", ".join(expected[: self.config.next_words])))
-        topic = ", ".join(self.topic(context)) or "nothing special"
-        sentences.append(choose(_ABOUT, "about").format(topic=topic, genre=genre))
+        config = self.config
+        ending = _ending(context, config.ending_words, config.ending_characters)
+        sentences = [choose(_ENDING, "ending").format(ending)]
+        if expected and config.next_words:
+            sentences.append(choose(_NEXT, "next").format(", ".join(expected[: config.next_words])))
+        if topic := ", ".join(self.topic(context)):
+            about = choose(_ABOUT_FROM if config.source else _ABOUT, "about")
+            sentences.append(about.format(topic, genre) if config.source else about.format(topic))
         if hash_fraction(key, seed=self.seed, purpose="order") < _ABOUT_FIRST:
             sentences = [sentences[-1], *sentences[:-1]]
         return " ".join(sentences)
 
 
-def _ending(context: str, characters: int) -> str:
+def _ending(context: str, words: int, characters: int) -> str:
     """The last whole words that fit, or the end of the last word; line breaks become spaces."""
-    end = " ".join(context.split())
+    end = " ".join(context.split()[-words:])
     tail = end[-characters:]
     return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
 

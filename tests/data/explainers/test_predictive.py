@@ -29,7 +29,7 @@ def rows(contexts=CONTEXTS) -> ActivationDataset:
 
 @pytest.fixture
 def explainer() -> PredictiveExplainer:
-    config = PredictiveConfig(ending_characters=14, next_words=2, topic_words=1)
+    config = PredictiveConfig(ending_words=2, ending_characters=14, next_words=2, topic_words=1)
     return PredictiveExplainer(config, seed=0, background=CONTEXTS)
 
 
@@ -40,6 +40,27 @@ def test_texts_carry_ending_expectation_topic_and_source(explainer):
         assert "and, then" in text and "soon" not in text
         assert ("diesel" in text or "engine" in text) == engine
         assert "manuals" in text
+
+
+@pytest.mark.parametrize("words", [1, 3])
+def test_as_many_last_words_as_asked_for(words):
+    config = PredictiveConfig(ending_words=words, ending_characters=40)
+    texts = PredictiveExplainer(config, seed=0, background=CONTEXTS).explain(rows())
+    for text, context in zip(texts, CONTEXTS, strict=True):
+        assert f'"{" ".join(context.split()[-words:])}"' in text
+
+
+def test_parts_are_left_out_on_request():
+    data = rows()
+
+    def texts(**change):
+        config = PredictiveConfig(ending_words=1, **change)
+        return " ".join(PredictiveExplainer(config, seed=0, background=CONTEXTS).explain(data))
+
+    assert "manuals" in texts() and "diesel" in texts() and "then" in texts()
+    assert "manuals" not in texts(source=False) and "diesel" in texts(source=False)
+    assert "manuals" not in texts(topic_words=0) and "diesel" not in texts(topic_words=0)
+    assert "then" not in texts(next_words=0)
 
 
 def test_wording_and_order_vary_but_not_with_row_order(explainer):
