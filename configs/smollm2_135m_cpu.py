@@ -19,7 +19,7 @@ def get_config() -> ExperimentConfig:
         ),
         extraction=ExtractionConfig(max_tokens=96, positions_per_document=6),
         # The end-of-turn token closes an explanation: one sampled token instead of six.
-        templates=PromptTemplates(closing="<|im_end|>"),
+        templates=PromptTemplates(closing="<|im_end|>", marker="<empty_output>"),
         injection=InjectionConfig(layer=8),
         max_explanation_tokens=36,
         max_reconstructor_tokens=40,

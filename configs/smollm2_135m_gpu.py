@@ -29,7 +29,7 @@ def get_config() -> ExperimentConfig:
         corpus=CorpusConfig(source="docstrings", av_sft=0.3, ar_sft=0.4, rl=0.25, held_out=0.05),
         extraction=ExtractionConfig(max_tokens=256, positions_per_document=12, batch_size=64),
         explainer=PredictiveConfig(ending_characters=40, next_words=8, topic_words=4),
-        templates=PromptTemplates(closing="<|im_end|>"),
+        templates=PromptTemplates(closing="<|im_end|>", marker="<empty_output>"),
         injection=InjectionConfig(layer=8),
         max_explanation_tokens=80,
         max_reconstructor_tokens=96,

@@ -112,7 +112,7 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
     """
     fields: dict[str, Any] = {}
     for name, own in STAGES.items():
-        fields |= {field: _plain(getattr(config, field)) for field in own}
+        fields |= {field: _defining(getattr(config, field)) for field in own}
         if name == stage:
             break
     if "rl" in fields:
@@ -156,6 +156,18 @@ def read_config(path: Path) -> ExperimentConfig:
             f"{path} does not exist: {path.parent} is not a run directory; start one with experiments/train_nla.py"
         )
     return _build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _defining(value: Any) -> Any:
+    """Plain values for a digest; fields that came after the first runs count only where they are set, so that
+    the digests of older runs stay."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        field.name: _defining(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if field.metadata.get("digest_at_default", True) or getattr(value, field.name) != field.default
+    }
 
 
 def _plain(value: Any) -> Any:
