@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,27 @@ def test_digest_follows_what_defines_a_stage():
     assert stage_digest(config, "ar_sft") != stage_digest(other_ar, "ar_sft")
     assert stage_digest(config, "rl") != stage_digest(other_ar, "rl")
     assert stage_digest(config, "extract") != stage_digest(dataclasses.replace(config, seed=1), "extract")
+
+
+def test_digests_of_runs_older_than_an_option_stay():
+    """`templates.chat` came later: a run that does not set it has the digest it had without the option."""
+    config = ExperimentConfig("x")
+    older = {
+        name: dataclasses.asdict(getattr(config, name)) if name != "seed" else 0
+        for name in ("seed", "model", "corpus", "extraction", "explainer", "templates")
+    }
+    del older["templates"]["chat"]
+    digest = hashlib.blake2b(json.dumps(older, sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert stage_digest(config, "explain") == digest
+    plain = dataclasses.replace(config.templates, chat=False)
+    assert stage_digest(dataclasses.replace(config, templates=plain), "explain") != digest
+
+
+def test_prompt_options_from_the_command_line():
+    config, _ = parse("", [str(CONFIGS[0]), "--templates.no-chat", "--templates.marker", "㊗"])
+    assert (config.templates.chat, config.templates.marker) == (False, "㊗")
+    config, _ = parse("", [str(CONFIGS[0]), "--templates.marker", "None"])
+    assert (config.templates.chat, config.templates.marker) == (True, None)
 
 
 def test_command_line_overrides_by_name(tmp_path):
