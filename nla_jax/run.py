@@ -96,7 +96,7 @@ class Run:
         """The token ids that bind data to this tokenizer and these templates."""
         av, ar = self.prompts
         return Tokens(
-            injection_char=self.config.templates.marker,
+            injection_char=av.marker_text,
             injection_token_id=av.marker,
             injection_left_neighbor_id=av.prefix[-1],
             injection_right_neighbor_id=av.tail[0],

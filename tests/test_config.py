@@ -30,6 +30,13 @@ def test_digest_follows_what_defines_a_stage():
     assert stage_digest(config, "extract") != stage_digest(dataclasses.replace(config, seed=1), "extract")
 
 
+def test_prompt_options_from_the_command_line():
+    config, _ = parse("", [str(CONFIGS[0]), "--templates.no-chat", "--templates.marker", "㊗"])
+    assert (config.templates.chat, config.templates.marker) == (False, "㊗")
+    config, _ = parse("", [str(CONFIGS[0]), "--templates.marker", "None"])
+    assert (config.templates.chat, config.templates.marker) == (True, None)
+
+
 def test_command_line_overrides_by_name(tmp_path):
     arguments = [
         str(CONFIGS[0]),

@@ -6,13 +6,24 @@ the tokenizer. Nothing is searched at run time: an explanation that happens to w
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jinja2
 import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
+from nla_jax.autoencoder.markers import find_marker
+
 EXPLANATION_SLOT = "{explanation}"
 INJECTION_SLOT = "{injection_char}"
+_PLACEHOLDER = "\ue000"
+"""Stands for a text that a chat template is to enclose; a character for private use, in no template."""
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}"
+    "{{ {'%Y-%m-%d': '2024-07-26', '%d %B %Y': '26 July 2024'}.get(format, '26 Jul 2024') }}{% endmacro %}"
+)
+"""What chat templates that write the date are told, in three usual forms: a prompt must be the same tomorrow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +42,13 @@ class PromptTemplates:
     """What completes an explanation; an answer without it has failed. One special token is cheapest."""
     reconstructor: str = "A text: {explanation}\nText:"
     """Plain-text AR prompt, read at its last token; `{explanation}` is where the explanation goes."""
-    marker: str = "<empty_output>"
-    """The token whose vector is replaced by the activation; it must be one token in context."""
+    marker: str | None = None
+    """The token whose vector is replaced by the activation. Any token can be, if it is one token in context; None
+    takes one that the tokenizer has to spare (see `markers.find_marker`), and sidecars record which."""
+    chat: bool = True
+    """Whether the verbalizer template is a user message in the tokenizer's chat template. False is for base
+    models, which have none: then the template, a line break and the forced start are the whole AV prompt, after
+    a BOS where the tokenizer adds one."""
 
     def __post_init__(self):
         for name, slot in (("verbalizer", INJECTION_SLOT), ("reconstructor", EXPLANATION_SLOT)):
@@ -54,6 +70,8 @@ class VerbalizerPrompt:
     closing: tuple[int, ...]
     end_token: int
     """The model's own end-of-turn token."""
+    marker_text: str
+    """What the marker token spells."""
 
     @property
     def length(self) -> int:
@@ -76,38 +94,108 @@ def build_verbalizer_prompt(
 ) -> VerbalizerPrompt:
     """Render the AV prompt once (one user turn, generation prompt, forced start) and split it at the marker.
 
+    Where a chat template writes a BOS it is the only one; one that writes none gets none, as `transformers` does.
+
     Raises:
-      ValueError: the marker is not exactly one token in the rendered prompt, or the tokenizer has no chat template.
+      ValueError: the marker is not exactly one token in the rendered prompt, or nothing stands before it; no
+        chat template although `templates.chat`, or one that refuses or changes the message; no end token.
     """
-    if tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template; use an instruction-tuned model's tokenizer")
-    message = templates.verbalizer.replace(INJECTION_SLOT, templates.marker)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
-        add_generation_prompt=True,
-        tokenize=False,
-        enable_thinking=False,
-    )
-    # The chat template has written any BOS already; encoding adds no second one.
-    encoded = tokenizer(text + templates.forced_start, add_special_tokens=False, return_offsets_mapping=True)
-    ids, start = encoded["input_ids"], text.index(templates.marker)
-    span = (start, start + len(templates.marker))
-    slots = [i for i, offset in enumerate(encoded["offset_mapping"]) if tuple(offset) == span]
-    if len(slots) != 1:
-        pieces = [
-            tokenizer.decode([i])
-            for i, (a, b) in zip(ids, encoded["offset_mapping"], strict=True)
-            if a < span[1] and b > span[0]
-        ]
+    message = templates.verbalizer.replace(INJECTION_SLOT, _PLACEHOLDER)
+    text = _render(tokenizer, message) if templates.chat else f"{message}\n"
+    if text.count(_PLACEHOLDER) != 1:
         raise ValueError(
-            f"the marker {templates.marker!r} is not one token in context: it becomes {pieces}; "
-            "choose a single token, for instance an unused special token of this tokenizer"
+            f"the chat template repeats or drops the user message: it renders {message!r} as {text!r}; "
+            "set templates.chat to False to do without it"
         )
-    slot = slots[0]
-    closing = tokenizer.encode(templates.closing, add_special_tokens=False)
+    before, after = (text + templates.forced_start).split(_PLACEHOLDER)
+    start = [] if templates.chat else _bos(tokenizer)
+
+    def split(marker: str) -> tuple[list[int], int | None, list[str]]:
+        """All ids, where the marker is among them if it is one token, and the tokens that hold a part of it."""
+        encoded = tokenizer(before + marker + after, add_special_tokens=False, return_offsets_mapping=True)
+        span = (len(before), len(before) + len(marker))
+        held = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < span[1] and b > span[0]]
+        ids, pieces = encoded["input_ids"], [tokenizer.decode([encoded["input_ids"][i]]) for i in held]
+        # Some tokenizers leave the space in a token out of its offsets, so the token's own text counts as well.
+        alone = pieces == [marker] and tuple(encoded["offset_mapping"][held[0]]) == span
+        return start + ids, len(start) + held[0] if alone else None, pieces
+
+    def fits(marker: str) -> bool:
+        ids, slot, _ = split(marker)
+        return slot is not None and ids.count(ids[slot]) == 1
+
+    marker = find_marker(tokenizer, fits) if templates.marker is None else templates.marker
+    ids, slot, pieces = split(marker)
+    if slot is None:
+        raise ValueError(
+            f"the marker {marker!r} is not one token in context: it becomes {pieces}; choose a single token, for "
+            "instance an unused special token of this tokenizer, or leave templates.marker unset to have one found"
+        )
+    if slot == 0:
+        raise ValueError(
+            f"the AV prompt starts with the marker {marker!r}; write some words before {INJECTION_SLOT} in the "
+            "verbalizer template"
+        )
     return VerbalizerPrompt(
-        tuple(ids[:slot]), ids[slot], tuple(ids[slot + 1 :]), tuple(closing), tokenizer.eos_token_id
+        prefix=tuple(ids[:slot]),
+        marker=ids[slot],
+        tail=tuple(ids[slot + 1 :]),
+        closing=tuple(tokenizer.encode(templates.closing, add_special_tokens=False)),
+        end_token=_end_token(tokenizer, templates),
+        marker_text=marker,
     )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None = None) -> str:
+    """A user message, with the generation prompt or an answer after it, as the chat template writes them."""
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the tokenizer has no chat template; use an instruction-tuned model's tokenizer, or for a base model "
+            "set templates.chat to False, which makes the verbalizer template the whole prompt"
+        )
+    chat = [{"role": "user", "content": message}]
+    # A token that the tokenizer lacks is nothing, and never the word None or an error.
+    names: dict[str, Any] = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token")}
+    try:
+        template = tokenizer.get_chat_template()
+        return tokenizer.apply_chat_template(
+            chat if answer is None else [*chat, {"role": "assistant", "content": answer}],
+            chat_template=_FIXED_DATE + template if "strftime_now" in template else template,
+            add_generation_prompt=answer is None,
+            tokenize=False,
+            enable_thinking=False,
+            **names,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the chat template of the tokenizer cannot render one user message ({error}); give the tokenizer a "
+            "chat template that can, or set templates.chat to False to do without it"
+        ) from error
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase, templates: PromptTemplates) -> int:
+    """What the chat template writes after an answer if that is a special token, else the tokenizer's EOS.
+
+    For some models (Gemma, Phi-3) the two differ: EOS ends a document, not a turn.
+    """
+    try:
+        text = _render(tokenizer, "?", answer=_PLACEHOLDER) if templates.chat else ""
+    except ValueError:  # a template need not render answers
+        text = ""
+    *_, after = text.partition(_PLACEHOLDER)
+    first = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if special.issuperset(first) and first:
+        return first[0]
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer names no token that ends a text; set its eos_token")
+    return tokenizer.eos_token_id
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS that the tokenizer puts before plain text, if it does."""
+    first = tokenizer.encode("")[:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def build_reconstructor_prompt(

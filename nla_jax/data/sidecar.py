@@ -169,9 +169,11 @@ class Sidecar:
             for name, (ours, theirs) in live.items()
             if ours != theirs
         ]:
+            marker = self.tokens.injection_char if self.tokens is not None else tokens.injection_char
+            other_marker = f"; set templates.marker to {marker!r}" if marker != tokens.injection_char else ""
             raise ValueError(
                 f"data set {self.dataset_id!r} does not fit this run: {'; '.join(wrong)}; "
-                "use the model and tokenizer it was extracted with, or extract again"
+                f"use the model and tokenizer it was extracted with, or extract again{other_marker}"
             )
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-CONTROL, USER_DEFINED = 3, 4
-"""Values of `tokenizer.ggml.token_type` for tokens that never come out of merging bytes."""
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+"""Values of `tokenizer.ggml.token_type`; control and user-defined tokens never come out of merging."""
+SPACE = "\u2581"
+"""How SentencePiece spells a space."""
 
 
 def _byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
@@ -39,35 +41,80 @@ class _Recipe(NamedTuple):
     normalizer: Callable[[], normalizers.Normalizer] | None = None
     ignore_merges: bool = False
     """Whether a piece that is itself a token is taken whole, whatever the merges say."""
+    add_bos: bool = False
+    """Whether a file that does not say wants a BOS."""
 
 
 RECIPES = {
     "default": _Recipe(lambda: _byte_level(use_regex=True)),
     "gpt-2": _Recipe(lambda: _byte_level(use_regex=True)),
     "smollm": _Recipe(_digits_first),
-    "llama-bpe": _Recipe(_split_numbers(r"\p{N}{1,3}"), ignore_merges=True),
+    "llama-bpe": _Recipe(_split_numbers(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True),
     "qwen2": _Recipe(_split_numbers(r"\p{N}"), normalizer=normalizers.NFC),
 }
 
 
 def tokenizer_from_gguf(header: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """Rebuild a byte-level BPE tokenizer from a GGUF header.
+    """Rebuild a tokenizer from a GGUF header: byte-level BPE, or SentencePiece's BPE over characters.
 
     Tokens keep their ids; control tokens are special tokens; the chat template and the context length are the
-    header's. A BOS is added only where `tokenizer.ggml.add_bos_token` says so.
+    header's. A BOS is added where `tokenizer.ggml.add_bos_token` says so; where that is missing, to SentencePiece
+    and Llama 3 vocabularies and to no other, as llama.cpp does (https://github.com/ggml-org/llama.cpp,
+    src/llama-vocab.cpp). A header that names no BOS token never gets one.
 
     Args:
       header: key to value, as in `GGUFFile.header`.
 
     Raises:
-      ValueError: not a byte-level BPE tokenizer, or a pre-tokenizer this port does not know.
+      ValueError: another kind of tokenizer, a pre-tokenizer this port does not know, or a missing field.
     """
+    kinds = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}
     model = header.get("tokenizer.ggml.model", "missing")
-    if model != "gpt2":
+    if model not in kinds:
         raise ValueError(
-            f"tokenizer.ggml.model={model!r} is not supported, only 'gpt2' (byte-level BPE); "
-            "use the Hugging Face directory of this model"
+            f"tokenizer.ggml.model={model!r} is not supported, only 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece); use the Hugging Face directory of this model"
         )
+    try:
+        tokens = header["tokenizer.ggml.tokens"]
+        types = header.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+        built = kinds[model](tokens, types, header)
+    except KeyError as error:
+        raise ValueError(
+            f"the GGUF header lacks the field {error}, which its tokenizer needs; "
+            "use the Hugging Face directory of this model"
+        ) from error
+
+    def named(role: str) -> str | None:
+        index = header.get(f"tokenizer.ggml.{role}_token_id", built.roles.get(role))
+        return None if index is None else tokens[index]
+
+    architecture = header.get("general.architecture")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built.tokenizer,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
+        extra_special_tokens=[token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL],
+        add_bos_token=bool(header.get("tokenizer.ggml.add_bos_token", built.add_bos))
+        and named("bos") is not None,
+        chat_template=header.get("tokenizer.chat_template"),
+        model_max_length=header.get(f"{architecture}.context_length"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class _Built(NamedTuple):
+    """A tokenizer and what its kind implies where the header is silent."""
+
+    tokenizer: Tokenizer
+    add_bos: bool
+    roles: Mapping[str, int] = {}
+    """Token ids of bos, eos and unknown."""
+
+
+def _byte_level_bpe(tokens: list[str], types: list[int], header: Mapping[str, Any]) -> _Built:
     pre = header.get("tokenizer.ggml.pre", "default")
     if pre not in RECIPES:
         raise ValueError(
@@ -75,8 +122,6 @@ def tokenizer_from_gguf(header: Mapping[str, Any]) -> PreTrainedTokenizerFast:
             "use the Hugging Face directory of this model"
         )
     recipe = RECIPES[pre]
-    tokens = header["tokenizer.ggml.tokens"]
-    types = header.get("tokenizer.ggml.token_type", [1] * len(tokens))
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
@@ -88,30 +133,56 @@ def tokenizer_from_gguf(header: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         tokenizer.normalizer = recipe.normalizer()
     tokenizer.pre_tokenizer = recipe.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, tokens, types)
+    return _Built(tokenizer, recipe.add_bos)
+
+
+def _sentencepiece(tokens: list[str], types: list[int], header: Mapping[str, Any]) -> _Built:
+    """SentencePiece's BPE (https://github.com/google/sentencepiece): the pair whose union scores highest merges
+    first, a character that is no token becomes bytes, and user-defined tokens are matched before any merging."""
+    add_prefix = header.get("tokenizer.ggml.add_space_prefix", True)
+    # User-defined runs of spaces (Gemma) are spelled out in the header.
+    tokens = [token.replace(" ", SPACE) for token in tokens]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=_merges_by_score(tokens, types, header["tokenizer.ggml.scores"]),
+            unk_token=tokens[header.get("tokenizer.ggml.unknown_token_id", 0)],
+            fuse_unk=True,
+            byte_fallback=BYTE in types,
+        )
+    )
+    spell, prefix = normalizers.Replace(" ", SPACE), normalizers.Prepend(SPACE)
+    unspell = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.normalizer = normalizers.Sequence([prefix, spell] if add_prefix else [spell])
+    tokenizer.decoder = decoders.Sequence([*unspell, *[decoders.Strip(" ", 1, 0)] * add_prefix])
+    _add_tokens(tokenizer, tokens, types, spelled=not add_prefix)
+    return _Built(tokenizer, True, {"bos": 1, "eos": 2, "unknown": 0})
+
+
+def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """Every way to make a normal token of two others, the best token first.
+
+    SentencePiece has no list of merges: it takes the leftmost of the best pairs. Where one token has several
+    splits the list must order them; longer left halves come first, as in transformers' converter.
+    """
+    pieces = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
+    return [
+        (token[:cut], token[cut:])
+        for token in sorted(pieces, key=lambda token: -scores[pieces[token]])
+        for cut in range(len(token) - 1, 0, -1)
+        if token[:cut] in pieces and token[cut:] in pieces
+    ]
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], spelled: bool = False) -> None:
+    """Add control and user-defined tokens; `spelled` looks for the latter after spaces became `SPACE`."""
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind == CONTROL, normalized=False)
+            AddedToken(token, special=kind == CONTROL, normalized=spelled and kind == USER_DEFINED)
             for token, kind in zip(tokens, types, strict=True)
             if kind in (CONTROL, USER_DEFINED)
         ]
-    )
-
-    def named(role: str) -> str | None:
-        index = header.get(f"tokenizer.ggml.{role}_token_id")
-        return None if index is None else tokens[index]
-
-    architecture = header.get("general.architecture")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=named("bos"),
-        eos_token=named("eos"),
-        unk_token=named("unknown"),
-        pad_token=named("padding"),
-        extra_special_tokens=[token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL],
-        add_bos_token=bool(header.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=header.get("tokenizer.chat_template"),
-        model_max_length=header.get(f"{architecture}.context_length"),
-        clean_up_tokenization_spaces=False,
     )
 
 

@@ -144,6 +144,11 @@ def test_check_accepts_its_own_contract():
             {"tokens": dataclasses.replace(TOKENS, critic_suffix_ids=(7, 9))},
             r"tokens.critic_suffix_ids: data \(7, 8\), run \(7, 9\)",
         ),
+        (
+            {"tokens": dataclasses.replace(TOKENS, injection_char="<unused0>", injection_token_id=6)},
+            "tokens.injection_char: data '㊗', run '<unused0>'; tokens.injection_token_id: data 16, run 6; use the "
+            "model and tokenizer it was extracted with, or extract again; set templates.marker to '㊗'",
+        ),
         ({"layer_index": 4, "d_model": 8}, "layer_index: data 5, run 4; extraction.d_model: data 3, run 8"),
     ],
 )

@@ -108,6 +108,45 @@ def test_smollm2_header_and_quantized_block():
     np.testing.assert_allclose(file.read("blk.0.attn_k.weight")[0, :32], expected, rtol=1e-6)
 
 
+def test_same_contents_as_the_gguf_package_reads(tiny_gguf):
+    file, reader = open_gguf(tiny_gguf), gguf.GGUFReader(tiny_gguf)
+    fields = {k: field.contents() for k, field in reader.fields.items() if not k.startswith("GGUF.")}
+    assert file.header == fields
+    assert file.shapes == {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in reader.tensors}
+    for tensor in reader.tensors:
+        np.testing.assert_array_equal(file.read(tensor.name), tensor.data)
+
+
+def test_every_type_of_value(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    values = {
+        "uint8": 200, "int8": -3, "uint16": 60000, "int16": -300, "uint32": 2**32 - 1, "int32": -(2**31),
+        "uint64": 2**64 - 1, "int64": -(2**63), "float32": 0.5, "float64": 0.1, "bool": True, "string": "é▁",
+    }  # fmt: skip
+    for kind, value in values.items():
+        getattr(writer, f"add_{kind}")(kind, value)
+    arrays = {
+        "ints": [1, -2, 300],
+        "floats": [0.5, -1.0],
+        "bools": [True, False],
+        "strings": ["", "a", "日本"],
+    }
+    for key, value in arrays.items():
+        writer.add_array(key, value)
+    writer.add_custom_alignment(64)
+    writer.add_tensor("first", np.arange(3, dtype=np.float32))
+    writer.add_tensor("second", np.ones((2, 5), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = open_gguf(tmp_path / "x.gguf")
+    own = {"general.architecture": "llama", "general.alignment": 64}
+    assert file.header == values | arrays | own
+    np.testing.assert_array_equal(file.read("first"), [0, 1, 2])
+    np.testing.assert_array_equal(file.read("second"), np.ones((2, 5)))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no GGUF file at .*absent.gguf"):
         open_gguf(tmp_path / "absent.gguf")
@@ -120,6 +159,45 @@ def test_truncated_file(tiny_gguf, tmp_path, keep):
     cut.write_bytes(tiny_gguf.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"cut.gguf \(\d+ bytes\) is not a readable GGUF file.*truncated"):
         open_gguf(cut)
+
+
+def test_no_cut_goes_unnoticed(tiny_gguf, tmp_path):
+    whole, cut = tiny_gguf.read_bytes(), tmp_path / "cut.gguf"
+    header = whole.index(b"output_norm.weight")
+    for keep in {
+        *range(4, header, header // 20),
+        *range(header, len(whole), len(whole) // 10),
+        len(whole) - 1,
+    }:
+        cut.write_bytes(whole[:keep])
+        with pytest.raises(
+            ValueError, match=r"cut.gguf \(\d+ bytes\) is not a readable GGUF file.*truncated"
+        ):
+            open_gguf(cut)
+
+
+def test_missing_tensor_data_is_named(tiny_gguf, tmp_path):
+    whole = tiny_gguf.read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1])
+    last = list(open_gguf(tiny_gguf).tensors)[-1]
+    with pytest.raises(ValueError, match=rf"tensor {last} ends at byte {len(whole)}; it may be truncated"):
+        open_gguf(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "message"),
+    [
+        (4, 1, r"version 1 is not one of \(2, 3\)"),
+        (4, 3 << 24, r"version 50331648 is not one of .* little-endian"),
+        (24, 2**60, "the string at byte 32 ends at byte"),
+    ],
+)
+def test_damaged_header(tiny_gguf, tmp_path, at, number, message):
+    damaged = bytearray(tiny_gguf.read_bytes())
+    damaged[at : at + (8 if number > 2**32 else 4)] = number.to_bytes(8 if number > 2**32 else 4, "little")
+    (tmp_path / "x.gguf").write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"x.gguf .* is not a readable GGUF file: {message}"):
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_other_file(tiny_model_dir):

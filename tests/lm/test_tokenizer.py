@@ -132,17 +132,14 @@ def small_header(pre=None, **changes):
 )
 def test_pre_tokenizers_by_hand(pre, expected):
     tokenizer = tokenizer_from_gguf(small_header(pre))
-    found = {text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) for text in expected}
+    found = {text: tokenizer.tokenize(text) for text in expected}
     assert found == expected
 
 
 def test_only_qwen2_composes_accents():
-    assert [
-        tokenizer_from_gguf(small_header(pre)).decode(
-            tokenizer_from_gguf(small_header(pre)).encode("e\u0301")
-        )
-        for pre in ("qwen2", "llama-bpe")
-    ] == ["\u00e9", "e\u0301"]
+    for pre, expected in {"qwen2": "\u00e9", "llama-bpe": "e\u0301"}.items():
+        tokenizer = tokenizer_from_gguf(small_header(pre))
+        assert tokenizer.decode(tokenizer.encode("e\u0301", add_special_tokens=False)) == expected
 
 
 def test_control_tokens_are_special_and_user_defined_ones_are_not():
@@ -152,24 +149,139 @@ def test_control_tokens_are_special_and_user_defined_ones_are_not():
     assert tokenizer.decode([0, 2], skip_special_tokens=True) == "<tool>"
 
 
-@pytest.mark.parametrize(("add_bos", "expected"), [(None, []), (False, []), (True, [0])])
-def test_bos_only_where_the_header_asks(add_bos, expected):
-    changes = {} if add_bos is None else {"tokenizer.ggml.add_bos_token": add_bos}
-    tokenizer = tokenizer_from_gguf(small_header("qwen2", **changes))
+def small_sentencepiece_header(**changes):
+    """Byte tokens, letters and a few pieces; scores fall with the id, but for `cd`, which beats `bc`."""
+    special = ["<unk>", "<s>", "</s>", "<turn>"]
+    own = ["\n", "\n\n", "  ", "   ", "<b>"]
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["ab", "bc", "▁a", "cd", "abcd", "ef", "efe", *"abcdef▁.1", "aa", "aaa"]
+    tokens = [*special, *own, *byte_tokens, *pieces]
+    scores = [0.0] * (len(tokens) - len(pieces)) + [-float(i) for i in range(len(pieces))]
+    scores[tokens.index("cd")] = -0.5
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, 3, 3, 3, *[4] * len(own), *[6] * 256, *[1] * len(pieces)],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("abcd", ["abcd"]),
+        ("bcd", ["b", "cd"]),
+        ("bc", ["bc"]),
+        (" a", ["▁a"]),
+        ("a b", ["a", "▁", "b"]),
+        ("▁a", ["▁a"]),
+        # Runs of spaces are tokens of the user: matched first, the longest from the left, then merged no further.
+        ("  a", ["▁▁", "a"]),
+        ("    a", ["▁▁▁", "▁a"]),
+        ("▁▁a", ["▁▁", "a"]),
+        ("\n\n\na", ["\n\n", "\n", "a"]),
+        ("\t", ["<0x09>"]),
+        ("é日", ["<0xC3>", "<0xA9>", "<0xE6>", "<0x97>", "<0xA5>"]),
+        ("a<turn>b<b> a</s>", ["a", "<turn>", "b", "<b>", "▁a", "</s>"]),
+        ("11.1", ["1", "1", ".", "1"]),
+        ("efef", ["ef", "ef"]),
+        ("efefe", ["ef", "efe"]),
+        ("aaaa", ["aa", "aa"]),
+        ("", []),
+    ],
+)
+def test_sentencepiece_by_hand(text, expected):
+    tokenizer = tokenizer_from_gguf(small_sentencepiece_header())
+    ids = tokenizer.encode(text)
+    assert tokenizer.convert_ids_to_tokens(ids) == expected
+    assert tokenizer.decode(ids) == text.replace("▁", " ")
+
+
+def test_sentencepiece_with_a_space_before_the_text():
+    for changes in ({"tokenizer.ggml.add_space_prefix": True}, {}):
+        header = small_sentencepiece_header() | changes
+        if not changes:
+            del header["tokenizer.ggml.add_space_prefix"]
+        tokenizer = tokenizer_from_gguf(header)
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab a")) == ["▁", "ab", "▁a"]
+        assert tokenizer.decode(tokenizer.encode("ab a")) == "ab a"
+        assert tokenizer.encode("") == []
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode("<turn>")) == ["<turn>"]
+
+
+def test_sentencepiece_without_byte_tokens():
+    header = small_sentencepiece_header()
+    header["tokenizer.ggml.token_type"] = [
+        1 if kind == 6 else kind for kind in header["tokenizer.ggml.token_type"]
+    ]
+    tokenizer = tokenizer_from_gguf(header)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("aéé日b")) == ["a", "<unk>", "b"]
+
+
+def test_sentencepiece_special_tokens():
+    tokenizer = tokenizer_from_gguf(small_sentencepiece_header())
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token_id is None
+    assert set(tokenizer.all_special_ids) == {0, 1, 2, 3}
+    assert tokenizer.decode([1, 5, 3], skip_special_tokens=True) == "\n\n"
+    named = {"tokenizer.ggml.bos_token_id": 3, "tokenizer.ggml.padding_token_id": 2}
+    tokenizer = tokenizer_from_gguf(small_sentencepiece_header(**named))
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("header", "add_bos", "expected"),
+    [
+        (small_header("qwen2"), None, []),
+        (small_header("qwen2"), False, []),
+        (small_header("qwen2"), True, [0]),
+        (small_header("gpt-2"), None, []),
+        (small_header("llama-bpe"), None, [0]),
+        (small_header("llama-bpe"), False, []),
+        (small_sentencepiece_header(), None, [1]),
+        (small_sentencepiece_header(), False, []),
+        (small_sentencepiece_header(), True, [1]),
+    ],
+)
+def test_bos_where_the_header_asks_or_its_kind_needs_one(header, add_bos, expected):
+    header = header | {"tokenizer.ggml.add_bos_token": add_bos}
+    if add_bos is None:
+        del header["tokenizer.ggml.add_bos_token"]
+    tokenizer = tokenizer_from_gguf(header)
     assert tokenizer.encode("") == expected
     assert tokenizer.encode("", add_special_tokens=False) == []
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
+def test_no_bos_without_a_bos_token(pre):
+    header = small_header(pre, **{"tokenizer.ggml.add_bos_token": True})
+    del header["tokenizer.ggml.bos_token_id"]
+    tokenizer = tokenizer_from_gguf(header)
+    assert tokenizer.bos_token_id is None
+    assert None not in tokenizer.encode("12") and tokenizer.encode("") == []
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tokenizer.ggml.pre": "tekken"}, "pre='tekken' is not supported, only default, gpt-2, llama-bpe"),
-        ({"tokenizer.ggml.model": "llama"}, "model='llama' is not supported, only 'gpt2'"),
+        ({"tokenizer.ggml.model": "t5"}, "model='t5' is not supported, only 'gpt2' .* and 'llama'"),
+        (
+            {"tokenizer.ggml.model": "llama"},
+            "lacks the field 'tokenizer.ggml.scores', which its tokenizer needs",
+        ),
     ],
 )
 def test_tokenizers_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tokenizer_from_gguf(small_header(**changes))
+
+
+def test_header_without_a_vocabulary():
+    with pytest.raises(ValueError, match=r"lacks the field 'tokenizer.ggml.tokens'.*Hugging Face directory"):
+        tokenizer_from_gguf({"tokenizer.ggml.model": "gpt2"})
 
 
 def test_directory(tiny_model_dir):
