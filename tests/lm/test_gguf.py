@@ -77,7 +77,7 @@ def tiny_gguf(tiny_model_dir, tmp_path_factory):
 def test_gguf_and_safetensors_give_the_same_model(tiny_gguf, tiny_lm):
     lm = load_language_model(tiny_gguf)
     jax.tree.map(np.testing.assert_array_equal, lm.params, tiny_lm.params)
-    assert lm.config.rms_norm_eps == pytest.approx(tiny_lm.config.rms_norm_eps)
+    assert lm.config.norm_eps == pytest.approx(tiny_lm.config.norm_eps)
     text = "def f(x):  return 2024 * x\n<|im_end|> ünï"
     assert lm.tokenizer.encode(text) == tiny_lm.tokenizer.encode(text)
     assert lm.name == str(tiny_gguf)
