@@ -1,7 +1,6 @@
 """One small random transformers model for each family, with odd sizes and everything on that the family has."""
 
-import torch
-import transformers
+from typing import Any
 
 VOCABULARY, BLOCKS, WINDOW = 61, 3, 5
 _SHAPE = {
@@ -92,8 +91,11 @@ CONFIGS = {
 }
 
 
-def build(name: str) -> transformers.PreTrainedModel:
-    """The model of a family, every weight random and large enough to matter, with eager attention."""
+def build(name: str) -> Any:
+    """The torch model of a family, every weight random and large enough to matter, with eager attention."""
+    import torch
+    import transformers
+
     model_type, settings = CONFIGS[name]
     ids = dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"])
     config = transformers.AutoConfig.for_model(model_type, **settings, **ids)
@@ -106,7 +108,7 @@ def build(name: str) -> transformers.PreTrainedModel:
     return model
 
 
-def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
+def decoder_layers(model: Any) -> Any:
     """The blocks, whatever the family calls them."""
     base = model.base_model
     return base.h if hasattr(base, "h") else base.layers

@@ -26,8 +26,9 @@ from transformers import PreTrainedTokenizerFast
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.config_files import config_from_gguf, config_from_hf, config_to_hf
-from nla_jax.lm.families import FAMILIES, Row, table
+from nla_jax.lm.families import FAMILIES, table
 from nla_jax.lm.gguf import GGUFFile, open_gguf, undo_rope_permutation
+from nla_jax.lm.rows import Row
 from nla_jax.lm.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from nla_jax.lm.transformer import parameter_shapes
 
