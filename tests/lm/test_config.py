@@ -90,6 +90,9 @@ def test_gguf_with_an_output_tensor_is_not_tied():
     [
         ({"general.architecture": "mamba"}, "unknown architecture 'mamba'"),
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type='yarn' is not supported"),
+        ({"llama.rope.dimension_count": 2}, "llama.rope.dimension_count=2 is not supported"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8 is not supported"),
+        ({"llama.attention.sliding_window": 7}, "llama.attention.sliding_window=7 is not supported"),
     ],
 )
 def test_gguf_headers_that_are_refused(change, message):
