@@ -23,11 +23,14 @@ class MeshConfig:
 
 
 PARTITION_RULES = (
-    # The first pattern that matches a parameter's path decides. Norms, biases and the AR head are replicated.
+    # The first pattern that matches a parameter's path decides. Norms, biases, routers and the AR head are replicated.
     # The embedding stays off the tensor axis: split over both, the partitioner replicates activations on some meshes.
     (r"embed/embedding$", P(None, "fsdp")),
     (r"(query|key|value|gate|up|lm_head)/kernel$", P("fsdp", "tensor")),
     (r"(out|down)/kernel$", P("tensor", "fsdp")),
+    # Stacked experts are split within each expert, as the layers they stand for.
+    (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
+    (r"mlp/down$", P(None, "tensor", "fsdp")),
     (r"", P()),
 )
 BATCH = P(("data", "fsdp"))

@@ -84,6 +84,10 @@ def attend(
     positions_BT: Int[Array, "B T"],
     segments: Sequence[KVSegment],
     dtype: jnp.dtype = jnp.float32,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B T H Dh"]:
     """Causal grouped-query attention of queries to all segments, softmax in float32.
 
@@ -94,10 +98,14 @@ def attend(
       positions_BT: their positions.
       segments: keys and values; each segment's row count must divide B.
       dtype: operand dtype of the two matrix products.
+      scale: what scores are multiplied by; default Dh**-0.5.
+      window: keys at this distance and farther are hidden too.
+      softcap: scaled scores s become softcap * tanh(s / softcap).
     """
     B, T, H, Dh = query_BTHD.shape
     K = segments[0].keys.shape[1]
-    query_BTKGD = (query_BTHD * Dh**-0.5).reshape(B, T, K, H // K, Dh)
+    scale = Dh**-0.5 if scale is None else scale
+    query_BTKGD = (query_BTHD * scale).reshape(B, T, K, H // K, Dh)
 
     def fold(x_BT: Array, rows: int) -> Array:
         """(B, T, ...) -> (rows, B / rows * T, ...): a group's rows become one longer query."""
@@ -110,7 +118,12 @@ def attend(
     def scores(segment: KVSegment) -> Array:
         rows = segment.keys.shape[0]
         score = contract("rqkgd,rksd->rkqgs", fold(query_BTKGD, rows), segment.keys, dtype)
-        visible_rqs = segment.positions[:, None, :] <= fold(positions_BT, rows)[:, :, None]
+        if softcap is not None:
+            score = softcap * jnp.tanh(score / softcap)
+        own_rq1 = fold(positions_BT, rows)[:, :, None]
+        visible_rqs = segment.positions[:, None, :] <= own_rq1
+        if window is not None:
+            visible_rqs &= segment.positions[:, None, :] > own_rq1 - window
         return jnp.where(visible_rqs[:, None, :, None, :], score, -jnp.inf)
 
     def weights(segment: KVSegment, score: Array) -> Array:

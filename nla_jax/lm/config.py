@@ -1,24 +1,43 @@
 """LMConfig: one frozen description for every decoder family; families differ in fields, never in classes."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 import jax.numpy as jnp
 
-KNOWN_ARCHITECTURES = {
-    # Hugging Face `architectures[0]` and GGUF `general.architecture` -> family.
-    "LlamaForCausalLM": "llama",
-    "llama": "llama",
-}
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those of pretraining."""
+
+    kind: Literal["linear", "llama3"]
+    """linear: every frequency divided by `factor`; llama3: the slow ones alone, with a smooth border."""
+    factor: float
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_positions / low_freq_factor are divided by the whole `factor`."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original_positions / high_freq_factor stay as they are."""
+    original_positions: int = 8192
+    """llama3: context length of pretraining."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Feed-forward layers of which a router picks a few for each token."""
+
+    count: int
+    per_token: int
+    d_ff: int
+    normalize: bool = True
+    """Whether the weights of a token's experts are divided by their sum."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """Shape and arithmetic of a decoder-only transformer."""
+    """Shape and arithmetic of a decoder-only transformer; the defaults are Llama's."""
 
     family: str
-    """Name of the weight table in `lm/weights.py`."""
+    """Key of `FAMILIES` in `lm/families.py`: names of tensors and config fields, nothing of the arithmetic."""
     vocab_size: int
     d_model: int
     num_layers: int
@@ -27,11 +46,50 @@ class LMConfig:
     num_kv_heads: int
     head_dim: int
     d_ff: int
-    rms_norm_eps: float = 1e-5
+    norm: Literal["rms", "layer"] = "rms"
+    """Root-mean-square norm, or LayerNorm with bias."""
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0
+    """Added to the stored scales of all norms. Gemma stores them around 0, so that its offset is 1."""
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    """Where a block norms: what attention and MLP read, what they write to the residual stream, or both."""
+    parallel_residual: bool = False
+    """Whether the MLP reads the stream that entered the block, as attention does, and not attention's sum."""
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    """Norm of queries and keys before rotation: each head by itself, or the whole projection at once."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    """Whether attention's output projection has a bias."""
+    mlp_bias: bool = False
+    activation: str = "silu"
+    """Key of `ACTIVATIONS` in `lm/layers.py`, by transformers' names."""
+    gated_mlp: bool = True
+    scale_embeddings: bool = False
+    """Whether token embeddings are multiplied by sqrt(d_model)."""
+    positions: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_fraction: float = 1.0
+    """Leading part of each head that is rotated; the rest carries no position."""
+    local_rope_theta: float | None = None
+    """Theta of sliding layers, which are then unscaled; None rotates them as the others."""
+    sliding_window: int | None = None
+    """Sliding layers see the keys at distance 0..sliding_window - 1."""
+    sliding_layers: tuple[bool, ...] = ()
+    """Which blocks slide; empty means none."""
+    attention_scale_dim: int | None = None
+    """Scores are divided by the square root of this; None means head_dim."""
+    attention_softcap: float | None = None
+    """Scores s become c * tanh(s / c)."""
+    logit_softcap: float | None = None
+    """The same for logits."""
+    experts: Experts | None = None
+    expert_layers: tuple[bool, ...] = ()
+    """Which blocks route to `experts` instead of having an MLP; empty means none."""
     tie_embeddings: bool = False
     """Whether the LM head is the transposed embedding."""
     max_positions: int = 8192
+    """Context length; with learned positions a position past it gives NaN."""
     has_lm_head: bool = True
     """False for truncated backbones (the AR): no final norm and no LM head."""
     dtype: str = "float32"
@@ -45,6 +103,14 @@ class LMConfig:
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
                 "grouped attention needs equal groups"
             )
+        for name, needs in (("sliding_layers", "sliding_window"), ("expert_layers", "experts")):
+            pattern = getattr(self, name)
+            if pattern and len(pattern) != self.num_layers:
+                raise ValueError(
+                    f"{name} has {len(pattern)} entries for {self.num_layers} blocks; give one a block"
+                )
+            if any(pattern) and getattr(self, needs) is None:
+                raise ValueError(f"{name} names blocks, but {needs} is None")
 
     @property
     def compute_dtype(self) -> jnp.dtype:
@@ -55,6 +121,25 @@ class LMConfig:
     def cache_dtype(self) -> jnp.dtype:
         """`attention_dtype` as a JAX dtype."""
         return jnp.dtype(self.attention_dtype)
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        return (self.attention_scale_dim or self.head_dim) ** -0.5
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a block; None where it sees everything before it."""
+        return self.sliding_window if self.sliding_layers and self.sliding_layers[layer] else None
+
+    def rope(self, layer: int) -> tuple[float, RopeScaling | None]:
+        """Theta and scaling of a block's rotary frequencies."""
+        if self.local_rope_theta is not None and self.window(layer) is not None:
+            return self.local_rope_theta, None
+        return self.rope_theta, self.rope_scaling
+
+    def routes(self, layer: int) -> bool:
+        """Whether a block has experts instead of an MLP."""
+        return bool(self.expert_layers) and self.expert_layers[layer]
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` if it names a block of this model; raise ValueError with the valid range if not."""
@@ -67,77 +152,11 @@ class LMConfig:
 
     def truncated(self, layer: int) -> "LMConfig":
         """The config of blocks 0..layer alone, without final norm and LM head: the AR's backbone."""
-        return dataclasses.replace(self, num_layers=self.check_layer(layer) + 1, has_lm_head=False)
-
-
-def family_of(architecture: str) -> str:
-    """Map an architecture name to its family; an unknown one raises ValueError with the known ones."""
-    if architecture not in KNOWN_ARCHITECTURES:
-        raise ValueError(
-            f"unknown architecture {architecture!r}; known: {', '.join(sorted(KNOWN_ARCHITECTURES))}"
+        blocks = self.check_layer(layer) + 1
+        return dataclasses.replace(
+            self,
+            num_layers=blocks,
+            sliding_layers=self.sliding_layers[:blocks],
+            expert_layers=self.expert_layers[:blocks],
+            has_lm_head=False,
         )
-    return KNOWN_ARCHITECTURES[architecture]
-
-
-def config_from_hf(hf: Mapping[str, Any]) -> LMConfig:
-    """Read a Hugging Face `config.json` mapping.
-
-    Raises:
-      ValueError: unknown architecture, or a field whose value this port does not implement.
-    """
-    family = family_of((hf.get("architectures") or [hf.get("model_type", "missing")])[0])
-    # transformers 5 writes rope settings into `rope_parameters`; earlier versions at the top level.
-    rope = hf.get("rope_parameters") or {}
-    rope_type = rope.get("rope_type") or (hf.get("rope_scaling") or {}).get("rope_type", "default")
-    unsupported = {
-        "hidden_act": hf.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(hf.get("attention_bias")),
-        "mlp_bias": bool(hf.get("mlp_bias")),
-        "rope_scaling": rope_type != "default",
-    }
-    if bad := [name for name, is_bad in unsupported.items() if is_bad]:
-        values = ", ".join(f"{name}={hf.get(name, rope_type)!r}" for name in bad)
-        raise ValueError(f"config fields not supported by this port: {values}")
-    num_heads = hf["num_attention_heads"]
-    return LMConfig(
-        family=family,
-        vocab_size=hf["vocab_size"],
-        d_model=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=num_heads,
-        num_kv_heads=hf.get("num_key_value_heads") or num_heads,
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // num_heads,
-        d_ff=hf["intermediate_size"],
-        rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta") or hf.get("rope_theta", 10000.0),
-        tie_embeddings=hf.get("tie_word_embeddings", False),
-        max_positions=hf.get("max_position_embeddings", 2048),
-    )
-
-
-def config_from_gguf(header: Mapping[str, Any], tensor_names: frozenset[str]) -> LMConfig:
-    """Read a GGUF header (`key -> value`); `tensor_names` tells whether the LM head is tied.
-
-    Raises:
-      ValueError: unknown architecture or unsupported rope scaling.
-    """
-    arch = header["general.architecture"]
-    family = family_of(arch)
-    if header.get(f"{arch}.rope.scaling.type", "none") != "none":
-        raise ValueError(f"{arch}.rope.scaling.type={header[f'{arch}.rope.scaling.type']!r} is not supported")
-    num_heads = header[f"{arch}.attention.head_count"]
-    d_model = header[f"{arch}.embedding_length"]
-    return LMConfig(
-        family=family,
-        vocab_size=len(header["tokenizer.ggml.tokens"]),
-        d_model=d_model,
-        num_layers=header[f"{arch}.block_count"],
-        num_heads=num_heads,
-        num_kv_heads=header.get(f"{arch}.attention.head_count_kv", num_heads),
-        head_dim=header.get(f"{arch}.attention.key_length", d_model // num_heads),
-        d_ff=header[f"{arch}.feed_forward_length"],
-        rms_norm_eps=header[f"{arch}.attention.layer_norm_rms_epsilon"],
-        rope_theta=header.get(f"{arch}.rope.freq_base", 10000.0),
-        tie_embeddings="output.weight" not in tensor_names,
-        max_positions=header.get(f"{arch}.context_length", 2048),
-    )

@@ -157,15 +157,17 @@ def _parse(buffer: UInt8[np.ndarray, "N"]) -> tuple[dict[str, Any], dict[str, St
     return header, tensors
 
 
-def undo_rope_permutation(weight: Float[np.ndarray, "out in"], num_heads: int) -> Float[np.ndarray, "out in"]:
-    """Bring the rows of a Llama query or key matrix from GGUF order back to Hugging Face order.
+def undo_rope_permutation(
+    weight: Float[np.ndarray, "out *in"], num_heads: int
+) -> Float[np.ndarray, "out *in"]:
+    """Bring the rows of a Llama query or key matrix or bias from GGUF order back to Hugging Face order.
 
     GGUF rotates neighbors (2j, 2j+1) of a head, Hugging Face rotates halves (j, j + head_dim/2); converters
     to GGUF reorder the output rows of each head accordingly, and this is the inverse.
 
     Args:
-      weight: (num_heads * head_dim, in).
+      weight: (num_heads * head_dim, in), or a bias (num_heads * head_dim).
       num_heads: heads of this matrix; for keys, the number of key/value heads.
     """
-    pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])
+    pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)

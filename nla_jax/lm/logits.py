@@ -33,8 +33,13 @@ def head_kernel(params: Params) -> Float[Array, "D V"]:
 
 
 def logits(params: Params, config: LMConfig, final: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Unembed final-norm outputs: float32 logits for every row given."""
-    return matmul(final, head_kernel(params), config.compute_dtype)
+    """Unembed final-norm outputs: float32 logits, soft-capped where the config says so, for every row given."""
+    return _unembed(final, head_kernel(params), config.compute_dtype, config.logit_softcap)
+
+
+def _unembed(final, head_DV, dtype, softcap):
+    scores = matmul(final, head_DV, dtype)
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def token_statistics(
@@ -52,18 +57,19 @@ def token_statistics(
     head = head_kernel(params)
 
     def statistics(final_CD: Array, targets_C: Array) -> TokenStatistics:
-        return TokenStatistics(*_statistics(config.compute_dtype, head, final_CD, targets_C, temperature))
+        arithmetic = config.compute_dtype, config.logit_softcap
+        return TokenStatistics(*_statistics(*arithmetic, head, final_CD, targets_C, temperature))
 
     return _over_tokens(statistics, targets_BT.shape, final_BTD, targets_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _statistics(dtype, head_DV, final_CD, targets_C, temperature):
-    return _statistics_forward(dtype, head_DV, final_CD, targets_C, temperature)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _statistics(dtype, softcap, head_DV, final_CD, targets_C, temperature):
+    return _statistics_forward(dtype, softcap, head_DV, final_CD, targets_C, temperature)[0]
 
 
-def _statistics_forward(dtype, head_DV, final_CD, targets_C, temperature):
-    logits_CV = matmul(final_CD, head_DV, dtype) / temperature
+def _statistics_forward(dtype, softcap, head_DV, final_CD, targets_C, temperature):
+    logits_CV = _unembed(final_CD, head_DV, dtype, softcap) / temperature
     log_total_C = jax.nn.logsumexp(logits_CV, axis=-1)
     chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
     mean_logit_C = jnp.sum(jnp.exp(logits_CV - log_total_C[:, None]) * logits_CV, axis=-1)
@@ -71,12 +77,16 @@ def _statistics_forward(dtype, head_DV, final_CD, targets_C, temperature):
     return (chosen_C - log_total_C, log_total_C - mean_logit_C), residuals
 
 
-def _statistics_backward(dtype, residuals, grads):
+def _statistics_backward(dtype, softcap, residuals, grads):
     head_DV, final_CD, targets_C, temperature, log_total_C = residuals
     # d log_prob / d logits = onehot − softmax, from logits recomputed here: nothing of size V was stored.
-    softmax_CV = jnp.exp(matmul(final_CD, head_DV, dtype) / temperature - log_total_C[:, None])
+    logits_CV = _unembed(final_CD, head_DV, dtype, softcap)
+    softmax_CV = jnp.exp(logits_CV / temperature - log_total_C[:, None])
     onehot_CV = jnp.arange(head_DV.shape[1]) == targets_C[:, None]
     grad_CV = (onehot_CV - softmax_CV) * (grads[0] / temperature)[:, None]
+    if softcap is not None:
+        # d (c tanh(s / c)) / ds = 1 − tanh²(s / c).
+        grad_CV = grad_CV * (1 - (logits_CV / softcap) ** 2)
     grad_final_CD = contract("cv,dv->cd", grad_CV, head_DV, dtype)
     grad_head_DV = contract("cd,cv->dv", final_CD, grad_CV, dtype)
     return grad_head_DV, grad_final_CD, None, None

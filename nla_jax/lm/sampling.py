@@ -78,11 +78,13 @@ def for_decoding(params: Params, config: LMConfig) -> Params:
     def cast(x: Array) -> Array:
         return x.astype(config.compute_dtype) if x.ndim > 1 else x
 
-    blocks = jax.tree.map(cast, {name: tree for name, tree in params.items() if name != "embed"})
+    # Embeddings are looked up, not multiplied: they enter the float32 stream as they are.
+    tables = {name: tree for name, tree in params.items() if name in ("embed", "position_embed")}
+    blocks = jax.tree.map(cast, {name: tree for name, tree in params.items() if name not in tables})
     # The barrier keeps the transposition out of the loop, where it would be fused back into the product.
     return {
         **blocks,
-        "embed": params["embed"],
+        **tables,
         "lm_head": {"kernel": jax.lax.optimization_barrier(cast(head_kernel(params)))},
     }
 

@@ -5,6 +5,7 @@ keys and values it continues. Nothing is stored, sowed or hooked, so extraction,
 Shape letters: B batch, T time, D model, H heads, K kv heads, Dh head dim, F hidden, V vocabulary.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,10 +13,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
-from nla_jax.lm.attention import KVSegment, attend, matmul
+from nla_jax.lm.attention import PAD_POSITION, KVSegment, attend
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.layers import MLP, Linear, Norm
+from nla_jax.lm.moe import RoutedMLP
+from nla_jax.lm.rotary import frequencies, rotary
 
 Params = dict[str, Any]
 Past = Sequence[tuple[KVSegment, ...]]
@@ -24,7 +29,11 @@ Buffer = tuple[KVSegment, Int[Array, ""]]
 """A segment with unused slots, and the slot where this call's tokens go."""
 
 EMBEDDING_LAYER = -1
-"""The injection layer that means: the embedding, before block 0."""
+"""The injection layer that means: the residual stream that enters block 0.
+
+What is injected there is not changed on its way: Gemma's embedding scale and GPT-2's learned position are in the
+stream before, and are replaced with the rest of it.
+"""
 
 
 @flax.struct.dataclass
@@ -72,48 +81,11 @@ def unit(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
 
 
-def rotary(
-    x_BTHD: Float[Array, "B T H Dh"], positions_BT: Int[Array, "B T"], theta: float
-) -> Float[Array, "B T H Dh"]:
-    """Rotate the two halves of each head by position (Su et al. 2021, in the half-split layout)."""
-    half = x_BTHD.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle_BT1F), jnp.sin(angle_BT1F)
-    first, second = jnp.split(x_BTHD, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class Linear(nn.Module):
-    """A bias-free linear map, kernel (in, out), result in float32."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        """Apply the map."""
-        shape = (x.shape[-1], self.features)
-        return matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Normalize the last axis and apply the learned scale."""
-        x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.eps) * scale
-
-
 class Attention(nn.Module):
-    """Grouped-query attention with rotary embedding."""
+    """Grouped-query attention of one block."""
 
     config: LMConfig
+    layer: int
 
     @nn.compact
     def __call__(
@@ -127,41 +99,45 @@ class Attention(nn.Module):
         config, (B, T, D) = self.config, x_BTD.shape
 
         def heads(name: str, count: int) -> Array:
-            projected = Linear(count * config.head_dim, config.compute_dtype, name=name)(x_BTD)
-            return projected.reshape(B, T, count, config.head_dim)
+            projected_BTI = Linear(count * config.head_dim, config.compute_dtype, config.qkv_bias, name=name)(
+                x_BTD
+            )
+            if config.qk_norm == "whole" and name != "value":
+                projected_BTI = Norm(config, name=f"{name}_norm")(projected_BTI)
+            split_BTHD = projected_BTI.reshape(B, T, count, config.head_dim)
+            if config.qk_norm == "head" and name != "value":
+                split_BTHD = Norm(config, name=f"{name}_norm")(split_BTHD)
+            if config.positions == "rotary" and name != "value":
+                split_BTHD = rotary(split_BTHD, positions_BT, frequencies(config, self.layer))
+            return split_BTHD
 
-        query_BTHD = rotary(heads("query", config.num_heads), positions_BT, config.rope_theta)
-        keys_BTKD = rotary(heads("key", config.num_kv_heads), positions_BT, config.rope_theta)
-        values_BTKD = heads("value", config.num_kv_heads)
+        query_BTHD = heads("query", config.num_heads)
         keys_BKTD, values_BKTD = (
-            x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD)
+            heads(name, config.num_kv_heads).astype(config.cache_dtype).swapaxes(1, 2)
+            for name in ("key", "value")
         )
         fresh = KVSegment(keys_BKTD, values_BKTD, positions_BT)
         if buffer is not None:
             # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
             fresh = buffer[0].write(fresh, buffer[1])
-        mixed = attend(query_BTHD, positions_BT, (*past, fresh), config.cache_dtype)
-        return Linear(D, config.compute_dtype, name="out")(mixed.reshape(B, T, -1)), fresh
-
-
-class GatedMLP(nn.Module):
-    """SiLU-gated feed-forward layer."""
-
-    config: LMConfig
-
-    @nn.compact
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Apply the layer."""
-        dtype = self.config.compute_dtype
-        gate_BTF = nn.silu(Linear(self.config.d_ff, dtype, name="gate")(x_BTD))
-        up_BTF = Linear(self.config.d_ff, dtype, name="up")(x_BTD)
-        return Linear(x_BTD.shape[-1], dtype, name="down")(gate_BTF * up_BTF)
+        mixed = attend(
+            query_BTHD,
+            positions_BT,
+            (*past, fresh),
+            config.cache_dtype,
+            scale=config.attention_scale,
+            window=config.window(self.layer),
+            softcap=config.attention_softcap,
+        )
+        out = Linear(D, config.compute_dtype, config.out_bias, name="out")
+        return out(mixed.reshape(B, T, -1)), fresh
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream."""
 
     config: LMConfig
+    layer: int
 
     @nn.compact
     def __call__(
@@ -172,13 +148,19 @@ class Block(nn.Module):
         buffer: Buffer | None = None,
     ) -> tuple[Float[Array, "B T D"], KVSegment]:
         """Return the residual stream after the block and the block's segment."""
-        eps = self.config.rms_norm_eps
-        normed = RMSNorm(eps, name="attention_norm")(resid_BTD)
-        mixed, segment = Attention(self.config, name="attention")(normed, positions_BT, past, buffer)
-        resid_BTD = resid_BTD + mixed
-        return resid_BTD + GatedMLP(self.config, name="mlp")(
-            RMSNorm(eps, name="mlp_norm")(resid_BTD)
-        ), segment
+        config = self.config
+
+        def norm(name: str, x_BTD: Array, absent: str) -> Array:
+            return x_BTD if config.norm_placement == absent else Norm(config, name=name)(x_BTD)
+
+        normed = norm("attention_norm", resid_BTD, absent="post")
+        attention = Attention(config, self.layer, name="attention")
+        mixed, segment = attention(normed, positions_BT, past, buffer)
+        after_BTD = resid_BTD + norm("attention_post_norm", mixed, absent="pre")
+        feed_forward = (RoutedMLP if config.routes(self.layer) else MLP)(config, name="mlp")
+        read_BTD = resid_BTD if config.parallel_residual else after_BTD
+        written = feed_forward(norm("mlp_norm", read_BTD, absent="post"))
+        return after_BTD + norm("mlp_post_norm", written, absent="pre"), segment
 
 
 class Transformer(nn.Module):
@@ -189,13 +171,15 @@ class Transformer(nn.Module):
     """Recompute each block in the backward pass: less memory, about a third more work."""
 
     def setup(self):
-        """Name the parameters: embed, blocks_0.., final_norm. The LM head is applied by `lm/logits.py`."""
+        """Name the parameters: embed, position_embed, blocks_0.., final_norm; `lm/logits.py` applies the LM head."""
         config = self.config
         self.embed = nn.Embed(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.position_embed = nn.Embed(config.max_positions, config.d_model)
         block = nn.remat(Block) if self.remat else Block
-        self.blocks = [block(config) for _ in range(config.num_layers)]
+        self.blocks = [block(config, layer) for layer in range(config.num_layers)]
         if config.has_lm_head:
-            self.final_norm = RMSNorm(config.rms_norm_eps)
+            self.final_norm = Norm(config)
 
     def __call__(
         self,
@@ -212,7 +196,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens_BT: token ids.
-          positions_BT: rotary positions, default 0..T-1; PAD_POSITION hides a padding token from all others.
+          positions_BT: positions, default 0..T-1; PAD_POSITION hides a padding token from all others.
           past: per block, segments of earlier tokens; their row counts divide B.
           buffers: per block, where to write these tokens; `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
@@ -222,6 +206,12 @@ class Transformer(nn.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         resid_BTD = self.embed(tokens_BT).astype(jnp.float32)
+        if self.config.scale_embeddings:
+            resid_BTD = resid_BTD * self.config.d_model**0.5
+        if self.config.positions == "learned":
+            # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
+            slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
+            resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
         if inject is not None and inject.layer == EMBEDDING_LAYER:
             resid_BTD = inject(resid_BTD)
         last = self.config.num_layers - 1 if stop_after is None else stop_after
@@ -248,6 +238,13 @@ def init_params(config: LMConfig, key: Array) -> Params:
         )
         params["lm_head"] = {"kernel": kernel}
     return params
+
+
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Path ("blocks_0/attention/query/kernel") to shape of every parameter, without making any."""
+    params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 def extend(past: Past | None, segments: Sequence[KVSegment]) -> Past:

@@ -1,7 +1,7 @@
-"""Weights: one name table per family, read tensor by tensor from safetensors or GGUF, and written back.
+"""Weights, read tensor by tensor from safetensors or GGUF, and written back.
 
-A table row says where one parameter lives in both formats. Loading is strict: a missing, unused or misshapen
-tensor is an error. The same rows read backwards write a directory that `transformers` loads.
+The names are those of the tables in `lm/families.py`. Loading is strict: a missing, unused or misshapen tensor
+is an error. The same rows read backwards write a directory that `transformers` loads.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import huggingface_hub
 import jax
@@ -24,85 +24,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
-from nla_jax.lm.config import LMConfig, config_from_gguf, config_from_hf
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.config_files import config_from_gguf, config_from_hf, config_to_hf
+from nla_jax.lm.families import FAMILIES, table
 from nla_jax.lm.gguf import GGUFFile, open_gguf, undo_rope_permutation
+from nla_jax.lm.rows import Row
 from nla_jax.lm.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from nla_jax.lm.transformer import parameter_shapes
 
 Place = Callable[[str, np.ndarray], jax.Array]
-"""Puts one tensor, named by its path "blocks_0/attention/query/kernel", onto devices."""
-
-
-class Row(NamedTuple):
-    """One parameter of a family; `{i}` stands for the block."""
-
-    hf: str
-    gguf: str
-    path: str
-    shape: str
-    """Of our array. Letters: V vocabulary, D model, F hidden, Q and K all query and key/value heads."""
-    transpose: bool = False
-    """Files hold (out, in); our kernels are (in, out)."""
-    rotary_heads: str = ""
-    """For rows whose GGUF order is permuted for rotary embeddings: the config field that counts the heads."""
-
-    def at(self, block: int) -> "Row":
-        """This row for one block."""
-        return self._replace(**{k: getattr(self, k).format(i=block) for k in ("hf", "gguf", "path")})
-
-    def file_shape(self, config: LMConfig) -> tuple[int, ...]:
-        """The shape this parameter has in a file."""
-        sizes = {
-            "V": config.vocab_size,
-            "D": config.d_model,
-            "F": config.d_ff,
-            "Q": config.num_heads * config.head_dim,
-            "K": config.num_kv_heads * config.head_dim,
-        }
-        shape = tuple(sizes[letter] for letter in self.shape.split())
-        return shape[::-1] if self.transpose else shape
-
-
-_LLAMA_BLOCK = [
-    ("input_layernorm", "attn_norm", "attention_norm/scale", "D"),
-    ("self_attn.q_proj", "attn_q", "attention/query/kernel", "D Q", True, "num_heads"),
-    ("self_attn.k_proj", "attn_k", "attention/key/kernel", "D K", True, "num_kv_heads"),
-    ("self_attn.v_proj", "attn_v", "attention/value/kernel", "D K", True),
-    ("self_attn.o_proj", "attn_output", "attention/out/kernel", "Q D", True),
-    ("post_attention_layernorm", "ffn_norm", "mlp_norm/scale", "D"),
-    ("mlp.gate_proj", "ffn_gate", "mlp/gate/kernel", "D F", True),
-    ("mlp.up_proj", "ffn_up", "mlp/up/kernel", "D F", True),
-    ("mlp.down_proj", "ffn_down", "mlp/down/kernel", "F D", True),
-]
-EMBEDDING = Row("model.embed_tokens.weight", "token_embd.weight", "embed/embedding", "V D")
-FINAL_NORM = Row("model.norm.weight", "output_norm.weight", "final_norm/scale", "D")
-LM_HEAD = Row("lm_head.weight", "output.weight", "lm_head/kernel", "D V", True)
-
-TABLES = {
-    "llama": [
-        EMBEDDING,
-        *(
-            Row(f"model.layers.{{i}}.{hf}.weight", f"blk.{{i}}.{gguf}.weight", f"blocks_{{i}}/{path}", *rest)
-            for hf, gguf, path, *rest in _LLAMA_BLOCK
-        ),
-        FINAL_NORM,
-        LM_HEAD,
-    ],
-}
-IGNORED = re.compile(r"rotary_emb\.inv_freq$")
-"""Buffers old checkpoints carry that follow from the config."""
-
-
-def table(config: LMConfig) -> list[Row]:
-    """Every parameter of a model with this config, blocks written out."""
-    absent = [LM_HEAD] if config.tie_embeddings else []
-    if not config.has_lm_head:
-        absent = [LM_HEAD, FINAL_NORM]
-    return [
-        row.at(block)
-        for row in TABLES[config.family]
-        if row not in absent
-        for block in (range(config.num_layers) if "{i}" in row.path else (0,))
-    ]
+"""Puts one parameter, named by its path "blocks_0/attention/query/kernel", onto devices."""
+ROPE_FACTORS = "rope_freqs.weight"
+"""Tensor of a GGUF file that belongs to the config, not to the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +44,7 @@ class LanguageModel:
 
     config: LMConfig
     params: dict[str, Any]
-    """Nested parameter tree, see `TABLES` for its paths."""
+    """Nested parameter tree, as `init_params` makes it."""
     tokenizer: PreTrainedTokenizerFast
     name: str
     """The spec it was loaded from; a local path is made absolute."""
@@ -182,41 +115,75 @@ def load_params(
       ValueError: missing or unused tensors, wrong shapes, or an LM head that contradicts `tie_embeddings`.
     """
     place = place or (lambda _, value: jnp.asarray(value, jnp.float32))
-    rows = {getattr(row, source.format): row for row in table(config)}
-    heads = {getattr(row, source.format) for row in (FINAL_NORM, LM_HEAD)}
-    _check(source, config, rows, heads)
+    stored = _stored_names(source, config)
+    _check(source, config, stored)
     flat = {}
-    for name, row in rows.items():
-        value = source.read(name)
-        if row.rotary_heads and source.format == "gguf":
-            value = undo_rope_permutation(value, getattr(config, row.rotary_heads))
-        flat[row.path] = place(row.path, np.ascontiguousarray(value.T) if row.transpose else value)
+    for row in table(config):
+
+        def read(name: str, row: Row = row) -> np.ndarray:
+            value = source.read(stored[name])
+            return value if source.format == "hf" else _undo_gguf(value, row.paths[0], config)
+
+        for path, value in row.parameters(read, config):
+            flat[path] = place(path, value)
     return unflatten_dict(flat, sep="/")
 
 
-def _check(
-    source: SafetensorsFiles | GGUFFile, config: LMConfig, rows: dict[str, Row], heads: set[str]
-) -> None:
+def _stored_names(source: SafetensorsFiles | GGUFFile, config: LMConfig) -> dict[str, str]:
+    """The name that a table gives a tensor, to the one it has in the file."""
+    if source.format == "gguf":
+        rows = {row.gguf: row.hf for row in table(_whole(config))}
+        return {rows.get(name, name): name for name in source.shapes}
+    names = {}
+    for name in source.shapes:
+        known = name
+        for pattern, replacement in FAMILIES[config.family].renames:
+            known = re.sub(pattern, replacement, known)
+        names[known] = name
+    return names
+
+
+def _whole(config: LMConfig) -> LMConfig:
+    """The config with everything at its end that a file may hold."""
+    return dataclasses.replace(config, has_lm_head=True, tie_embeddings=False)
+
+
+def _undo_gguf(value: np.ndarray, path: str, config: LMConfig) -> np.ndarray:
+    """Bring a tensor of a GGUF file to the conventions of Hugging Face files."""
+    part, leaf = path.split("/")[-2:]
+    heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(part)
+    if heads and FAMILIES[config.family].permuted_in_gguf:
+        return undo_rope_permutation(value, heads)
+    # Converters to GGUF add the offset to the norms' scales.
+    return value - config.norm_offset if leaf == "scale" else value
+
+
+def _check(source: SafetensorsFiles | GGUFFile, config: LMConfig, stored: dict[str, str]) -> None:
     """Raise one ValueError that names every tensor that does not fit the config."""
-    shapes = source.shapes
-    known = rows.keys() | heads
+    expected = {name: shape for row in table(config) for name, shape in row.file_shapes(config).items()}
+    whole = _whole(config)
+    known = {name for row in table(whole) for name in row.names(whole)}
+    skipped = re.compile(f"{FAMILIES[config.family].skipped}|^{re.escape(ROPE_FACTORS)}$")
+    shapes = {name: source.shapes[file_name] for name, file_name in stored.items()}
     problems = {
-        "missing": [name for name in rows if name not in shapes],
-        "unused": [name for name in shapes if name not in known and not IGNORED.search(name)],
+        "missing": [name for name in expected if name not in shapes],
+        "unused": [stored[name] for name in shapes if name not in known and not skipped.search(name)],
         "wrong shape": [
-            f"{name} {shapes[name]} instead of {row.file_shape(config)}"
-            for name, row in rows.items()
-            if name in shapes and shapes[name] != row.file_shape(config)
+            f"{stored[name]} {shapes[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
         ],
     }
     # Some checkpoints repeat a tied head; one that differs would otherwise be dropped silently.
+    names = {row.paths[0]: row.hf for row in table(whole)}
+    embedding, head = names["embed/embedding"], names["lm_head/kernel"]
     if (
         config.tie_embeddings
         and config.has_lm_head
-        and shapes.keys() >= {EMBEDDING.hf, LM_HEAD.hf}
-        and not np.array_equal(source.read(EMBEDDING.hf), source.read(LM_HEAD.hf))
+        and shapes.keys() >= {embedding, head}
+        and not np.array_equal(source.read(stored[embedding]), source.read(stored[head]))
     ):
-        problems["LM head differs from the embedding though tie_word_embeddings is true"] = [LM_HEAD.hf]
+        problems["LM head differs from the embedding though tie_word_embeddings is true"] = [stored[head]]
     if found := [f"{problem}: {_listing(names)}" for problem, names in problems.items() if names]:
         raise ValueError(
             f"the tensors in {source.path} do not fit a {config.family} model of {config.num_layers} blocks, "
@@ -244,7 +211,9 @@ def load_language_model(spec: str | os.PathLike[str], *, place: Place | None = N
         source, tokenizer = open_safetensors(path), tokenizer_from_directory(path)
     else:
         source = open_gguf(path)
-        config = _with_known_fields(path, config_from_gguf, source.header, frozenset(source.tensors))
+        names = frozenset(source.tensors)
+        factors = source.read(ROPE_FACTORS) if ROPE_FACTORS in names else None
+        config = _with_known_fields(path, config_from_gguf, source.header, names, factors)
         tokenizer = tokenizer_from_gguf(source.header)
     return LanguageModel(config, load_params(source, config, place=place), tokenizer, name)
 
@@ -319,66 +288,51 @@ def _resolve_hub(repo: str) -> Path:
         ) from error
 
 
-def export_hf(params: Mapping[str, Any], config: LMConfig, directory: str | os.PathLike[str]) -> None:
-    """Write `model.safetensors` (float32) and `config.json` that `transformers` loads.
+def export_hf(
+    params: Mapping[str, Any],
+    config: LMConfig,
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Write `model.safetensors` and `config.json` that `transformers` loads.
 
-    A truncated backbone (`has_lm_head` False) gets a final norm of ones, which readers expect in the file.
+    A truncated backbone (`has_lm_head` False) gets a final norm that scales by one, which readers expect in the file.
     The tokenizer is not written; `tokenizer.save_pretrained` does that.
 
     Args:
       params: nested dict of arrays, as from `load_params`.
       config: the config the parameters belong to.
       directory: created if need be.
+      dtype: of the tensors; bfloat16 gives a model that was stored so back bit by bit.
 
     Raises:
       ValueError: parameters that are missing, unused or misshapen for the config.
     """
-    flat, rows = flatten_dict(params, sep="/"), {row.path: row for row in table(config)}
-    wrong = sorted(rows.keys() ^ flat.keys()) + [
+    flat, shapes = flatten_dict(params, sep="/"), parameter_shapes(config)
+    wrong = sorted(shapes.keys() ^ flat.keys()) + [
         f"{path} {flat[path].shape}"
-        for path, row in rows.items()
-        if path in flat and flat[path].shape[:: -1 if row.transpose else 1] != row.file_shape(config)
+        for path, shape in shapes.items()
+        if path in flat and flat[path].shape != shape
     ]
     if wrong:
         raise ValueError(
             f"the parameters do not fit the config (missing, unused or misshapen): {_listing(wrong)}; "
             "export a model with the config it was built with"
         )
-    tensors = {}
-    for path, row in rows.items():
-        value = np.asarray(flat[path], np.float32)
-        tensors[row.hf] = np.ascontiguousarray(value.T) if row.transpose else value
+    rows = list(table(config))
     if not config.has_lm_head:
-        tensors[FINAL_NORM.hf] = np.ones(FINAL_NORM.file_shape(config), np.float32)
+        rows += [row for row in table(_whole(config)) if row.paths[0].startswith("final_norm/")]
+        flat |= {
+            "final_norm/scale": np.full(config.d_model, 1 - config.norm_offset),
+            "final_norm/bias": np.zeros(config.d_model),
+        }
+    tensors = {
+        name: value.astype(jnp.dtype(dtype)) for row in rows for name, value in row.tensors(flat, config)
+    }
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(HF_CONFIGS[config.family](config), indent=2) + "\n")
-
-
-def _llama_config(config: LMConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tie_embeddings,
-        # Left out, transformers would assume ids 1 and 2, which mean something else in most vocabularies.
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-HF_CONFIGS: dict[str, Callable[[LMConfig], dict[str, Any]]] = {"llama": _llama_config}
-"""The inverse of `config_from_hf`, by family."""
+    (directory / "config.json").write_text(json.dumps(config_to_hf(config, dtype), indent=2) + "\n")
 
 
 def _with_known_fields(path: Path, read: Callable[..., LMConfig], *args: Any) -> LMConfig:

@@ -8,7 +8,7 @@ from nla_jax.lm.attention import PAD_POSITION, KVSegment, attend, contract, matm
 B, N, T, H, K, DH = 6, 2, 3, 4, 2, 8
 
 
-def dense_attention(query, positions, segments, xp=np):
+def dense_attention(query, positions, segments, xp=np, window=2**31, softcap=None):
     """One row and head at a time, every key and value copied to its row: what attend() must equal."""
     rows = []
     for b in range(query.shape[0]):
@@ -20,7 +20,10 @@ def dense_attention(query, positions, segments, xp=np):
             keys = xp.concatenate([k[r, kv] for r, (k, _, _) in zip(own, segments, strict=True)])
             values = xp.concatenate([v[r, kv] for r, (_, v, _) in zip(own, segments, strict=True)])
             scores = query[b, :, h] @ keys.T / np.sqrt(query.shape[-1])
-            scores = xp.where(key_positions[None] <= positions[b][:, None], scores, -1e9)
+            if softcap:
+                scores = softcap * xp.tanh(scores / softcap)
+            distance = positions[b][:, None] - key_positions[None]
+            scores = xp.where((distance >= 0) & (distance < window), scores, -1e9)
             weights = xp.exp(scores - scores.max(-1, keepdims=True))
             heads.append(weights @ values / weights.sum(-1, keepdims=True))
         rows.append(xp.stack(heads, axis=1))
@@ -46,9 +49,9 @@ def case():
     return query, positions, segments
 
 
-def run(query, positions, segments, dtype="float32"):
+def run(query, positions, segments, dtype="float32", **options):
     pieces = [KVSegment(*(jnp.asarray(x) for x in segment)) for segment in segments]
-    return attend(jnp.asarray(query), jnp.asarray(positions), pieces, jnp.dtype(dtype))
+    return attend(jnp.asarray(query), jnp.asarray(positions), pieces, jnp.dtype(dtype), **options)
 
 
 def test_shared_segments_equal_dense_attention(case):
@@ -58,6 +61,24 @@ def test_shared_segments_equal_dense_attention(case):
     np.testing.assert_allclose(run(*case), expected, atol=1e-5)
 
 
+# 1: a query's own token alone; 3: queries 9 to 11 see parts of each other and of the middle segment; 8: a part
+# of the shared one as well.
+@pytest.mark.parametrize(
+    "options", [{"window": 1}, {"window": 3}, {"window": 8, "softcap": 0.7}, {"softcap": 2.0}]
+)
+def test_windows_and_soft_caps_equal_dense_attention(case, options):
+    query, positions, segments = case
+    wide = [(k.astype(np.float64), v.astype(np.float64), p) for k, v, p in segments]
+    expected = dense_attention(query.astype(np.float64), positions, wide, **options)
+    np.testing.assert_allclose(run(*case, **options), expected, atol=1e-5)
+
+
+def test_scale_replaces_the_square_root_of_the_head_size(case):
+    query, positions, segments = case
+    scaled = run(query * np.float32(0.3 * np.sqrt(DH)), positions, segments)
+    np.testing.assert_allclose(run(*case, scale=0.3), scaled, atol=1e-5)
+
+
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0)])
 def test_order_of_segments_does_not_matter(case, order):
     query, positions, segments = case
@@ -65,7 +86,8 @@ def test_order_of_segments_does_not_matter(case, order):
     np.testing.assert_allclose(out, run(*case), atol=1e-6)
 
 
-def test_gradients_equal_dense_attention(case):
+@pytest.mark.parametrize("options", [{}, {"window": 8, "softcap": 0.7}])
+def test_gradients_equal_dense_attention(case, options):
     query, positions, segments = case
     probe = np.random.default_rng(1).standard_normal(query.shape).astype(np.float32)
 
@@ -77,8 +99,8 @@ def test_gradients_equal_dense_attention(case):
         return jax.jit(jax.grad(value, argnums=(0, 1)))
 
     keys_values = [(k, v) for k, v, _ in segments]
-    actual = loss(lambda q, s: run(q, positions, s))(query, keys_values)
-    expected = loss(lambda q, s: dense_attention(q, positions, s, jnp))(query, keys_values)
+    actual = loss(lambda q, s: run(q, positions, s, **options))(query, keys_values)
+    expected = loss(lambda q, s: dense_attention(q, positions, s, jnp, **options))(query, keys_values)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from nla_jax.lm.config import LMConfig, config_from_gguf, config_from_hf
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.config_files import config_from_gguf, config_from_hf
 
 HF = {
     "architectures": ["LlamaForCausalLM"],
@@ -24,7 +25,7 @@ EXPECTED = LMConfig(
     num_kv_heads=2,
     head_dim=4,
     d_ff=48,
-    rms_norm_eps=1e-5,
+    norm_eps=1e-5,
     rope_theta=500.0,
     tie_embeddings=True,
     max_positions=77,
@@ -63,9 +64,11 @@ def test_hf_defaults_follow_llama():
     ("change", "message"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "unknown architecture 'MambaForCausalLM'; known: .*Llama"),
-        ({"hidden_act": "gelu"}, "not supported by this port: hidden_act='gelu'"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling=.*llama3"),
+        ({"hidden_act": "mish"}, "not supported by this port: hidden_act='mish'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_type='yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
+        ({"vocab_size": "many"}, "transformers does not accept this llama config"),
         ({"num_key_value_heads": 4}, "num_heads=6 is not a multiple of num_kv_heads=4"),
     ],
 )
@@ -87,6 +90,9 @@ def test_gguf_with_an_output_tensor_is_not_tied():
     [
         ({"general.architecture": "mamba"}, "unknown architecture 'mamba'"),
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type='yarn' is not supported"),
+        ({"llama.rope.dimension_count": 2}, "llama.rope.dimension_count=2 is not supported"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8 is not supported"),
+        ({"llama.attention.sliding_window": 7}, "llama.attention.sliding_window=7 is not supported"),
     ],
 )
 def test_gguf_headers_that_are_refused(change, message):

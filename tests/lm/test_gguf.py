@@ -1,13 +1,20 @@
+import dataclasses
 import json
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
+from nla_jax.lm.config import RopeScaling
+from nla_jax.lm.config_files import config_from_gguf, config_from_hf
 from nla_jax.lm.gguf import open_gguf, undo_rope_permutation
-from nla_jax.lm.weights import load_language_model, resolve
+from nla_jax.lm.rotary import frequencies, scaled
+from nla_jax.lm.transformer import parameter_shapes
+from nla_jax.lm.weights import export_hf, load_language_model, load_params, resolve
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -77,7 +84,7 @@ def tiny_gguf(tiny_model_dir, tmp_path_factory):
 def test_gguf_and_safetensors_give_the_same_model(tiny_gguf, tiny_lm):
     lm = load_language_model(tiny_gguf)
     jax.tree.map(np.testing.assert_array_equal, lm.params, tiny_lm.params)
-    assert lm.config.rms_norm_eps == pytest.approx(tiny_lm.config.rms_norm_eps)
+    assert lm.config.norm_eps == pytest.approx(tiny_lm.config.norm_eps)
     text = "def f(x):  return 2024 * x\n<|im_end|> ünï"
     assert lm.tokenizer.encode(text) == tiny_lm.tokenizer.encode(text)
     assert lm.name == str(tiny_gguf)
@@ -87,6 +94,95 @@ def test_rope_permutation_by_hand():
     # One head of dimension 4 and one more: GGUF keeps pairs (0, 2), (1, 3) next to each other.
     stored = np.array([0, 2, 1, 3, 10, 12, 11, 13], np.float32)[:, None]
     np.testing.assert_array_equal(undo_rope_permutation(stored, 2)[:, 0], [0, 1, 2, 3, 10, 11, 12, 13])
+
+
+SMALL = {
+    "vocab_size": 30,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "tie_word_embeddings": True,
+}
+ROPE_FACTORS = RopeScaling("llama3", 8.0)
+FAMILIES = {
+    # Header keys beyond the common ones, and what config.json says instead.
+    "llama": ("LlamaForCausalLM", {}, {"rope_theta": 5e5, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192}}),
+    "qwen2": ("Qwen2ForCausalLM", {}, {"rope_theta": 1e6}),
+    "qwen3": ("Qwen3ForCausalLM", {"rope.dimension_count": 10}, {"rope_theta": 1e6}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {"attention.sliding_window": 5, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+        {"rope_theta": 1e6, "sliding_window": 5, "query_pre_attn_scalar": 10,
+         "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_families_from_gguf_equal_those_from_safetensors(arch, tmp_path):
+    """Tensor names are those of the gguf package, which knows nothing of our tables."""
+    architecture, header, settings = FAMILIES[arch]
+    config = config_from_hf(
+        {"architectures": [architecture], **SMALL, **settings, "max_position_embeddings": 64}
+    )
+    rng = np.random.default_rng(0)
+    flat = {path: rng.standard_normal(shape) for path, shape in parameter_shapes(config).items()}
+    params = unflatten_dict({path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}, sep="/")
+    export_hf(params, config, tmp_path)
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", arch)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_token_list([str(i) for i in range(config.vocab_size)])
+    for key, value in header.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(f"{arch}.{key}", value)
+    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    names = gguf.get_tensor_name_map(kind, config.num_layers)
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            value = value + 1
+        if arch == "llama" and "q_proj" in name:
+            value = interleave_halves(value, config.num_heads)
+        if arch == "llama" and "k_proj" in name:
+            value = interleave_halves(value, config.num_kv_heads)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), np.ascontiguousarray(value))
+    if arch == "llama":
+        frequency = frequencies(dataclasses.replace(config, rope_scaling=None), 0)
+        writer.add_tensor("rope_freqs.weight", np.asarray(frequency / scaled(frequency, ROPE_FACTORS)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    file = open_gguf(tmp_path / "x.gguf")
+    factors = file.read("rope_freqs.weight") if arch == "llama" else None
+    read = config_from_gguf(file.header, frozenset(file.tensors), factors)
+    assert read.norm_eps == pytest.approx(config.norm_eps)
+    assert dataclasses.replace(read, norm_eps=config.norm_eps) == config
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), load_params(file, read), params)
+
+
+def test_rope_factors_that_are_no_known_scaling():
+    header = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["x"], "llama.block_count": 1}
+    sizes = {"attention.head_count": 2, "embedding_length": 8, "feed_forward_length": 9}
+    header |= {f"llama.{key}": size for key, size in sizes.items()}
+    header["llama.attention.layer_norm_rms_epsilon"] = 1e-5
+    with pytest.raises(ValueError, match=r"the factors in rope_freqs.weight \(up to 3.0\) are not those of"):
+        config_from_gguf(header, frozenset(), np.array([3.0, 2.0], np.float32))
 
 
 def test_read_is_not_a_view_of_the_file(tiny_gguf):

@@ -14,23 +14,31 @@ TARGETS = jnp.asarray(RNG.integers(0, 512, (B, T)))
 PROBE = jnp.asarray(RNG.standard_normal((B, T)), jnp.float32)
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+SOFTCAP = 3.0
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "capped"])
 def head(request, tiny_lm):
     """Config and the parameters that the head is made of."""
     params = {"embed": tiny_lm.params["embed"]}
     if request.param == "untied":
         kernel = jnp.asarray(RNG.standard_normal((32, 512)), jnp.float32)
         params["lm_head"] = {"kernel": kernel}
+    if request.param == "capped":
+        return dataclasses.replace(tiny_lm.config, logit_softcap=SOFTCAP), params
     return dataclasses.replace(tiny_lm.config, tie_embeddings=request.param == "tied"), params
 
 
-def plain_logits(params, final):
+def plain_logits(head, final, params=None):
+    config, own = head
+    params = own if params is None else params
     kernel = params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
-    return final @ kernel
+    scores = final @ kernel
+    return SOFTCAP * jnp.tanh(scores / SOFTCAP) if config.logit_softcap else scores
 
 
-def plain_log_prob(params, final, temperature):
-    log_probs = jax.nn.log_softmax(plain_logits(params, final) / temperature)
+def plain_log_prob(head, final, temperature, params=None):
+    log_probs = jax.nn.log_softmax(plain_logits(head, final, params) / temperature)
     return jnp.take_along_axis(log_probs, TARGETS[..., None], -1)[..., 0], log_probs
 
 
@@ -45,7 +53,7 @@ def test_the_number_of_tokens_is_no_multiple_of_the_chunk():
 
 def test_logits(head):
     config, params = head
-    np.testing.assert_allclose(logits(params, config, FINAL), plain_logits(params, FINAL), atol=1e-4)
+    np.testing.assert_allclose(logits(params, config, FINAL), plain_logits(head, FINAL), atol=1e-4)
     assert head_kernel(params).shape == (32, 512)
 
 
@@ -54,7 +62,7 @@ def test_logits_round_operands_in_bfloat16(head):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     out = logits(params, config, FINAL)
     assert out.dtype == jnp.float32
-    expected = plain_logits(rounded, FINAL.astype(jnp.bfloat16).astype(jnp.float32))
+    expected = plain_logits((config, rounded), FINAL.astype(jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
@@ -64,7 +72,7 @@ def test_token_statistics_equal_plain_log_softmax(head, temperature):
     statistics = jax.jit(lambda t: token_statistics(params, config, FINAL, TARGETS, temperature=t))(
         temperature
     )
-    expected, log_probs = plain_log_prob(params, FINAL, temperature)
+    expected, log_probs = plain_log_prob(head, FINAL, temperature)
     np.testing.assert_allclose(statistics.log_prob, expected, atol=1e-4)
     np.testing.assert_allclose(statistics.entropy, -(jnp.exp(log_probs) * log_probs).sum(-1), atol=1e-4)
 
@@ -79,7 +87,7 @@ def test_token_statistics_gradients_equal_plain_log_softmax(head, temperature):
         ).sum()
 
     def plain(params, final):
-        return (plain_log_prob(params, final, temperature)[0] * PROBE).sum()
+        return (plain_log_prob(head, final, temperature, params)[0] * PROBE).sum()
 
     assert_trees_close(*(jax.jit(jax.grad(f, argnums=(0, 1)))(params, FINAL) for f in (chunked, plain)))
 
@@ -87,14 +95,15 @@ def test_token_statistics_gradients_equal_plain_log_softmax(head, temperature):
 def test_certain_token_has_no_entropy_and_finite_gradients(head):
     config, params = head
     loud = FINAL * 1e4
-    best = plain_logits(params, loud).argmax(-1)
+    best = plain_logits(head, loud).argmax(-1)
 
     def run(final):
         statistics = token_statistics(params, config, final, best)
         return statistics.log_prob.sum(), statistics
 
     grad, statistics = jax.grad(run, has_aux=True)(loud)
-    np.testing.assert_allclose(statistics.log_prob, 0, atol=1e-3)
+    # Capped logits leave the other tokens a chance.
+    np.testing.assert_allclose(statistics.log_prob, 0, atol=10 if config.logit_softcap else 1e-3)
     assert np.isfinite(grad).all() and np.isfinite(statistics.entropy).all()
 
 
@@ -109,8 +118,8 @@ def test_exact_kl_and_its_gradients_equal_plain(head, temperature):
         return (kl_BT * PROBE).sum(), kl_BT
 
     def plain(params, final):
-        log_p = jax.nn.log_softmax(plain_logits(params, final) / temperature)
-        log_q = jax.nn.log_softmax(plain_logits(reference, reference_final) / temperature)
+        log_p = jax.nn.log_softmax(plain_logits(head, final, params) / temperature)
+        log_q = jax.nn.log_softmax(plain_logits(head, reference_final, reference) / temperature)
         kl_BT = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
         return (kl_BT * PROBE).sum(), kl_BT
 

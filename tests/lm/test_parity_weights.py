@@ -8,7 +8,8 @@ from tiny_model import write_tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from nla_jax.lm.weights import export_hf, load_language_model, resolve, table
+from nla_jax.lm.families import table
+from nla_jax.lm.weights import export_hf, load_language_model, resolve
 
 
 def test_smollm2_gguf_equals_transformers_dequantization(smollm2):
@@ -24,7 +25,7 @@ def test_smollm2_gguf_equals_transformers_dequantization(smollm2):
     for row in rows:
         expected = state[row.hf].numpy()
         np.testing.assert_allclose(
-            flat[row.path], expected.T if row.transpose else expected, rtol=1e-6, err_msg=row.path
+            flat[row.paths[0]], expected.T if row.transpose else expected, rtol=1e-6, err_msg=row.hf
         )
 
 

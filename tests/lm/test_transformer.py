@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nla_jax.lm.attention import PAD_POSITION
-from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Transformer, extend, init_params, rotary, unit
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Transformer, extend, init_params, unit
 
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(4, 500, (2, 9)))
@@ -29,13 +29,6 @@ def assert_trees_close(actual, expected, tolerance=1e-4):
         assert error < tolerance, f"{jax.tree_util.keystr(path)}: relative error {error:.1e}"
 
     jax.tree_util.tree_map_with_path(close, actual, expected)
-
-
-def test_rotary_by_hand():
-    # Two pairs with frequencies 1 and θ^(−1/2) = 0.1; position 3 turns them by 3 and 0.3 radians.
-    x = jnp.array([1.0, 0.0, 0.0, 2.0]).reshape(1, 1, 1, 4)
-    turned = rotary(x, jnp.array([[3]]), theta=100.0)[0, 0, 0]
-    np.testing.assert_allclose(turned, [np.cos(3), -2 * np.sin(0.3), np.sin(3), 2 * np.cos(0.3)], atol=1e-6)
 
 
 def test_unit_is_one_long_and_has_a_finite_gradient_at_zero():

@@ -15,7 +15,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_tiny_model
 
-from nla_jax.lm.config import config_from_hf
+from nla_jax.lm.config_files import config_from_hf
 from nla_jax.lm.weights import export_hf, load_language_model, load_params, open_safetensors, resolve
 
 

@@ -1,0 +1,75 @@
+"""The layers that blocks are made of, apart from attention and routed experts."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nla_jax.lm.attention import matmul
+from nla_jax.lm.config import LMConfig
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    # Two names of one function; exports keep the one they were read with.
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+}
+
+
+class Linear(nn.Module):
+    """A linear map, kernel (in, out), result in float32."""
+
+    features: int
+    dtype: jnp.dtype
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """Apply the map."""
+        shape = (x.shape[-1], self.features)
+        out = matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
+        return out + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else out
+
+
+class Norm(nn.Module):
+    """The config's norm, in float32: root-mean-square, or LayerNorm with bias."""
+
+    config: LMConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalize the last axis and apply the learned scale."""
+        config, size = self.config, x.shape[-1]
+        x = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(1 - config.norm_offset), (size,))
+        if config.norm_offset:
+            scale = scale + config.norm_offset
+        if config.norm == "layer":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        normed = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * scale
+        return (
+            normed + self.param("bias", nn.initializers.zeros, (size,)) if config.norm == "layer" else normed
+        )
+
+
+class MLP(nn.Module):
+    """Feed-forward layer, gated or plain."""
+
+    config: LMConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Apply the layer."""
+        config = self.config
+        rest = config.compute_dtype, config.mlp_bias
+        activate = ACTIVATIONS[config.activation]
+        if config.gated_mlp:
+            gate_BTF = activate(Linear(config.d_ff, *rest, name="gate")(x_BTD))
+            hidden_BTF = gate_BTF * Linear(config.d_ff, *rest, name="up")(x_BTD)
+        else:
+            hidden_BTF = activate(Linear(config.d_ff, *rest, name="up")(x_BTD))
+        return Linear(x_BTD.shape[-1], *rest, name="down")(hidden_BTF)
