@@ -34,7 +34,7 @@ def get_config() -> ExperimentConfig:
         max_reconstructor_tokens=32,
         av_sft=WarmStartConfig(
             LoopConfig(steps=150, evaluate_every=75, checkpoint_every=75),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=150),
+            optimizer=OptimizerConfig(learning_rate=3e-4, decay_steps=150),
         ),
         ar_sft=ReconstructorWarmStartConfig(
             LoopConfig(steps=240, evaluate_every=120, checkpoint_every=120),

@@ -54,7 +54,8 @@ class Injection:
 
     def __call__(self, resid_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Return the residual stream with the injection made."""
-        vectors = self.vectors_BD.astype(resid_BTD.dtype)
+        rows = resid_BTD.shape[0] // self.vectors_BD.shape[0]
+        vectors = jnp.repeat(self.vectors_BD.astype(resid_BTD.dtype), rows, axis=0)
         if self.mode == "add":
             present = resid_BTD[:, self.slot]
             vectors = present + unit(vectors) * jnp.linalg.norm(present, axis=-1, keepdims=True)
@@ -66,7 +67,7 @@ class Output:
     """What a forward returns.
 
     Attributes:
-      resid: residual stream after each captured block, (B, T, D).
+      resid: residual stream after each captured block, injections included, (B, T, D).
       final_BTD: input of the LM head (after the final norm); None where the forward stopped early.
       segments: for each block that ran, the keys and values of this call's tokens.
     """
@@ -200,8 +201,11 @@ class Transformer(nn.Module):
           past: per block, segments of earlier tokens; their row counts divide B.
           buffers: per block, where to write these tokens; `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
-          capture: blocks whose residual stream is returned.
+          capture: blocks whose residual stream is returned; EMBEDDING_LAYER is the stream that enters block 0.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
+
+        Raises:
+          ValueError: a layer to capture, to inject at or to stop after that is not among the blocks that run.
         """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -214,8 +218,14 @@ class Transformer(nn.Module):
             resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
         if inject is not None and inject.layer == EMBEDDING_LAYER:
             resid_BTD = inject(resid_BTD)
-        last = self.config.num_layers - 1 if stop_after is None else stop_after
-        resid, segments = {}, []
+        last = self.config.num_layers - 1 if stop_after is None else self.config.check_layer(stop_after)
+        wanted = {*capture, inject.layer if inject is not None else EMBEDDING_LAYER}
+        if outside := sorted(layer for layer in wanted if not EMBEDDING_LAYER <= layer <= last):
+            raise ValueError(
+                f"cannot capture or inject at layers {outside}: blocks 0 to {last} run (and "
+                f"{EMBEDDING_LAYER} is what enters them); raise stop_after or choose other layers"
+            )
+        resid, segments = {EMBEDDING_LAYER: resid_BTD} if EMBEDDING_LAYER in capture else {}, []
         for index, block in enumerate(self.blocks[: last + 1]):
             before = past[index] if past is not None else ()
             buffer = buffers[index] if buffers is not None else None

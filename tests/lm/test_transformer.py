@@ -82,6 +82,29 @@ def test_injecting_a_tokens_own_embedding_changes_nothing(tiny_lm, forward):
     np.testing.assert_array_equal(out.final_BTD, forward(TOKENS).final_BTD)
 
 
+def test_an_injection_serves_a_group_of_rows(tiny_lm, forward):
+    vectors = jax.random.normal(jax.random.key(3), (2, tiny_lm.config.d_model))
+    tokens = jnp.tile(TOKENS[:1], (6, 1))
+    shared = forward(tokens, inject=Injection(vectors, 1, EMBEDDING_LAYER), capture=(EMBEDDING_LAYER, 2))
+    alone = forward(tokens, inject=Injection(jnp.repeat(vectors, 3, axis=0), 1), capture=(EMBEDDING_LAYER, 2))
+    np.testing.assert_array_equal(shared.resid[EMBEDDING_LAYER][:, 1], np.repeat(vectors, 3, axis=0))
+    np.testing.assert_array_equal(shared.resid[2], alone.resid[2])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        {"capture": (3,), "stop_after": 2},
+        {"capture": (-2,)},
+        {"inject": Injection(jnp.ones((1, 32)), layer=3), "stop_after": 2},
+        {"stop_after": 9},
+    ],
+)
+def test_layers_that_do_not_run_are_refused(forward, ask):
+    with pytest.raises(ValueError, match=r"blocks 0 to 2 run|blocks 0 to 3"):
+        forward(TOKENS, **ask)
+
+
 def test_tokens_do_not_reach_earlier_positions(forward):
     other = forward(TOKENS.at[:, 5].add(1)).final_BTD
     difference = np.abs(forward(TOKENS).final_BTD - other).max((0, 2))

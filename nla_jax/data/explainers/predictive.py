@@ -100,8 +100,8 @@ class PredictiveExplainer:
 
 
 def _ending(context: str, words: int, characters: int) -> str:
-    """The last whole words that fit, or the end of the last word; line breaks become spaces."""
-    end = " ".join(context.split()[-words:])
+    """The last whole words that fit, or the end of the last word; line breaks count as the word "newline"."""
+    end = " ".join(re.sub(r"\s*\n\s*", " newline ", context).split()[-words:])
     tail = end[-characters:]
     return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
 

@@ -75,6 +75,11 @@ def test_long_last_word_is_cut_from_the_front(explainer):
     assert '"' + "x" * 14 + '"' in explainer.explain(data)[0]
 
 
+def test_line_breaks_are_words_of_the_ending(explainer):
+    assert '"end. newline"' in explainer.explain(rows(["some lines end. \n\n"]))[0]
+    assert '"newline word"' in explainer.explain(rows(["some lines end.\n  word"]))[0]
+
+
 def test_rows_without_expectation_are_refused(explainer):
     data = dataclasses.replace(rows(), extra={"genre": ["g"] * len(CONTEXTS)})
     with pytest.raises(
