@@ -11,8 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +35,7 @@ from nla_jax.lm.config_files import config_from_hf
 from nla_jax.lm.tokenizer import tokenizer_from_directory
 from nla_jax.lm.transformer import EMBEDDING_LAYER
 from nla_jax.lm.weights import Place, export_hf, load_params, open_safetensors, resolve
+from nla_jax.mesh import parameter_spec
 
 HEAD_FILE = "value_head.safetensors"
 AFFINE_FILE = "injection_affine.safetensors"
@@ -61,7 +64,7 @@ class ReconstructorCheckpoint(NamedTuple):
 def load_verbalizer(
     spec: str | os.PathLike[str],
     *,
-    place: Place | None = None,
+    mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
 ) -> VerbalizerCheckpoint:
@@ -69,7 +72,7 @@ def load_verbalizer(
 
     Args:
       spec: a directory or hub id.
-      place: as in `load_params`.
+      mesh: where the parameters go, by the partition rules; the default device if None.
       dtype: see `LMConfig.dtype`.
       attention_dtype: see `LMConfig.attention_dtype`.
 
@@ -85,13 +88,13 @@ def load_verbalizer(
     suffix = None if critic is None else build_reconstructor_prompt(tokenizer, meta.templates).suffix
     meta.check_tokens(live_tokens(prompt, suffix), path)
     config = _config(path, meta, dtype, attention_dtype)
-    params = {"lm": load_params(open_safetensors(path), config, place=place)}
+    params = {"lm": load_params(open_safetensors(path), config, place=_place_on(mesh))}
     injection = meta.injection
     if injection.affine:
         d = config.d_model
         tensors = _read_tensors(path / AFFINE_FILE, {"weight": (d, d), "bias": (d,)})
         pieces = {"kernel": tensors["weight"].T, "bias": tensors["bias"]}
-        put = place or (lambda _, value: jnp.asarray(value))
+        put = _place_on(mesh)
         params["affine"] = {name: put(f"affine/{name}", value) for name, value in pieces.items()}
     return VerbalizerCheckpoint(
         Verbalizer(config, prompt, injection, injection.scale), params, tokenizer, meta
@@ -101,7 +104,7 @@ def load_verbalizer(
 def load_reconstructor(
     spec: str | os.PathLike[str],
     *,
-    place: Place | None = None,
+    mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
 ) -> ReconstructorCheckpoint:
@@ -130,10 +133,18 @@ def load_reconstructor(
     d = config.d_model
     head = _read_tensors(path / HEAD_FILE, {"weight": (d, d)})["weight"].T
     params = {
-        "lm": load_params(open_safetensors(path), config, place=place),
-        "head": {"kernel": jnp.asarray(head) if place is None else place("head/kernel", head)},
+        "lm": load_params(open_safetensors(path), config, place=_place_on(mesh)),
+        "head": {"kernel": _place_on(mesh)("head/kernel", head)},
     }
     return ReconstructorCheckpoint(Reconstructor(config, prompt), params, tokenizer, meta)
+
+
+def _place_on(mesh: Mesh | None) -> Place:
+    if mesh is None:
+        return lambda _, value: jnp.asarray(value)
+    return lambda path, value: jax.device_put(
+        value, NamedSharding(mesh, parameter_spec(path, value.shape, mesh))
+    )
 
 
 def _config(path: Path, meta: NLAMeta, dtype: str, attention_dtype: str) -> LMConfig:

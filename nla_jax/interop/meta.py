@@ -161,13 +161,13 @@ class NLAMeta:
             )
         with naming(path):
             fields = read_yaml(path, KIND, "the meta data of a model")
-            meta = cls(**_meta_fields(fields))
-            if role not in (None, meta.role):
-                wanted, found = role.upper(), meta.role.upper()
+            values = _meta_fields(fields)
+            if role not in (None, values["role"]):
+                wanted, found = role.upper(), values["role"].upper()
                 raise ValueError(
-                    f"role is {fields['role']!r}: this is an {found}, not an {wanted}; give the {wanted}'s"
+                    f"role is {fields['role']!r}: this is an {found}, not an {wanted}; give the {wanted}'s directory"
                 )
-            return meta
+            return cls(**values)
 
 
 def _meta_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
