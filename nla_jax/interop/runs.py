@@ -6,7 +6,6 @@ import types
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
@@ -167,6 +166,6 @@ class CheckpointRun(Run):
         """The one step there is."""
         return types.SimpleNamespace(pinned=lambda: 1, latest=lambda: 1)
 
-    def trained_params(self, stage: str, model: str, step: int | None = None) -> dict[str, jax.Array]:
+    def trained_params(self, stage: str, model: str, step: int | None = None) -> Any:
         """Parameters of "av" or "ar", whatever the stage."""
         return {"av": self.av, "ar": self.ar}[model].params

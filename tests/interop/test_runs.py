@@ -1,6 +1,6 @@
 import dataclasses
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -108,14 +108,12 @@ def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_
             meta.write_text(text)
 
 
-def test_dry_run_prints_names_and_writes_nothing(exported):
-    script = str(ROOT / "experiments" / "convert.py")
+def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):
     before = sorted(exported.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, script, str(exported / "ar"), "--dry-run"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    script = str(ROOT / "experiments" / "convert.py")
+    monkeypatch.setattr(sys, "argv", [script, str(exported / "ar"), "--dry-run"])
+    runpy.run_path(script, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "AR: llama, 2 blocks"
     assert "  model.layers.1.mlp.up_proj.weight [64, 32] -> lm/blocks_1/mlp/up/kernel transposed" in lines
     assert lines[-1] == "  value_head.safetensors: weight [32, 32] -> head/kernel transposed"
