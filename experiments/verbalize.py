@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="explanations a position")
     parser.add_argument("--temperature", type=float, help="default: 0, or 1 with several samples")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     models = (args.av, args.ar, args.target)
     if (args.run is None) != all(models) or (args.run and any(models)):
         parser.error("give either a run directory or all of --av, --ar and --target")
