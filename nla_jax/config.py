@@ -57,6 +57,36 @@ class CorpusConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Data sets that were made elsewhere, instead of extracting and explaining: those of all three training stages.
+
+    Each is a .parquet file with its sidecar beside it, or a folder of them.
+    """
+
+    av_sft: str | None = None
+    ar_sft: str | None = None
+    rl: str | None = None
+    held_out: str | None = None
+    """With explanations; None holds `corpus.held_out` of the documents of `av_sft` out of every split."""
+
+    def __post_init__(self):
+        if self.is_given and (missing := [n for n in ("av_sft", "ar_sft", "rl") if getattr(self, n) is None]):
+            raise ValueError(
+                f"data sets are given but not for data.{', data.'.join(missing)}; give all three"
+            )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a run takes its data from here."""
+        return any(value is not None for value in self.paths.values())
+
+    @property
+    def paths(self) -> dict[str, str | None]:
+        """The paths by split name."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
     """Supervised training of one of the two models on explainer texts."""
 
@@ -85,6 +115,7 @@ class ExperimentConfig:
     seed: int = 0
     model: ModelConfig = ModelConfig()
     corpus: CorpusConfig = CorpusConfig()
+    data: DataConfig = DataConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     explainer: PredictiveConfig = PredictiveConfig()
     templates: PromptTemplates = PromptTemplates()
@@ -105,7 +136,7 @@ class ExperimentConfig:
 
 
 STAGES = {
-    "extract": ("seed", "model", "corpus", "extraction"),
+    "extract": ("seed", "model", "corpus", "data", "extraction"),
     "explain": ("explainer", "templates"),
     "av_sft": ("injection", "max_explanation_tokens", "av_sft"),
     "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
@@ -126,6 +157,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         fields |= {field: _plain(getattr(config, field)) for field in own}
         if name == stage:
             break
+    if not config.data.is_given:
+        del fields["data"]  # as if there were no such field
     if "rl" in fields:
         del fields["rl"]["loop"]["steps"]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()

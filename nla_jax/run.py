@@ -111,13 +111,17 @@ class Run:
     def _splits(self) -> dict[str, ActivationDataset]:
         loaded = {split: load_dataset(self.directory / "data" / split) for split in SPLITS}
         for data in loaded.values():
-            data.sidecar.check(
-                base_model=self.lm.name,
-                layer_index=self.config.model.layer,
-                d_model=self.lm_config.d_model,
-                tokens=self.tokens,
-            )
+            self.check(data.sidecar)
         return loaded
+
+    def check(self, sidecar: Sidecar) -> None:
+        """Raise ValueError where a data set contradicts the live model or tokenizer."""
+        sidecar.check(
+            base_model=self.lm.name,
+            layer_index=self.config.model.layer,
+            d_model=self.lm_config.d_model,
+            tokens=self.tokens,
+        )
 
     @functools.cached_property
     def training_activations(self) -> np.ndarray:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import STAGES, WarmStartConfig, save_config, stage_digest
+from nla_jax.data.adoption import adopt, sidecars
 from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
@@ -47,7 +48,12 @@ from nla_jax.training.supervised import (
 
 
 def extract(run: Run) -> None:
-    """Write activations of all documents to data/base."""
+    """Write activations of all documents to data/base; data sets made elsewhere are only checked."""
+    if run.config.data.is_given:
+        for path in filter(None, run.config.data.paths.values()):
+            for sidecar in sidecars(path):
+                run.check(sidecar)
+        return
     folder, config = run.directory / "data" / "base", run.config.extraction
     _ = run.prompts  # bad templates fail here, before anything is computed
     documents = load_corpus(
@@ -92,36 +98,48 @@ def extract(run: Run) -> None:
 
 
 def explain(run: Run) -> None:
-    """Write explainer texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}."""
-    digest = stage_digest(run.config, "explain")
-    base = load_dataset(run.directory / "data" / "base")
-    explainer = PredictiveExplainer(run.config.explainer, seed=run.config.seed, background=base.contexts)
-    texts = explainer.explain(base)
-    fractions, seed = run.config.corpus.fractions, run.config.seed
-    split_N = np.array([split_of(doc_id, fractions, seed) for doc_id in base.doc_ids])
+    """Write explainer texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}.
+
+    Data sets made elsewhere come with both, and are copied there.
+    """
+    config, seed = run.config, run.config.seed
+    if config.data.is_given:
+        splits = adopt(config.data.paths, held_out_share=config.corpus.held_out, seed=seed)
+        for part in splits.values():
+            run.check(part.sidecar)
+    else:
+        base = load_dataset(run.directory / "data" / "base")
+        explainer = PredictiveExplainer(config.explainer, seed=seed, background=base.contexts)
+        explained = dataclasses.replace(base, explanations=explainer.explain(base))
+        split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
+        splits = {split: explained.take(split_N == split) for split in SPLITS}
+    for split, part in tqdm(splits.items(), desc="explain", unit="split", dynamic_ncols=True):
+        _write_split(run, split, part)
+
+
+def _write_split(run: Run, split: str, part: ActivationDataset) -> None:
+    columns = {
+        "activation_vector": part.activations,
+        "n_raw_tokens": part.n_raw_tokens,
+        "activation_layer": [run.config.model.layer] * len(part),
+        "doc_id": part.doc_ids,
+        "detokenized_text_truncated": part.contexts,
+        "api_explanation": part.explanations,
+        **part.extra,
+    }
+    columns = {name: column for name, column in columns.items() if column is not None}
+    stage, path = "av_sft" if split == "held_out" else split, run.split_paths()[split]
     templates = SidecarTemplates(run.config.templates.verbalizer, run.config.templates.reconstructor)
-    for split, path in tqdm(run.split_paths().items(), desc="explain", unit="split", dynamic_ncols=True):
-        part = dataclasses.replace(base, explanations=texts).take(split_N == split)
-        columns = {
-            "activation_vector": part.activations,
-            "n_raw_tokens": part.n_raw_tokens,
-            "activation_layer": [run.config.model.layer] * len(part),
-            "doc_id": part.doc_ids,
-            "detokenized_text_truncated": part.contexts,
-            "api_explanation": part.explanations,
-            **part.extra,
-        }
-        stage = "av_sft" if split == "held_out" else split
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sidecar = dataclasses.replace(
-            part.sidecar,
-            dataset_id=digest,
-            stage=stage,
-            tokens=run.tokens,
-            prompt_templates=templates,
-            parent_datasets=(base.sidecar.dataset_id,),
-        )
-        write_shard(path, stage_columns(stage, columns, templates), sidecar)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = dataclasses.replace(
+        part.sidecar,
+        dataset_id=stage_digest(run.config, "explain"),
+        stage=stage,
+        tokens=run.tokens,
+        prompt_templates=templates,
+        parent_datasets=(part.sidecar.dataset_id,),
+    )
+    write_shard(path, stage_columns(stage, columns, templates), sidecar)
 
 
 def av_sft(run: Run) -> None:
@@ -332,7 +350,7 @@ def evaluate(run: Run) -> None:
             "name": run.config.name,
             "model": run.lm.name,
             "layer": run.config.model.layer,
-            "corpus": run.config.corpus.source,
+            "corpus": data.sidecar.extraction.corpus,
             "machine": machine_class(),
         },
         "settings": dataclasses.asdict(config),
@@ -413,12 +431,15 @@ def _write_examples(run: Run, data: ActivationDataset, texts: list, prediction_N
     cosine_N = (unit_pred * unit_true).sum(axis=1)
     order = np.random.default_rng(run.config.seed).permutation(len(data))
     chosen = order[: run.config.evaluation.examples]
+    # Data sets made elsewhere need not hold what is only for reading along.
+    nothing = [""] * len(data)
+    contexts, continuations = data.contexts or nothing, data.extra.get("true_continuation", nothing)
     lines = [
         json.dumps(
             {
                 "doc_id": data.doc_ids[i],
-                "context_tail": data.contexts[i][-240:],
-                "next_tokens": data.extra["true_continuation"][i],
+                "context_tail": contexts[i][-240:],
+                "next_tokens": continuations[i],
                 "explanation": texts[i],
                 "explainer_text": data.explanations[i],
                 "cosine": float(cosine_N[i]),

@@ -91,14 +91,17 @@ CONFIGS = {
 }
 
 
-def build(name: str) -> Any:
-    """The torch model of a family, every weight random and large enough to matter, with eager attention."""
+def build(name: str, **changes: Any) -> Any:
+    """The torch model of a family, every weight random and large enough to matter, with eager attention.
+
+    `changes` are fields of its config.
+    """
     import torch
     import transformers
 
     model_type, settings = CONFIGS[name]
     ids = dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"])
-    config = transformers.AutoConfig.for_model(model_type, **settings, **ids)
+    config = transformers.AutoConfig.for_model(model_type, **settings | ids | changes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.prompts import VerbalizerPrompt
@@ -33,7 +34,7 @@ class InjectionConfig:
     """Learn an affine map of the scaled vector, starting from the identity."""
 
 
-def resolve_scale(scale: float | str, activations_ND: Float[Array, "N D"]) -> float:
+def resolve_scale(scale: float | str, activations_ND: Float[Array | np.ndarray, "N D"]) -> float:
     """Turn `InjectionConfig.scale` into the number it stands for, given training activations."""
     if scale == "p75":
         return float(jnp.percentile(jnp.linalg.norm(jnp.asarray(activations_ND, jnp.float32), axis=-1), 75))

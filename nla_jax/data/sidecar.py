@@ -3,10 +3,11 @@
 Field names are the keys of the file, which other implementations of the method read and write as well.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +59,22 @@ class Tokens:
     critic_suffix_ids: tuple[int, ...] | None = None
     """Ids of the AR template's suffix without its first token, which may merge with the explanation."""
 
+    def disagreements(self, live: "Tokens") -> dict[str, tuple[Any, Any]]:
+        """The fields in which the live tokenizer gives something else, each with both values.
+
+        Suffixes agree if one ends with the other: how many tokens before the fixed ones are counted differs
+        between writers. A suffix that one side does not know is not compared.
+        """
+        pairs = {
+            field.name: (getattr(self, field.name), getattr(live, field.name))
+            for field in dataclasses.fields(Tokens)
+        }
+        ours, theirs = pairs["critic_suffix_ids"]
+        shorter = min(len(ours), len(theirs)) if ours is not None and theirs is not None else 0
+        if not shorter or ours[-shorter:] == theirs[-shorter:]:
+            del pairs["critic_suffix_ids"]
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
 
 @dataclasses.dataclass(frozen=True)
 class SidecarTemplates:
@@ -79,7 +96,7 @@ class Sidecar:
     tokens: Tokens | None = None
     """Needed for every stage but `base`."""
     prompt_templates: SidecarTemplates = SidecarTemplates()
-    """Needed for every stage but `base`: `actor` always, `critic` for `ar_sft`."""
+    """Needed: `actor` for `av_sft` and `rl`, `critic` for `ar_sft`."""
     parent_datasets: tuple[str, ...] = ()
     """`dataset_id` of the data sets that this one was made from."""
     created_at: str = dataclasses.field(
@@ -104,7 +121,7 @@ class Sidecar:
             raise ValueError(f"unknown stage {self.stage!r}; the stages are {', '.join(STAGES)}")
         needed = {
             "tokens": self.stage != "base" and self.tokens is None,
-            "prompt_templates.actor": self.stage != "base" and self.prompt_templates.actor is None,
+            "prompt_templates.actor": self.stage in ("av_sft", "rl") and self.prompt_templates.actor is None,
             "prompt_templates.critic": self.stage == "ar_sft" and self.prompt_templates.critic is None,
         }
         if missing := [name for name, is_missing in needed.items() if is_missing]:
@@ -112,10 +129,7 @@ class Sidecar:
 
     def save(self, path: Path | str) -> None:
         """Write the sidecar as YAML, atomically."""
-        text = yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
-        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_yaml(path, without_none(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, path: Path | str) -> "Sidecar":
@@ -125,30 +139,21 @@ class Sidecar:
           FileNotFoundError: no such file.
           ValueError: not YAML, another kind or schema version, or a missing field, named with the path.
         """
-        path = Path(path)
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not isinstance(fields, dict) or fields.get("kind") != KIND:
-                kind = fields.get("kind") if isinstance(fields, dict) else type(fields).__name__
-                raise ValueError(
-                    f"kind is {kind!r}, expected {KIND!r}; this is not the sidecar of a data set"
-                )
-            extraction = _part(Extraction, fields.get("extraction"), "extraction")
+        with naming(path):
+            fields = read_yaml(path, KIND, "the sidecar of a data set")
             tokens = fields.get("tokens")
-            return _part(
+            return read_part(
                 cls,
                 {
                     **fields,
-                    "extraction": extraction,
-                    "tokens": None if tokens is None else _part(Tokens, tokens, "tokens"),
-                    "prompt_templates": _part(
+                    "extraction": read_part(Extraction, fields.get("extraction"), "extraction"),
+                    "tokens": None if tokens is None else read_part(Tokens, tokens, "tokens"),
+                    "prompt_templates": read_part(
                         SidecarTemplates, fields.get("prompt_templates") or {}, "prompt_templates"
                     ),
                 },
                 "the sidecar",
             )
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
 
     def check(self, *, base_model: str, layer_index: int, d_model: int, tokens: Tokens) -> None:
         """Compare the contract with the live model, config and tokenizer.
@@ -157,13 +162,13 @@ class Sidecar:
           ValueError: naming both values of every mismatch.
         """
         live = {
-            "extraction.base_model": (self.extraction.base_model, base_model),
             "extraction.layer_index": (self.extraction.layer_index, layer_index),
             "extraction.d_model": (self.extraction.d_model, d_model),
         }
+        if not _is_same_model(self.extraction.base_model, base_model):
+            live["extraction.base_model"] = (self.extraction.base_model, base_model)
         if self.tokens is not None:
-            for field in dataclasses.fields(Tokens):
-                live[f"tokens.{field.name}"] = (getattr(self.tokens, field.name), getattr(tokens, field.name))
+            live |= {f"tokens.{name}": pair for name, pair in self.tokens.disagreements(tokens).items()}
         if wrong := [
             f"{name}: data {ours!r}, run {theirs!r}"
             for name, (ours, theirs) in live.items()
@@ -182,8 +187,54 @@ def sidecar_path_for(path: Path | str) -> Path:
     return Path(path).with_name(Path(path).name + ".nla_meta.yaml")
 
 
-def _part(kind: type[Part], fields: Any, name: str) -> Part:
-    """Build a dataclass of this module from YAML values."""
+def _is_same_model(name: str, other: str) -> bool:
+    """Whether two model specs may mean one model: a local copy is named like the hub model it is a copy of."""
+    is_local = Path(name).is_absolute() or Path(other).is_absolute()
+    return name == other or (is_local and Path(name).name == Path(other).name)
+
+
+def read_yaml(path: Path | str, kind: str, meaning: str) -> dict[str, Any]:
+    """Read a YAML mapping whose `kind` is the expected one.
+
+    Args:
+      path: file to read.
+      kind: the only one accepted.
+      meaning: what a file of that kind is, for the error message.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not YAML, or of another kind.
+    """
+    fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(fields, dict) or fields.get("kind") != kind:
+        found = fields.get("kind") if isinstance(fields, dict) else type(fields).__name__
+        raise ValueError(f"kind is {found!r}, expected {kind!r}; this is not {meaning}")
+    return fields
+
+
+def write_yaml(path: Path | str, fields: Mapping[str, Any]) -> None:
+    """Write a mapping of plain values as YAML, atomically."""
+    text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Put the path before the message of whatever makes the file unreadable."""
+    try:
+        yield
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_part(kind: type[Part], fields: Any, name: str) -> Part:
+    """Build a flat dataclass (or an `Extraction`) from YAML values; entries it does not know are left out.
+
+    Raises:
+      ValueError: not a mapping, or a field without default is missing; the message calls it `name`.
+    """
     if not isinstance(fields, Mapping):
         raise ValueError(f"{name} is {fields!r}, expected a mapping")
     known = {field.name: field for field in dataclasses.fields(kind)}
@@ -196,12 +247,12 @@ def _part(kind: type[Part], fields: Any, name: str) -> Part:
         raise ValueError(f"{name} lacks {', '.join(missing)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     if kind is Extraction:
-        values["corpus_slice"] = _part(CorpusSlice, values["corpus_slice"], "extraction.corpus_slice")
+        values["corpus_slice"] = read_part(CorpusSlice, values["corpus_slice"], "extraction.corpus_slice")
     return kind(**{key: value for key, value in values.items() if key in known})
 
 
-def _plain(value: Any) -> Any:
+def without_none(value: Any) -> Any:
     """Mappings without their None entries and lists for tuples, as YAML's plain types want them."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items() if entry is not None}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
+    return [without_none(entry) for entry in value] if isinstance(value, tuple) else value

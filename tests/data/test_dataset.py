@@ -128,12 +128,15 @@ LIVE = {"base_model": "org/model", "layer_index": 5, "d_model": 3, "tokens": TOK
 def test_check_accepts_its_own_contract():
     SIDECAR.check(**LIVE)
     of_stage("base", tokens=None).check(**LIVE)
+    # A local copy is named like the hub model that it is a copy of.
+    SIDECAR.check(**{**LIVE, "base_model": "/models/model"})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"base_model": "org/other"}, "extraction.base_model: data 'org/model', run 'org/other'"),
+        ({"base_model": "/models/other"}, "extraction.base_model: data 'org/model', run '/models/other'"),
         ({"layer_index": 4}, "extraction.layer_index: data 5, run 4"),
         ({"d_model": 8}, "extraction.d_model: data 3, run 8"),
         (

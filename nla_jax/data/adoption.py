@@ -1,0 +1,109 @@
+"""Data sets that were made elsewhere, taken over as the splits of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nla_jax.autoencoder.prompts import PromptTemplates
+from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.sidecar import Sidecar, sidecar_path_for
+from nla_jax.data.splits import SPLITS, hash_fraction
+
+
+def adopt(
+    paths: Mapping[str, str | None], *, held_out_share: float, seed: int
+) -> dict[str, ActivationDataset]:
+    """Load data sets as splits; held-out documents are in no other split.
+
+    Args:
+      paths: for every split a shard or folder of shards; None for `held_out` takes it from the documents of
+        `av_sft` by their hash and leaves their rows out of all other splits.
+      held_out_share: share of the documents of `av_sft` that is held out then.
+      seed: of the hash.
+
+    Raises:
+      FileNotFoundError: see `load_dataset`.
+      ValueError: see `load_dataset`; a supervised split without explanations; held-out documents that are also
+        in another split; a split of fewer than 2 documents.
+    """
+    splits = {split: load_dataset(path) for split, path in paths.items() if path is not None}
+    for split, data in splits.items():
+        if split != "rl" and data.explanations is None:
+            raise ValueError(
+                f"{paths[split]} is of stage {data.sidecar.stage!r} and holds no explanations, which {split} "
+                "needs; give the data set of that stage"
+            )
+    if "held_out" in splits:
+        _check_disjoint(splits)
+    else:
+        splits = _hold_out(splits, held_out_share, seed)
+    if small := [split for split in SPLITS if len(set(splits[split].doc_ids)) < 2]:
+        raise ValueError(
+            f"fewer than 2 documents are left for the splits {small}; give more data, or another share of "
+            "held-out documents (corpus.held_out)"
+        )
+    return {split: splits[split] for split in SPLITS}
+
+
+def _check_disjoint(splits: Mapping[str, ActivationDataset]) -> None:
+    held_out = set(splits["held_out"].doc_ids)
+    for split, data in splits.items():
+        if split != "held_out" and (shared := sorted(held_out & set(data.doc_ids))):
+            raise ValueError(
+                f"{len(shared)} held-out documents are in {split} too, for instance {shared[0]!r}: figures on them "
+                "would flatter; leave data.held_out unset to have documents held out of every split"
+            )
+
+
+def _hold_out(
+    splits: Mapping[str, ActivationDataset], share: float, seed: int
+) -> dict[str, ActivationDataset]:
+    documents = set(splits["av_sft"].doc_ids)
+    chosen = {doc for doc in documents if hash_fraction(doc, seed=seed, purpose="held_out") < share}
+    masks = {split: np.array([doc in chosen for doc in data.doc_ids], bool) for split, data in splits.items()}
+    kept = {split: data.take(~masks[split]) for split, data in splits.items()}
+    return {**kept, "held_out": splits["av_sft"].take(masks["av_sft"])}
+
+
+def sidecars(path: Path | str) -> list[Sidecar]:
+    """The sidecars of a shard or of all shards of a folder, without their rows.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: see `Sidecar.load`.
+    """
+    path = Path(path)
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    found = [sidecar_path_for(shard) for shard in shards]
+    if missing := [file for file in found if not file.exists()] or not found:
+        raise FileNotFoundError(
+            f"data set {path} lacks {missing[0] if found else 'shards'}; give a .parquet file that has its "
+            "sidecar beside it, or a folder of them"
+        )
+    return [Sidecar.load(file) for file in found]
+
+
+def templates_of(*paths: Path | str) -> PromptTemplates:
+    """The prompts that data sets were made for, for the config of a run that trains on them.
+
+    Args:
+      paths: data sets that together name both templates, such as those of `av_sft` and `ar_sft`.
+
+    Raises:
+      ValueError: data sets that disagree or name no AV or no AR template.
+    """
+    found = [sidecar for path in paths for sidecar in sidecars(path)]
+    values = {
+        "verbalizer": {s.prompt_templates.actor for s in found},
+        "reconstructor": {s.prompt_templates.critic for s in found},
+        "marker": {s.tokens and s.tokens.injection_char for s in found},
+    }
+    for name, choices in values.items():
+        choices.discard(None)
+        if len(choices) != 1:
+            raise ValueError(
+                f"{', '.join(map(str, paths))} name {len(choices)} texts for templates.{name}, expected one: "
+                f"{sorted(choices)}; give the data sets of one pair of models"
+            )
+    return PromptTemplates(**{name: choices.pop() for name, choices in values.items()})

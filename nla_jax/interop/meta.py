@@ -1,0 +1,237 @@
+"""`nla_meta.yaml`: the file in a model directory that says how a language model is used as AV or AR.
+
+It is the reference implementation's contract (https://github.com/kitft/natural_language_autoencoders). Releases call
+the two models av and ar, its training actor and critic; both spellings are read, the first is written. What our runs
+can do and the contract has no field for goes into one further block, which other readers leave alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT, PromptTemplates
+from nla_jax.autoencoder.verbalizer import InjectionConfig
+from nla_jax.data.sidecar import (
+    SidecarTemplates,
+    Tokens,
+    naming,
+    read_part,
+    read_yaml,
+    without_none,
+    write_yaml,
+)
+
+FILE_NAME = "nla_meta.yaml"
+KIND = "nla_model"
+SCHEMA_VERSION = 2
+ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
+"""Spelling in the file to ours."""
+OWN_BLOCK = "nla_jax"
+SQRT_D = "sqrt_d_model"
+"""What a file may say instead of a scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSettings:
+    """The settings of one of our models that the shared fields do not hold."""
+
+    forced_start: str
+    closing: str
+    chat: bool
+    """As in `PromptTemplates`."""
+    layer: int
+    mode: Literal["replace", "add"]
+    affine: bool
+    """As in `InjectionConfig`."""
+    scale: float
+    """The injection scale, repeated: `extraction.injection_scale` is empty where a reader of the shared fields
+    alone would inject wrongly."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NLAMeta:
+    """Contents of one `nla_meta.yaml`."""
+
+    role: Literal["av", "ar"]
+    d_model: int
+    tokens: Tokens
+    prompt_templates: SidecarTemplates
+    """`actor` is the AV's user message, `critic` the AR's prompt; literal braces are single."""
+    injection_scale: float | None = None
+    """Norm at which an activation replaces the marker's embedding; ARs have none."""
+    mse_scale: float | None = None
+    """Norm of the vectors that the reference compares; √d makes the MSE 2(1 − cos)."""
+    layer: int | None = None
+    """The residual stream after this block, counted from 0; needed for an AR, which has one block more."""
+    own: OwnSettings | None = None
+    """Only in what we export."""
+
+    def __post_init__(self):
+        if self.role == "av":
+            needed = {
+                "prompt_templates.av": self.prompt_templates.actor,
+                "extraction.injection_scale": self.injection_scale if self.own is None else self.own.scale,
+            }
+        else:
+            needed = {
+                "prompt_templates.ar": self.prompt_templates.critic,
+                "ar.extraction_layer_index": self.layer,
+            }
+        if missing := [name for name, value in needed.items() if value is None]:
+            raise ValueError(f"the meta data of an {self.role.upper()} needs {', '.join(missing)}")
+
+    @property
+    def templates(self) -> PromptTemplates:
+        """The prompts as this library takes them; the half that belongs to the other model may be a default.
+
+        A reference AV writes `<explanation>`, a line break, the text, a line break and `</explanation>`. The second
+        line break is left out of the closing: most tokenizers merge it with the full stop before it.
+        """
+        texts = {"verbalizer": self.prompt_templates.actor, "reconstructor": self.prompt_templates.critic}
+        given = without_none(texts) | {"marker": self.tokens.injection_char}
+        if self.own is None:
+            return PromptTemplates(**given, closing="</explanation>")
+        own = self.own
+        return PromptTemplates(**given, forced_start=own.forced_start, closing=own.closing, chat=own.chat)
+
+    @property
+    def injection(self) -> InjectionConfig:
+        """Where and how an AV takes its activation; by default the marker's embedding is replaced."""
+        if self.own is None:
+            return InjectionConfig(scale=self.injection_scale)
+        return InjectionConfig(self.own.layer, self.own.mode, self.own.scale, self.own.affine)
+
+    def check_tokens(self, live: Tokens, where: Path | str) -> None:
+        """Compare the token ids with the live tokenizer's.
+
+        Raises:
+          ValueError: naming both values of every disagreement.
+        """
+        if wrong := self.tokens.disagreements(live):
+            values = "; ".join(f"{name}: meta {a!r}, tokenizer {b!r}" for name, (a, b) in wrong.items())
+            raise ValueError(
+                f"the token ids in {Path(where) / FILE_NAME} are not those of the tokenizer beside it: {values}; "
+                "use the tokenizer files that came with the model"
+            )
+
+    def save(self, directory: Path | str) -> None:
+        """Write the file into a model directory."""
+        roles = {"av": self.prompt_templates.actor, "ar": self.prompt_templates.critic}
+        slots = {"av": INJECTION_SLOT, "ar": EXPLANATION_SLOT}
+        fields = {
+            "kind": KIND,
+            "schema_version": SCHEMA_VERSION,
+            "role": self.role,
+            "d_model": self.d_model,
+            "extraction_layer_index": self.layer,
+            # Empty rather than absent: readers take an absent scale for a default one.
+            "extraction": {"injection_scale": self.injection_scale, "mse_scale": self.mse_scale},
+            "tokens": {**dataclasses.asdict(self.tokens)},
+            "prompt_templates": {
+                role: _as_format(text, slots[role]) for role, text in roles.items() if text is not None
+            },
+            "created_by": "nla_jax",
+        }
+        if fields["tokens"]["critic_suffix_ids"] is not None:
+            fields["tokens"]["critic_suffix_ids"] = list(self.tokens.critic_suffix_ids)
+        if self.role == "ar":
+            fields["ar"] = {"extraction_layer_index": self.layer}
+        if self.own is not None:
+            fields[OWN_BLOCK] = dataclasses.asdict(self.own)
+        write_yaml(Path(directory) / FILE_NAME, fields)
+
+    @classmethod
+    def load(cls, directory: Path | str, role: Literal["av", "ar"] | None = None) -> "NLAMeta":
+        """Read the file of a model directory; fields that are not part of this version are ignored.
+
+        Args:
+          directory: of the model.
+          role: raise if the model has the other one.
+
+        Raises:
+          FileNotFoundError: no such file: the directory is not that of an NLA.
+          ValueError: another kind or schema version, the other role, or a missing field, named with the path.
+        """
+        path = Path(directory) / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {FILE_NAME} in {directory}: not a model of an NLA, or copied without this file; get it from "
+                "where the model came from"
+            )
+        with naming(path):
+            fields = read_yaml(path, KIND, "the meta data of a model")
+            values = _meta_fields(fields)
+            if role not in (None, values["role"]):
+                wanted, found = role.upper(), values["role"].upper()
+                raise ValueError(
+                    f"role is {fields['role']!r}: this is an {found}, not an {wanted}; give the {wanted}'s directory"
+                )
+            return cls(**values)
+
+
+def _meta_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of NLAMeta out of a file's fields."""
+    needed = ("schema_version", "role", "d_model", "extraction", "tokens", "prompt_templates")
+    if missing := [name for name in needed if fields.get(name) is None]:
+        raise ValueError(f"the meta data lacks {', '.join(missing)}")
+    if fields["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version is {fields['schema_version']!r}, this version reads {SCHEMA_VERSION}"
+        )
+    if fields["role"] not in ROLES:
+        raise ValueError(f"role is {fields['role']!r}, expected one of {', '.join(ROLES)}")
+    if not isinstance(fields["d_model"], int):
+        raise ValueError(f"d_model is {fields['d_model']!r}, expected an integer")
+    for name in ("extraction", "tokens", "prompt_templates"):
+        if not isinstance(fields[name], Mapping):
+            raise ValueError(f"{name} is {fields[name]!r}, expected a mapping")
+    texts = fields["prompt_templates"]
+    own = fields.get(OWN_BLOCK)
+    return {
+        "role": ROLES[fields["role"]],
+        "d_model": fields["d_model"],
+        "tokens": read_part(Tokens, fields["tokens"], "tokens"),
+        "prompt_templates": SidecarTemplates(
+            _from_format(texts.get("av", texts.get("actor"))),
+            _from_format(texts.get("ar", texts.get("critic"))),
+        ),
+        **{
+            name: _scale(fields["extraction"].get(name), fields["d_model"], name)
+            for name in ("injection_scale", "mse_scale")
+        },
+        "layer": _layer(fields),
+        "own": None if own is None else read_part(OwnSettings, own, OWN_BLOCK),
+    }
+
+
+def _scale(value: Any, d_model: int, name: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        return d_model**0.5 if value == SQRT_D else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extraction.{name} is {value!r}, expected a number or {SQRT_D!r}") from error
+
+
+def _layer(fields: Mapping[str, Any]) -> int | None:
+    """The extraction layer, which files keep in several places."""
+    found = {"extraction_layer_index": fields.get("extraction_layer_index")}
+    for role in ROLES:
+        for name in ("extraction_layer_index", "num_hidden_layers"):
+            # Here, and unlike in config.json, num_hidden_layers is the layer's index.
+            found[f"{role}.{name}"] = (fields.get(role) or {}).get(name)
+    found = without_none(found)
+    if len(set(found.values())) > 1:
+        raise ValueError(f"the extraction layer is not one: {found}")
+    return next(iter(found.values()), None)
+
+
+def _as_format(template: str, slot: str) -> str:
+    """A template for Python's `str.format`, which is what the reference fills templates with."""
+    before, after = (part.replace("{", "{{").replace("}", "}}") for part in template.split(slot))
+    return before + slot + after
+
+
+def _from_format(template: str | None) -> str | None:
+    return None if template is None else template.replace("{{", "{").replace("}}", "}")

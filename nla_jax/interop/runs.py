@@ -1,0 +1,171 @@
+"""From our runs to directories in the reference's layout, and from such directories to something like a run."""
+
+import functools
+import os
+import types
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
+from nla_jax.data.corpus import load_corpus
+from nla_jax.data.extraction import ExtractionConfig, extract, tokenize
+from nla_jax.interop.checkpoints import (
+    export_reconstructor,
+    export_verbalizer,
+    load_reconstructor,
+    load_verbalizer,
+)
+from nla_jax.run import Run
+from nla_jax.training.rl import TextCodec
+
+BACKGROUND = CorpusConfig(source="docstrings", max_documents=64)
+"""The documents whose activations stand in for training data that a checkpoint does not come with."""
+
+
+def export_run(
+    run: Run,
+    directory: str | os.PathLike[str],
+    *,
+    stage: Literal["rl", "warm_start"] = "rl",
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> list[str]:
+    """Write a run's AV and AR to `directory`/av and `directory`/ar.
+
+    Args:
+      run: a finished or unfinished run.
+      directory: created if need be.
+      stage: joint training, or the two warm starts.
+      step: of joint training; the best by the judge if None.
+      dtype: of the tensors.
+
+    Returns:
+      Why the reference's client cannot use the AV as it is; empty if it can.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint of that stage yet.
+    """
+    directory, layer = Path(directory), run.config.model.layer
+    if stage == "rl":
+        checkpoints = run.checkpoints("rl")
+        step = step or checkpoints.pinned() or checkpoints.latest()
+        if step is None:
+            raise FileNotFoundError(
+                f"{run.directory} holds no checkpoint of joint training; export its warm starts, or train first"
+            )
+    stages = {name: "rl" if stage == "rl" else f"{name}_sft" for name in ("av", "ar")}
+    codec, templates = run.codec, run.config.templates
+    run.release_target()
+    params = run.trained_params(stages["av"], "av", step)
+    notes = export_verbalizer(
+        codec.verbalizer, params, codec.tokenizer, templates, directory / "av", layer=layer, dtype=dtype
+    )
+    del params
+    params = run.trained_params(stages["ar"], "ar", step)
+    export_reconstructor(
+        codec.reconstructor,
+        params,
+        codec.tokenizer,
+        templates,
+        directory / "ar",
+        tokens=run.tokens,
+        dtype=dtype,
+    )
+    return notes
+
+
+class CheckpointRun(Run):
+    """An AV and an AR in directories of their own, for everything that reads a finished run.
+
+    Nothing is written. The training mean that errors are measured against is that of the target's activations on
+    a few built-in documents, since a checkpoint does not come with its training data.
+    """
+
+    def __init__(
+        self,
+        av: str | os.PathLike[str],
+        ar: str | os.PathLike[str],
+        target: str,
+        *,
+        max_explanation_tokens: int = 200,
+        max_reconstructor_tokens: int = 256,
+        dtype: str = "float32",
+    ):
+        """Load both models; the target is loaded when it is first needed.
+
+        Args:
+          av: directory or hub id.
+          ar: likewise.
+          target: the LM that they explain, as in `ModelConfig.path`.
+          max_explanation_tokens: as in `ExperimentConfig`.
+          max_reconstructor_tokens: as in `ExperimentConfig`.
+          dtype: as in `ModelConfig`.
+
+        Raises:
+          FileNotFoundError: as `load_verbalizer`.
+          ValueError: as `load_verbalizer`; or an AV and an AR of different models or layers.
+        """
+        shape = ExperimentConfig("checkpoints", model=ModelConfig(target, dtype=dtype), corpus=BACKGROUND)
+        super().__init__(shape, Path(av))
+        self.av = load_verbalizer(av, mesh=self.mesh, dtype=dtype)
+        self.ar = load_reconstructor(ar, mesh=self.mesh, dtype=dtype)
+        pairs = {"d_model": (self.av.meta.d_model, self.ar.meta.d_model)}
+        if self.av.meta.layer is not None:
+            pairs["layer"] = (self.av.meta.layer, self.ar.meta.layer)
+        if wrong := [f"{name}: AV {a}, AR {b}" for name, (a, b) in pairs.items() if a != b]:
+            raise ValueError(
+                f"{av} and {ar} do not belong together: {'; '.join(wrong)}; give the AR of this AV"
+            )
+        self.config = ExperimentConfig(
+            shape.name,
+            model=ModelConfig(target, self.ar.meta.layer, dtype),
+            corpus=BACKGROUND,
+            extraction=ExtractionConfig(next_words=0),
+            templates=self.av.meta.templates,
+            injection=self.av.meta.injection,
+            max_explanation_tokens=max_explanation_tokens,
+            max_reconstructor_tokens=max_reconstructor_tokens,
+        )
+
+    @functools.cached_property
+    def codec(self) -> TextCodec:
+        """Both models, as their directories describe them."""
+        return TextCodec(
+            self.av.tokenizer,
+            self.av.verbalizer,
+            self.ar.reconstructor,
+            self.config.max_explanation_tokens,
+            self.config.max_reconstructor_tokens,
+        )
+
+    @functools.cached_property
+    def training_activations(self) -> np.ndarray:
+        """Activations of the target on the background documents."""
+        config, lm = self.config, self.target
+        if lm.config.d_model != self.av.meta.d_model:
+            raise ValueError(
+                f"the target {lm.name} has d_model {lm.config.d_model}, the AV reads {self.av.meta.d_model}; "
+                "name the model that AV and AR were trained from"
+            )
+        documents = load_corpus(BACKGROUND.source, max_documents=BACKGROUND.max_documents, seed=config.seed)
+        contexts = tokenize(documents, lm.tokenizer, config.extraction, config.seed)
+        parts = extract(
+            contexts,
+            lm.params,
+            lm.tokenizer,
+            self.lm_config,
+            config.model.layer,
+            config.extraction,
+            self.mesh,
+        )
+        return np.stack([vector for part in parts for vector in part["activation_vector"]])
+
+    def checkpoints(self, stage: str) -> Any:
+        """The one step there is."""
+        return types.SimpleNamespace(pinned=lambda: 1, latest=lambda: 1)
+
+    def trained_params(self, stage: str, model: str, step: int | None = None) -> Any:
+        """Parameters of "av" or "ar", whatever the stage."""
+        return {"av": self.av, "ar": self.ar}[model].params

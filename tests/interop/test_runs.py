@@ -1,0 +1,120 @@
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from nla_jax.analysis.explain import Explainer
+from nla_jax.autoencoder.prompts import PromptTemplates
+from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_config
+from nla_jax.data.dataset import stage_columns, write_shard
+from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
+from nla_jax.data.splits import SPLITS
+from nla_jax.interop import runs
+from nla_jax.interop.checkpoints import load_reconstructor, load_verbalizer
+from nla_jax.run import Run
+from nla_jax.training.state import TrainState
+
+ROOT = Path(__file__).parent.parent.parent
+LAYER = 1
+TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain it.", closing="<|im_end|>")
+TEXT = "The array has a shape and a type, and every axis has a length of its own."
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_dir, tmp_path_factory):
+    """A run as training leaves it, with random activations and untrained models."""
+    directory = tmp_path_factory.mktemp("run")
+    model = ModelConfig(str(tiny_model_dir), layer=LAYER)
+    run = Run(
+        ExperimentConfig("small", model=model, templates=TEMPLATES, max_explanation_tokens=8), directory
+    )
+    save_config(run.config, directory / "config.json")
+    draw = np.random.default_rng(0)
+    templates = SidecarTemplates(TEMPLATES.verbalizer, TEMPLATES.reconstructor)
+    for split, path in run.split_paths().items():
+        columns = {
+            "activation_vector": draw.standard_normal((4, 32)).astype(np.float32),
+            "n_raw_tokens": [51] * 4,
+            "activation_layer": [LAYER] * 4,
+            "doc_id": [f"{split}-{i}" for i in range(4)],
+            "api_explanation": ["a text"] * 4,
+        }
+        stage = "av_sft" if split == "held_out" else split
+        path.parent.mkdir(parents=True)
+        extraction = Extraction(str(tiny_model_dir), 32, LAYER, "none", CorpusSlice(0, 4), 1)
+        sidecar = Sidecar("set", stage, 4, extraction, run.tokens, templates)
+        write_shard(path, stage_columns(stage, columns, templates), sidecar)
+    assert tuple(run.split_paths()) == SPLITS
+    states = {
+        name: TrainState.create(model.init(run.target.params), optax.sgd(1.0))
+        for name, model in (("av", run.codec.verbalizer), ("ar", run.codec.reconstructor))
+    }
+    run.checkpoints("rl").save(3, states, {})
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("exported")
+    notes = runs.export_run(run, directory)
+    assert [note.split(",")[0] for note in notes][-1] == "answers close with '<|im_end|>'"
+    return directory
+
+
+def test_exported_models_are_the_runs(run, exported):
+    av, ar = load_verbalizer(exported / "av"), load_reconstructor(exported / "ar")
+    codec = run.codec
+    # The run says how its scale is found, the export what was found.
+    named = dataclasses.replace(codec.verbalizer.injection, scale=codec.verbalizer.scale)
+    assert av.verbalizer == dataclasses.replace(codec.verbalizer, injection=named)
+    assert ar.reconstructor == codec.reconstructor
+    for loaded, name in ((av, "av"), (ar, "ar")):
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, run.trained_params("rl", name, 3))
+    assert av.tokenizer.encode(TEXT) == run.lm.tokenizer.encode(TEXT)
+
+
+def test_a_run_without_joint_training_is_named(run, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="holds no checkpoint of joint training; export its warm starts"
+    ):
+        runs.export_run(Run(run.config, tmp_path), tmp_path / "out")
+
+
+def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_dir, tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
+    monkeypatch.setattr(runs, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
+    checkpoints = runs.CheckpointRun(
+        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
+    )
+    ours, theirs = (Explainer(each).explain(TEXT, [3, -1]) for each in (checkpoints, run))
+    # The yardstick of the FVE differs: background documents here, training data there.
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.position, a.token, a.explanation) == (b.position, b.token, b.explanation)
+    assert checkpoints.training_activations.shape[1] == 32
+    with pytest.raises(ValueError, match="do not belong together: layer: AV 0, AR 1; give the AR of this AV"):
+        meta = exported / "av" / "nla_meta.yaml"
+        text = meta.read_text()
+        try:
+            meta.write_text(text.replace("extraction_layer_index: 1", "extraction_layer_index: 0"))
+            runs.CheckpointRun(exported / "av", exported / "ar", str(tiny_model_dir))
+        finally:
+            meta.write_text(text)
+
+
+def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):
+    before = sorted(exported.rglob("*"))
+    script = str(ROOT / "experiments" / "convert.py")
+    monkeypatch.setattr(sys, "argv", [script, str(exported / "ar"), "--dry-run"])
+    runpy.run_path(script, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "AR: llama, 2 blocks"
+    assert "  model.layers.1.mlp.up_proj.weight [64, 32] -> lm/blocks_1/mlp/up/kernel transposed" in lines
+    assert lines[-1] == "  value_head.safetensors: weight [32, 32] -> head/kernel transposed"
+    assert sorted(exported.rglob("*")) == before
