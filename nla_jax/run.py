@@ -20,7 +20,7 @@ from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.round_trip import Moments, RoundTrip
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.weights import LanguageModel, load_language_model
-from nla_jax.mesh import make_mesh, parameter_spec
+from nla_jax.mesh import make_mesh
 from nla_jax.training.checkpoint import Checkpoints, restore_params
 from nla_jax.training.metrics_log import MetricsLog
 from nla_jax.training.rl import TextCodec
@@ -45,12 +45,7 @@ class Run:
     @functools.cached_property
     def target(self) -> LanguageModel:
         """The target LM, its weights placed on the mesh as they are read; `release_target` frees them."""
-
-        def place(path: str, value: np.ndarray) -> jax.Array:
-            spec = parameter_spec(path, value.shape, self.mesh)
-            return jax.device_put(value, jax.sharding.NamedSharding(self.mesh, spec))
-
-        return load_language_model(self.config.model.path, place=place)
+        return load_language_model(self.config.model.path, mesh=self.mesh)
 
     @functools.cached_property
     def lm(self) -> LanguageModel:

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder import metrics
-from nla_jax.data.extraction import forward
+from nla_jax.data.extraction import forward, starts_with_bos
 from nla_jax.evaluation.round_trip import RoundTrip
 from nla_jax.run import Run, key_for
 
@@ -60,8 +61,9 @@ class Explainer:
         Raises:
           ValueError: an empty text.
         """
-        ids = self.run.lm.tokenizer(text)["input_ids"]
-        if not ids:
+        tokenizer = self.run.lm.tokenizer
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) == starts_with_bos(ids, tokenizer):
             raise ValueError("the text is empty; give at least one token to explain")
         return ids
 
@@ -74,11 +76,11 @@ class Explainer:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Explanation]:
-        """Explain the activations at some positions (all by default; negative ones count from the end).
+        """Explain the activations at some positions.
 
         Args:
           text: any text.
-          positions: token indices.
+          positions: as in `explained_positions`.
           samples: explanations a position; more than one needs a temperature above 0 to differ.
           temperature: of the AV.
           seed: of its samples.
@@ -87,10 +89,7 @@ class Explainer:
           ValueError: a position outside the text.
         """
         run, ids = self.run, self.tokens(text)
-        positions = range(len(ids)) if positions is None else positions
-        if outside := [p for p in positions if not -len(ids) <= p < len(ids)]:
-            raise ValueError(f"positions {outside} are outside the text: it has tokens 0 to {len(ids) - 1}")
-        positions = [p % len(ids) for p in positions]
+        positions = explained_positions(ids, run.lm.tokenizer, positions)
         activations_ND = self.activations(ids)[positions].repeat(samples, axis=0)
         # A batch near the number of rows: a single token does not pay for a full evaluation batch.
         ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
@@ -118,6 +117,26 @@ class Explainer:
             )[0]
         )
         return np.asarray(compute(run.target.params, np.array([ids]), np.arange(T)[None]))[0]
+
+
+def explained_positions(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, asked: Sequence[int] | None = None
+) -> list[int]:
+    """The token indices to explain, counted from 0 for the first token of `ids`, a BOS included.
+
+    Args:
+      ids: of a text, as the tokenizer gives them.
+      tokenizer: tells whether the first is a BOS, whose activation says nothing about the text.
+      asked: indices; negative ones count from the end. By default all but a BOS.
+
+    Raises:
+      ValueError: a position outside the text.
+    """
+    if asked is None:
+        return list(range(starts_with_bos(ids, tokenizer), len(ids)))
+    if outside := [p for p in asked if not -len(ids) <= p < len(ids)]:
+        raise ValueError(f"positions {outside} are outside the text: it has tokens 0 to {len(ids) - 1}")
+    return [p % len(ids) for p in asked]
 
 
 def as_records(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:

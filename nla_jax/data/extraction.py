@@ -64,7 +64,7 @@ def tokenize(
       ValueError: no document is long enough.
     """
     encoded = tokenizer([document.text for document in documents])["input_ids"]
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     contexts = []
     for document, ids in zip(documents, encoded, strict=True):
         tokens, rest = ids[: config.max_tokens], ids[config.max_tokens :][:CONTINUATION_TOKENS]
@@ -81,6 +81,23 @@ def tokenize(
             f"{len(documents)} has {longest}); use longer documents or lower extraction.min_position"
         )
     return contexts
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that are no part of a text: those with a role, and those that are only declared special."""
+    declared = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.all_special_ids, *declared}
+
+
+def starts_with_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the first token is a BOS that the tokenizer put before the text."""
+    added = tokenizer("")["input_ids"][:1]
+    return added == [tokenizer.bos_token_id] and list(tokens[:1]) == added
+
+
+def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of tokens from the start of a document, without the BOS before it."""
+    return tokenizer.decode(tokens[1:] if starts_with_bos(tokens, tokenizer) else tokens)
 
 
 def forward(
@@ -145,7 +162,9 @@ def extract(
                 columns["n_raw_tokens"].append(position + 1)
                 columns["activation_layer"].append(layer)
                 columns["doc_id"].append(context.document.id)
-                columns["detokenized_text_truncated"].append(tokenizer.decode(context.tokens[: position + 1]))
+                columns["detokenized_text_truncated"].append(
+                    text_of(context.tokens[: position + 1], tokenizer)
+                )
                 columns["genre"].append(context.document.genre)
                 columns["next_words"].append(next_words(expected, tokenizer, config.next_words))
                 columns["true_continuation"].append(tokenizer.decode(after))
@@ -160,7 +179,7 @@ _COLUMNS = (
 
 def next_words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """The first `count` different readable tokens of a likeliest-first list, as stripped text."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     words: list[str] = []
     for token in token_ids:
         text = "" if int(token) in special else tokenizer.decode([int(token)])

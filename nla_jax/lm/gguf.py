@@ -45,22 +45,32 @@ class GGUFFile:
         """Tensor name to shape, slowest axis first."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
-    def read(self, name: str) -> Float[np.ndarray, "..."]:
-        """Dequantize one tensor to float32, in memory of its own.
+    unreadable: ClassVar[Mapping[str, str]] = {}
+    """Tensors that the header itself shows to be unreadable; quantizations are tried when they are read."""
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Float[np.ndarray, "..."]:
+        """Dequantize one tensor, or a part of it, to float32, in memory of its own.
+
+        Args:
+          name: of the tensor.
+          index: bounds of the first axes; the axes after them are read whole.
 
         Raises:
           ValueError: the quantization of the tensor is not one the `gguf` package can undo.
         """
         tensor = self.tensors[name]
         try:
-            value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            # Quantized blocks lie along the last axis, so only the bounds of the others save work.
+            outer = index if len(index) < len(tensor.shape) else index[:-1]
+            value = gguf.quants.dequantize(tensor.data[outer], tensor.tensor_type)
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.path}: tensor {name} is stored as {tensor.tensor_type.name}, which cannot be "
                 "dequantized; take a file in F32, F16, BF16, Q4_*, Q5_*, Q8_0 or a K-quant"
             ) from error
         # Unquantized tensors come back as a view of the file on disk, which may change under us.
-        return np.array(value, np.float32, subok=False)
+        inner = index[len(outer) :]
+        return np.array(value[(..., *inner)] if inner else value, np.float32, subok=False)
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:

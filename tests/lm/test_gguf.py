@@ -13,8 +13,9 @@ from nla_jax.lm.config import RopeScaling
 from nla_jax.lm.config_files import config_from_gguf, config_from_hf
 from nla_jax.lm.gguf import open_gguf, undo_rope_permutation
 from nla_jax.lm.rotary import frequencies, scaled
+from nla_jax.lm.sources import resolve
 from nla_jax.lm.transformer import parameter_shapes
-from nla_jax.lm.weights import export_hf, load_language_model, load_params, resolve
+from nla_jax.lm.weights import export_hf, load_language_model, load_params
 
 NAMES = {
     "model.embed_tokens": "token_embd",

