@@ -12,6 +12,7 @@ from nla_jax.config import (
 from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.training.grpo import PolicyLossConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
 from nla_jax.training.state import OptimizerConfig
@@ -37,13 +38,15 @@ def get_config() -> ExperimentConfig:
             optimizer=OptimizerConfig(learning_rate=3e-4, decay_steps=150),
         ),
         ar_sft=ReconstructorWarmStartConfig(
-            LoopConfig(steps=240, evaluate_every=120, checkpoint_every=120),
-            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=240),
+            LoopConfig(steps=260, evaluate_every=130, checkpoint_every=130),
+            optimizer=OptimizerConfig(learning_rate=2e-4, decay_steps=260),
         ),
         rl=RLConfig(
-            loop=LoopConfig(steps=40, evaluate_every=8, checkpoint_every=20),
+            loop=LoopConfig(steps=32, evaluate_every=8, checkpoint_every=16),
+            micro_batches=2,
+            policy=PolicyLossConfig(kl_coefficient=0.02),
             av_optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3),
-            ar_optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3),
+            ar_optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=3),
         ),
         evaluation=EvaluationConfig(batch_size=128),
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from nla_jax.lm.config import LMConfig
 from nla_jax.lm.weights import LanguageModel, load_language_model
 from nla_jax.mesh import make_mesh
 from nla_jax.training.checkpoint import Checkpoints, restore_params
+from nla_jax.training.loop import return_freed_memory
 from nla_jax.training.metrics_log import MetricsLog
 from nla_jax.training.rl import TextCodec
 
@@ -56,7 +56,7 @@ class Run:
         """Let go of the target's weights; the next use of `target` reads them again."""
         assert self.lm.name  # what stays must be there before the rest goes
         self.__dict__.pop("target", None)
-        gc.collect()
+        return_freed_memory()
 
     @functools.cached_property
     def lm_config(self) -> LMConfig:

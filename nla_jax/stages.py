@@ -265,6 +265,11 @@ def _supervised(
     evaluate: Callable,
     shown: tuple[str, ...],
 ) -> None:
+    def first_states():
+        states = {model: initial()}
+        run.release_target()
+        return states
+
     def one_step(states, batch, index):
         state, metrics = step(states[model], batch)
         return {model: state}, metrics
@@ -272,7 +277,7 @@ def _supervised(
     run_stage(
         stage,
         config.loop,
-        initial=lambda: {model: initial()},
+        initial=first_states,
         step=one_step,
         batches=training_batches(rows, config.batch_size, run.config.seed),
         evaluate=evaluate,
@@ -288,22 +293,27 @@ def rl(run: Run) -> None:
     config, codec = run.config.rl, run.codec
     monitor = run.held_out(run.config.evaluation.monitor_rows)
     run.release_target()
-    reference, judge = run.warm_start_params("av"), run.warm_start_params("ar")
-    seed = run.config.seed
+    reference, seed = run.warm_start_params("av"), run.config.seed
+    first = {"av": reference, "ar": run.warm_start_params("ar")}
 
     def initial():
-        params = {"av": reference, "ar": judge}
+        # Called once. Nothing here holds on to the AR's first parameters after that.
         return {
-            name: TrainState.create(params[name], optimizer) for name, optimizer in optimizers(config).items()
+            name: TrainState.create(first.pop(name), optimizer)
+            for name, optimizer in optimizers(config).items()
         }
 
     def evaluate(states):
         key = key_for(seed, "monitor")
         temperature = run.config.evaluation.temperature
         texts = run.round_trip.verbalize(states["av"].params, monitor.activations, key, temperature)
+        # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
         return {
-            f"{name}_fve_nrm": run.round_trip.fve_nrm(params, texts, monitor.activations, run.moments)
-            for name, params in (("own", states["ar"].params), ("judge", judge))
+            f"{name}_fve_nrm": run.round_trip.fve_nrm(params(), texts, monitor.activations, run.moments)
+            for name, params in (
+                ("own", lambda: states["ar"].params),
+                ("judge", lambda: run.warm_start_params("ar")),
+            )
         }
 
     rows = {"activations_BD": run.data("rl").activations}

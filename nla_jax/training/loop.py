@@ -1,7 +1,10 @@
 """The loop around every pure step: resume, batches, evaluation, checkpoints, metrics, progress."""
 
+import ctypes
 import dataclasses
+import gc
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -85,6 +88,8 @@ def run_stage(
             row = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
             check_bad_steps(row, stage, config.max_bad_steps)
             row["seconds"] = time.perf_counter() - started
+            if index == done:
+                return_freed_memory()
             now, last = index + 1, index + 1 == config.steps
             is_best = False
             if last or now % config.evaluate_every == 0:
@@ -100,6 +105,13 @@ def run_stage(
                 )
                 if is_best:
                     checkpoints.pin(now)
+
+
+def return_freed_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def abstract(initial: Callable[[], Any], mesh: Mesh) -> Any:
