@@ -32,9 +32,11 @@ from nla_jax.data.sidecar import SidecarTemplates, Tokens
 from nla_jax.interop.meta import FILE_NAME, NLAMeta, OwnSettings
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.config_files import config_from_hf
+from nla_jax.lm.safetensors_files import open_safetensors
+from nla_jax.lm.sources import resolve
 from nla_jax.lm.tokenizer import tokenizer_from_directory
 from nla_jax.lm.transformer import EMBEDDING_LAYER
-from nla_jax.lm.weights import Place, export_hf, load_params, open_safetensors, resolve
+from nla_jax.lm.weights import export_hf, load_params
 from nla_jax.mesh import parameter_spec
 
 HEAD_FILE = "value_head.safetensors"
@@ -88,14 +90,13 @@ def load_verbalizer(
     suffix = None if critic is None else build_reconstructor_prompt(tokenizer, meta.templates).suffix
     meta.check_tokens(live_tokens(prompt, suffix), path)
     config = _config(path, meta, dtype, attention_dtype)
-    params = {"lm": load_params(open_safetensors(path), config, place=_place_on(mesh))}
+    params = {"lm": load_params(open_safetensors(path), config, mesh=mesh)}
     injection = meta.injection
     if injection.affine:
         d = config.d_model
         tensors = _read_tensors(path / AFFINE_FILE, {"weight": (d, d), "bias": (d,)})
         pieces = {"kernel": tensors["weight"].T, "bias": tensors["bias"]}
-        put = _place_on(mesh)
-        params["affine"] = {name: put(f"affine/{name}", value) for name, value in pieces.items()}
+        params["affine"] = {name: _place(f"affine/{name}", value, mesh) for name, value in pieces.items()}
     return VerbalizerCheckpoint(
         Verbalizer(config, prompt, injection, injection.scale), params, tokenizer, meta
     )
@@ -133,18 +134,16 @@ def load_reconstructor(
     d = config.d_model
     head = _read_tensors(path / HEAD_FILE, {"weight": (d, d)})["weight"].T
     params = {
-        "lm": load_params(open_safetensors(path), config, place=_place_on(mesh)),
-        "head": {"kernel": _place_on(mesh)("head/kernel", head)},
+        "lm": load_params(open_safetensors(path), config, mesh=mesh),
+        "head": {"kernel": _place("head/kernel", head, mesh)},
     }
     return ReconstructorCheckpoint(Reconstructor(config, prompt), params, tokenizer, meta)
 
 
-def _place_on(mesh: Mesh | None) -> Place:
+def _place(path: str, value: np.ndarray, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
-        return lambda _, value: jnp.asarray(value)
-    return lambda path, value: jax.device_put(
-        value, NamedSharding(mesh, parameter_spec(path, value.shape, mesh))
-    )
+        return jnp.asarray(value)
+    return jax.device_put(value, NamedSharding(mesh, parameter_spec(path, value.shape, mesh)))
 
 
 def _config(path: Path, meta: NLAMeta, dtype: str, attention_dtype: str) -> LMConfig:
