@@ -8,7 +8,7 @@ import tyro
 
 from nla_jax.config import STAGES, ExperimentConfig, load_config
 from nla_jax.run import Run
-from nla_jax.stages import run_stages
+from nla_jax.stages.pipeline import run_stages
 
 _USAGE = """usage: {script} CONFIG [--run-dir DIR] [--FIELD VALUE ...]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ class Run:
         """Seconds that each finished stage took."""
         path = self.directory / "timings.json"
         return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a file of the run directory, atomically."""
+        path = self.directory / name
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
 
     def split_paths(self) -> dict[str, Path]:
         """The data file of each split."""

@@ -13,7 +13,7 @@ from nla_jax.data.adoption import adopt, templates_of
 from nla_jax.data.batches import verbalizer_rows
 from nla_jax.data.dataset import load_dataset
 from nla_jax.run import Run
-from nla_jax.stages import run_stages
+from nla_jax.stages.pipeline import run_stages
 
 D, LAYER = 32, 2
 ACTOR = "Look: <concept>{injection_char}</concept>. Say it in <explanation> tags."

@@ -1,0 +1,206 @@
+"""The training stages: warm starts of AV and AR, and joint training."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from nla_jax.autoencoder.verbalizer import sft_loss
+from nla_jax.config import WarmStartConfig, stage_digest
+from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
+from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.evaluation.round_trip import shuffled
+from nla_jax.mesh import shard_batch
+from nla_jax.run import Run, key_for
+from nla_jax.stages.data import write_rows
+from nla_jax.training.loop import run_stage
+from nla_jax.training.rl import make_round, optimizers
+from nla_jax.training.state import TrainState
+from nla_jax.training.supervised import (
+    ReconstructorBatch,
+    VerbalizerBatch,
+    ar_mse_step,
+    av_sft_step,
+    jit_step,
+)
+
+
+def av_sft(run: Run) -> None:
+    """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
+    config, codec = run.config.av_sft, run.codec
+    verbalizer, optimizer = codec.verbalizer, config.optimizer.build()
+    data, held_out = run.data("av_sft"), run.held_out(run.config.evaluation.monitor_rows)
+
+    def rows(part: ActivationDataset):
+        return verbalizer_rows(part, codec.tokenizer, verbalizer.prompt, codec.max_explanation_tokens)
+
+    step = jit_step(
+        av_sft_step, verbalizer=verbalizer, optimizer=optimizer, micro_batches=config.micro_batches
+    )
+    loss = jax.jit(lambda params, batch: sft_loss(verbalizer, params, *jax.tree.leaves(batch)))
+    true_rows = rows(held_out)
+    order = shuffled(range(len(held_out)), held_out.doc_ids, run.config.seed)
+
+    def mean_loss(params, columns):
+        sums = np.zeros(2)
+        for batch, real in evaluation_batches(columns, run.config.evaluation.batch_size):
+            batch["lengths_B"][real:] = 0  # the rows that fill up the last batch
+            sums += np.array(loss(params, shard_batch(VerbalizerBatch(**batch), run.mesh)))
+        return float(sums[0] / sums[1])
+
+    def evaluate(states):
+        params = states["av"].params
+        wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
+        real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
+        return {
+            "real_loss": real_loss,
+            "shuffled_loss": shuffled_loss,
+            "gap": shuffled_loss - real_loss,
+        }
+
+    _supervised(
+        run,
+        "av_sft",
+        config,
+        "av",
+        lambda: TrainState.create(verbalizer.init(run.target.params), optimizer),
+        lambda state, batch: step(state, shard_batch(VerbalizerBatch(**batch), run.mesh)),
+        rows(data),
+        evaluate,
+        ("loss", "gap"),
+    )
+
+
+def ar_sft(run: Run) -> None:
+    """Warm-start the AR on explainer texts and on the warm-start AV's; its last checkpoint is the frozen judge."""
+    config, codec = run.config.ar_sft, run.codec
+    optimizer = config.optimizer.build()
+    data = run.data("ar_sft")
+    texts = _partly_verbalized(run, data, config.verbalized)
+    held_out = run.held_out(run.config.evaluation.monitor_rows)
+    step = jit_step(
+        ar_mse_step,
+        reconstructor=codec.reconstructor,
+        optimizer=optimizer,
+        micro_batches=config.micro_batches,
+    )
+
+    def evaluate(states):
+        params = states["ar"].params
+        texts, activations = held_out.explanations, held_out.activations
+        return {"held_out_fve_nrm": run.round_trip.fve_nrm(params, texts, activations, run.moments)}
+
+    _supervised(
+        run,
+        "ar_sft",
+        config,
+        "ar",
+        lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
+        lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
+        codec.encode(data.activations, texts),
+        evaluate,
+        ("loss", "held_out_fve_nrm"),
+    )
+
+
+def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[str]:
+    """The rows' explainer texts, a share of them replaced by what the warm-start AV writes at temperature 1.
+
+    The AV's texts are kept in data/verbalized. Where it failed, the explainer's text stays.
+    """
+    texts, path = list(data.explanations), run.directory / "data" / "verbalized" / "verbalized.parquet"
+    digest, seed = stage_digest(run.config, "ar_sft"), run.config.seed
+    chosen = np.random.default_rng(seed).permutation(len(data))[: round(share * len(data))]
+    if not len(chosen):
+        return texts
+    if not run.is_written(path, digest):
+        run.release_target()
+        part, key = data.take(chosen), key_for(seed, "verbalize")
+        written = run.round_trip.verbalize(
+            run.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
+        )
+        kept = [own or explained for own, explained in zip(written, part.explanations, strict=True)]
+        part = dataclasses.replace(part, explanations=kept)
+        write_rows(run, path, part, stage="ar_sft", digest=digest)
+    for row, text in zip(chosen, load_dataset(path).explanations, strict=True):
+        texts[row] = text
+    return texts
+
+
+def _supervised(
+    run: Run,
+    stage: str,
+    config: WarmStartConfig,
+    model: str,
+    initial: Callable[[], TrainState],
+    step: Callable,
+    rows: dict[str, np.ndarray],
+    evaluate: Callable,
+    shown: tuple[str, ...],
+) -> None:
+    def first_states():
+        states = {model: initial()}
+        run.release_target()
+        return states
+
+    def one_step(states, batch, index):
+        state, metrics = step(states[model], batch)
+        return {model: state}, metrics
+
+    run_stage(
+        stage,
+        config.loop,
+        initial=first_states,
+        step=one_step,
+        batches=training_batches(rows, config.batch_size, run.config.seed),
+        evaluate=evaluate,
+        checkpoints=run.checkpoints(stage),
+        log=run.log,
+        mesh=run.mesh,
+        shown=shown,
+    )
+
+
+def rl(run: Run) -> None:
+    """Joint training from both warm starts; the best checkpoint by the frozen judge is kept."""
+    config, codec = run.config.rl, run.codec
+    monitor = run.held_out(run.config.evaluation.monitor_rows)
+    run.release_target()
+    reference, seed = run.warm_start_params("av"), run.config.seed
+    first = {"av": reference, "ar": run.warm_start_params("ar")}
+
+    def initial():
+        # Called once. Nothing here holds on to the AR's first parameters after that.
+        return {
+            name: TrainState.create(first.pop(name), optimizer)
+            for name, optimizer in optimizers(config).items()
+        }
+
+    def evaluate(states):
+        key = key_for(seed, "monitor")
+        temperature = run.config.evaluation.temperature
+        texts = run.round_trip.verbalize(states["av"].params, monitor.activations, key, temperature)
+        # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
+        return {
+            f"{name}_fve_nrm": run.round_trip.fve_nrm(params(), texts, monitor.activations, run.moments)
+            for name, params in (
+                ("own", lambda: states["ar"].params),
+                ("judge", lambda: run.warm_start_params("ar")),
+            )
+        }
+
+    rows = {"activations_BD": run.data("rl").activations}
+    run_stage(
+        "rl",
+        config.loop,
+        initial=initial,
+        step=make_round(config, codec, reference, run.mesh, key_for(seed, "rollouts")),
+        batches=training_batches(rows, config.activations, seed),
+        evaluate=evaluate,
+        checkpoints=run.checkpoints("rl"),
+        log=run.log,
+        mesh=run.mesh,
+        shown=("reward_mean", "kl", "judge_fve_nrm", "own_fve_nrm"),
+        best="judge_fve_nrm",
+    )
