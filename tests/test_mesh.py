@@ -38,7 +38,7 @@ batch = VerbalizerBatch(
     jnp.asarray(rng.integers(0, 64, (8, 6))),
     jnp.asarray(rng.integers(2, 7, 8)),
 )
-verbalizer = Verbalizer(config, VerbalizerPrompt((1, 5, 9), 3, (7, 8), (2,), 2), InjectionConfig(), 3.0)
+verbalizer = Verbalizer(config, VerbalizerPrompt((1, 5, 9), 3, (7, 8), (2,), 2, "x"), InjectionConfig(), 3.0)
 optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0).build()
 params = verbalizer.init(init_params(config, jax.random.key(0)))
 step = jit_step(av_sft_step, verbalizer=verbalizer, optimizer=optimizer)
