@@ -69,6 +69,10 @@ class Verbalizer:
         d = self.config.d_model
         return {"lm": lm_params, "affine": {"kernel": jnp.zeros((d, d)), "bias": jnp.zeros(d)}}
 
+    def frozen(self, params: Params) -> Params:
+        """A copy for use without gradients: the same results from half the memory where the LM computes in bfloat16."""
+        return {**params, "lm": for_decoding(params["lm"], self.config)}
+
     def _inject(self, params: Params, activations_ND: Array) -> Injection:
         vectors_ND = unit(activations_ND.astype(jnp.float32)) * self.scale
         if "affine" in params:
@@ -133,10 +137,10 @@ class Verbalizer:
         temperature: float | Float[Array, ""] = 1.0,
     ) -> Samples:
         """Write `group` explanations for each activation; rows of a group are adjacent."""
-        lm_params = for_decoding(params["lm"], self.config)
-        past, final_ND = self.read({**params, "lm": lm_params}, activations_ND)
+        params = self.frozen(params)
+        past, final_ND = self.read(params, activations_ND)
         return sample(
-            lm_params,
+            params["lm"],
             self.config,
             past,
             final_ND,

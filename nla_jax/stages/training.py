@@ -167,11 +167,12 @@ def rl(run: Run) -> None:
     config, codec = run.config.rl, run.codec
     monitor = run.held_out(run.config.evaluation.monitor_rows)
     run.release_target()
-    reference, seed = run.warm_start_params("av"), run.config.seed
-    first = {"av": reference, "ar": run.warm_start_params("ar")}
+    seed = run.config.seed
+    first = {model: run.warm_start_params(model) for model in ("av", "ar")}
+    reference = jax.jit(codec.verbalizer.frozen)(first["av"])
 
     def initial():
-        # Called once. Nothing here holds on to the AR's first parameters after that.
+        # Called once. Nothing here holds on to the first parameters after that.
         return {
             name: TrainState.create(first.pop(name), optimizer)
             for name, optimizer in optimizers(config).items()

@@ -76,6 +76,7 @@ def run_stage(
         states = jax.device_put(states, tree_shardings(states, mesh))
         log.cut(stage, -1)
         log.write(stage, 0, evaluate(states))
+        return_freed_memory()
     else:
         states, extra = checkpoints.restore(abstract(initial, mesh), done)
         batches.set_state(json.loads(extra["batches"]))

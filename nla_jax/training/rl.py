@@ -78,7 +78,7 @@ def make_round(
     Args:
       config: static.
       codec: static.
-      reference_params: the frozen warm-start AV.
+      reference_params: the warm-start AV, best as `Verbalizer.frozen` gives it.
       mesh: rollouts are split over its data and fsdp axes.
       key: round i samples with fold_in(key, i).
 
