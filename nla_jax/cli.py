@@ -1,5 +1,6 @@
 """The command line that every script in experiments/ shares: a config file, overrides by name, a run directory."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,20 @@ CONFIG    a Python file with get_config(), for instance one of configs/
 --FIELD   any config field by its dotted name, for instance --rl.loop.steps 50
 
 `{script} CONFIG --help` lists all fields with their values in that config."""
+
+
+def use_huge_pages() -> None:
+    """Start this process anew with an allocator that asks for huge pages, where Linux grants them on request.
+
+    XLA's buffers on CPU are fresh memory in every step; touching it in pages of 4 KB takes a sixth of a training
+    step. The C library reads the setting once, at the start of a process.
+    """
+    setting = "glibc.malloc.hugetlb=1"
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        tunables = ":".join(filter(None, (tunables, setting)))
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": tunables})
 
 
 def use_compilation_cache() -> None:
@@ -51,6 +66,7 @@ def parse(description: str, arguments: list[str]) -> tuple[ExperimentConfig, Pat
 def main(stages: tuple[str, ...], description: str) -> None:
     """Run some stages of an experiment from the command line."""
     assert set(stages) <= set(STAGES)
+    use_huge_pages()
     try:
         use_compilation_cache()
         config, run_dir = parse(description, sys.argv[1:])

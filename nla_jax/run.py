@@ -77,12 +77,12 @@ class Run:
     def codec(self) -> TextCodec:
         """AV and AR with everything that turns texts into tokens and back."""
         av_prompt, ar_prompt = self.prompts
-        config, remat = self.config, self.config.model.remat
+        config, passes = self.config, (self.config.model.remat, self.mesh.size == 1)
         scale = resolve_scale(config.injection.scale, self.training_activations)
         return TextCodec(
             self.lm.tokenizer,
-            Verbalizer(self.lm_config, av_prompt, config.injection, scale, remat),
-            Reconstructor(self.lm_config.truncated(config.model.layer), ar_prompt, remat),
+            Verbalizer(self.lm_config, av_prompt, config.injection, scale, *passes),
+            Reconstructor(self.lm_config.truncated(config.model.layer), ar_prompt, *passes),
             config.max_explanation_tokens,
             config.max_reconstructor_tokens,
         )

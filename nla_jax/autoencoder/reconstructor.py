@@ -6,6 +6,7 @@ prompt. The head starts as the identity and stays in float32. The template's pre
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +14,7 @@ from nla_jax.autoencoder.metrics import direction_mse
 from nla_jax.autoencoder.prompts import ReconstructorPrompt
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.transformer import Params, Transformer, extend
+from nla_jax.lm.transformer import Params, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +25,22 @@ class Reconstructor:
     """The truncated config: its last block is layer K."""
     prompt: ReconstructorPrompt
     remat: bool = False
-    """See `Transformer.remat`."""
+    pack: bool = True
+    """See `Transformer` for both."""
 
     @property
     def model(self) -> Transformer:
         """The transformer that reads whole prompts; apply it to `params["lm"]`."""
-        return Transformer(self.config, self.remat)
+        return Transformer(self.config, self.remat, self.pack)
 
     def init(self, lm_params: Params) -> Params:
-        """AR parameters from the target LM's: {"lm": blocks 0..K, "head": identity}."""
-        blocks = {f"blocks_{i}": lm_params[f"blocks_{i}"] for i in range(self.config.num_layers)}
-        return {
-            "lm": {"embed": lm_params["embed"], **blocks},
-            "head": {"kernel": jnp.eye(self.config.d_model)},
-        }
+        """AR parameters from the target LM's, stacked or not: {"lm": blocks 0..K, "head": identity}."""
+        count = self.config.num_layers
+        kept = ("embed", "position_embed", *(f"blocks_{i}" for i in range(count)))
+        lm = {name: lm_params[name] for name in kept if name in lm_params}
+        if "blocks" in lm_params:
+            lm["blocks"] = jax.tree.map(lambda x: x[:count], lm_params["blocks"])
+        return {"lm": lm, "head": {"kernel": jnp.eye(self.config.d_model)}}
 
     def __call__(
         self, params: Params, prompts_BT: Int[Array, "B T"], lengths_B: Int[Array, "B"]
@@ -46,17 +49,15 @@ class Reconstructor:
 
         Only the direction is trained; the norm of a prediction means nothing.
         """
-        model, last = self.model, self.config.num_layers - 1
-        prefix, past = self.prompt.prefix, None
-        if prefix:
-            shared = model.apply({"params": params["lm"]}, jnp.array([prefix]), stop_after=last)
-            past = extend(None, shared.segments)
+        prefix, last = self.prompt.prefix, self.config.num_layers - 1
         steps_T = jnp.arange(prompts_BT.shape[1])
         positions_BT = jnp.where(steps_T < lengths_B[:, None], len(prefix) + steps_T, PAD_POSITION)
-        out = model.apply(
-            {"params": params["lm"]}, prompts_BT, positions_BT, past=past, capture=(last,), stop_after=last
-        )
-        resid_BD = jnp.take_along_axis(out.resid[last], (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        pieces, positions = (prompts_BT,), (positions_BT,)
+        if prefix:
+            pieces, positions = (jnp.array([prefix]), *pieces), (jnp.arange(len(prefix))[None], *positions)
+        out = self.model.apply({"params": params["lm"]}, pieces, positions, capture=(last,), stop_after=last)
+        resid_BTD = out.resid[last][-1]
+        resid_BD = jnp.take_along_axis(resid_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return resid_BD.astype(jnp.float32) @ params["head"]["kernel"]
 
 

@@ -1,7 +1,7 @@
 """The activation verbalizer (AV): a copy of the target LM that reads an injected activation and writes text.
 
-Three pieces share work: the static prompt prefix runs once per call, marker and tail once per activation, and the
-answers of an activation's group attend to both. Gradients flow through the shared pieces, so the sharing is exact.
+Three pieces share work in one pass: the static prompt prefix runs once per call, marker and tail once per activation,
+and the answers of an activation's group attend to both. Gradients flow through the shared pieces: it is exact.
 Shape letters: N activations, G group, B = N * G answers, T time, D model.
 """
 
@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.prompts import VerbalizerPrompt
 from nla_jax.lm.attention import PAD_POSITION
+from nla_jax.lm.blocks import Pieces
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import TokenStatistics, token_statistics
 from nla_jax.lm.sampling import Samples, for_decoding, sample
-from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, extend, unit
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Verbalizer:
     scale: float
     """The number that `injection.scale` stands for."""
     remat: bool = False
-    """See `Transformer.remat`."""
+    pack: bool = True
+    """See `Transformer` for both."""
 
     def __post_init__(self):
         if self.injection.layer != EMBEDDING_LAYER:
@@ -60,7 +62,7 @@ class Verbalizer:
     @property
     def model(self) -> Transformer:
         """The transformer that reads whole prompts; apply it to `params["lm"]`."""
-        return Transformer(self.config, self.remat)
+        return Transformer(self.config, self.remat, self.pack)
 
     def init(self, lm_params: Params) -> Params:
         """AV parameters from the target LM's: {"lm": ..., "affine": ... if the injection learns one}."""
@@ -77,7 +79,7 @@ class Verbalizer:
         vectors_ND = unit(activations_ND.astype(jnp.float32)) * self.scale
         if "affine" in params:
             vectors_ND = vectors_ND + vectors_ND @ params["affine"]["kernel"] + params["affine"]["bias"]
-        return Injection(vectors_ND, slot=0, layer=self.injection.layer, mode=self.injection.mode)
+        return Injection(vectors_ND, piece=1, slot=0, layer=self.injection.layer, mode=self.injection.mode)
 
     def read(self, params: Params, activations_ND: Float[Array, "N D"]) -> tuple[Past, Float[Array, "N D"]]:
         """Run the prompt around each activation.
@@ -85,15 +87,8 @@ class Verbalizer:
         Returns:
           Per block, the prompt's segments (rows 1 and N), and the prompt's last final-norm output.
         """
-        model, prompt = self.model, self.prompt
-        N = activations_ND.shape[0]
-        shared = model.apply({"params": params["lm"]}, jnp.array([prompt.prefix]))
-        past = extend(None, shared.segments)
-        tail_NT = jnp.broadcast_to(jnp.array((prompt.marker, *prompt.tail)), (N, 1 + len(prompt.tail)))
-        positions_NT = jnp.broadcast_to(len(prompt.prefix) + jnp.arange(tail_NT.shape[1]), tail_NT.shape)
-        inject = self._inject(params, activations_ND)
-        own = model.apply({"params": params["lm"]}, tail_NT, positions_NT, past=past, inject=inject)
-        return extend(past, own.segments), own.final_BTD[:, -1]
+        segments, (_, tail_NTD) = self._run(params, activations_ND, (), ())
+        return segments, tail_NTD[:, -1]
 
     def hidden(
         self,
@@ -103,16 +98,34 @@ class Verbalizer:
         lengths_B: Int[Array, "B"],
     ) -> Float[Array, "B T D"]:
         """The LM head's inputs that predict each answer token; B is a multiple of N, groups adjacent."""
-        past, final_ND = self.read(params, activations_ND)
         B, T = responses_BT.shape
         steps_T = jnp.arange(T)
         positions_BT = jnp.where(steps_T < lengths_B[:, None], self.prompt.length + steps_T, PAD_POSITION)
         # The last answer token predicts nothing, so it is not run.
+        answers = ((responses_BT[:, :-1],), (positions_BT[:, :-1],)) if T > 1 else ((), ())
+        _, (_, tail_NTD, *final_BTD) = self._run(params, activations_ND, *answers)
+        first_B1D = jnp.repeat(tail_NTD[:, -1:], B // len(tail_NTD), axis=0)
+        return jnp.concatenate([first_B1D, *final_BTD], axis=1)
+
+    def _run(
+        self, params: Params, activations_ND: Array, answers: Pieces, answer_positions: Pieces
+    ) -> tuple[Past, Pieces]:
+        """One pass over the prefix (one row), marker and tail (N rows), and answers (B rows) if there are any.
+
+        Returns the segments and the final-norm outputs, a piece each.
+        """
+        prompt, N = self.prompt, len(activations_ND)
+        tail_T = jnp.array((prompt.marker, *prompt.tail))
+        tail_NT = jnp.broadcast_to(tail_T, (N, len(tail_T)))
+        prefix_positions_1T = jnp.arange(len(prompt.prefix))[None]
+        tail_positions_NT = jnp.broadcast_to(len(prompt.prefix) + jnp.arange(len(tail_T)), tail_NT.shape)
         out = self.model.apply(
-            {"params": params["lm"]}, responses_BT[:, :-1], positions_BT[:, :-1], past=past
+            {"params": params["lm"]},
+            (jnp.array([prompt.prefix]), tail_NT, *answers),
+            (prefix_positions_1T, tail_positions_NT, *answer_positions),
+            inject=self._inject(params, activations_ND),
         )
-        first_B1D = jnp.repeat(final_ND, B // final_ND.shape[0], axis=0)[:, None]
-        return jnp.concatenate([first_B1D, out.final_BTD], axis=1)
+        return out.segments, out.final_BTD
 
     def statistics(
         self,

@@ -21,12 +21,13 @@ PAD_POSITION = 2**30
 class KVSegment:
     """Keys and values of consecutive tokens; rows R divides the batch that attends to them.
 
-    Keys carry their rotary embedding already. Unused slots have position PAD_POSITION.
+    Keys carry their rotary embedding already. Unused slots have position PAD_POSITION. The segments of stacked blocks
+    have a leading axis of blocks.
     """
 
-    keys: Float[Array, "R K S Dh"]
-    values: Float[Array, "R K S Dh"]
-    positions: Int[Array, "R S"]
+    keys: Float[Array, "*L R K S Dh"]
+    values: Float[Array, "*L R K S Dh"]
+    positions: Int[Array, "*L R S"]
 
     def write(self, fresh: "KVSegment", slot: Int[Array, ""]) -> "KVSegment":
         """Put a shorter segment's tokens into the slots from `slot` on."""
@@ -86,7 +87,7 @@ def attend(
     dtype: jnp.dtype = jnp.float32,
     *,
     scale: float | None = None,
-    window: int | None = None,
+    window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "B T H Dh"]:
     """Causal grouped-query attention of queries to all segments, softmax in float32.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import head_kernel, logits
-from nla_jax.lm.transformer import Params, Past, Transformer
+from nla_jax.lm.transformer import Params, Past, Transformer, unstack_blocks
 
 _BINS = 256
 """Tokens per bin of the two-level inverse CDF."""
@@ -70,7 +70,7 @@ def sample_token(
 
 
 def for_decoding(params: Params, config: LMConfig) -> Params:
-    """The copy of the weights that the loop reads once a token: kernels in compute dtype, a tied head untied.
+    """The copy of the weights that the loop reads once a token: kernels in compute dtype, nothing tied or stacked.
 
     A head that stays a transposed view of the embedding costs four times as much on CPU in bfloat16.
     """
@@ -80,10 +80,10 @@ def for_decoding(params: Params, config: LMConfig) -> Params:
 
     # Embeddings are looked up, not multiplied: they enter the float32 stream as they are.
     tables = {name: tree for name, tree in params.items() if name in ("embed", "position_embed")}
-    blocks = jax.tree.map(cast, {name: tree for name, tree in params.items() if name not in tables})
+    rest = unstack_blocks({name: tree for name, tree in params.items() if name not in tables})
     # The barrier keeps the transposition out of the loop, where it would be fused back into the product.
     return {
-        **blocks,
+        **jax.tree.map(cast, rest),
         **tables,
         "lm_head": {"kernel": jax.lax.optimization_barrier(cast(head_kernel(params)))},
     }
@@ -145,7 +145,8 @@ def sample(
         positions = jnp.full((B, 1), first_position + t, jnp.int32)
         slots = [(buffer, t) for buffer in buffers]
         out = model.apply({"params": params}, drawn[:, None], positions, past=past, buffers=slots)
-        return t + 1, out.final_BTD[:, 0], out.segments, tokens, log_probs, lengths, closed, ended
+        filled = tuple(segment for (segment,) in out.segments)
+        return t + 1, out.final_BTD[:, 0], filled, tokens, log_probs, lengths, closed, ended
 
     def unfinished(carry):
         return (carry[0] < max_tokens) & ~carry[-1].all()

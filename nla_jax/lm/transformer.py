@@ -5,8 +5,10 @@ keys and values it continues. Nothing is stored, sowed or hooked, so extraction,
 Shape letters: B batch, T time, D model, H heads, K kv heads, Dh head dim, F hidden, V vocabulary.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,17 +18,16 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
-from nla_jax.lm.attention import PAD_POSITION, KVSegment, attend
+from nla_jax.lm.attention import PAD_POSITION, KVSegment
+from nla_jax.lm.blocks import Block, Buffer, LayerPattern, Pieces, join, split
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.layers import MLP, Linear, Norm
-from nla_jax.lm.moe import RoutedMLP
-from nla_jax.lm.rotary import frequencies, rotary
+from nla_jax.lm.layers import Norm
 
 Params = dict[str, Any]
-Past = Sequence[tuple[KVSegment, ...]]
-"""For each block, the segments that come before the tokens of this call."""
-Buffer = tuple[KVSegment, Int[Array, ""]]
-"""A segment with unused slots, and the slot where this call's tokens go."""
+Past = Sequence[tuple[KVSegment, ...]] | tuple[KVSegment, ...]
+"""For each block, the segments that come before the tokens of a call; of stacked blocks, segments stacked likewise."""
+Streams = tuple[Array, ...]
+"""The residual streams of all pieces: joined in one row of tokens where they are packed, else one a piece."""
 
 EMBEDDING_LAYER = -1
 """The injection layer that means: the residual stream that enters block 0.
@@ -42,15 +43,17 @@ class Injection:
 
     Attributes:
       vectors_BD: what goes in, already scaled; its row count divides the batch as a segment's does.
-      slot: index into the T tokens of the call.
+      slot: index into the piece's T tokens.
       layer: EMBEDDING_LAYER, or the block whose output is changed.
       mode: "replace" puts the vector in; "add" adds it at the norm of what is there.
+      piece: which piece of the call is changed.
     """
 
     vectors_BD: Float[Array, "B D"]
     slot: int = flax.struct.field(pytree_node=False, default=0)
     layer: int = flax.struct.field(pytree_node=False, default=EMBEDDING_LAYER)
     mode: Literal["replace", "add"] = flax.struct.field(pytree_node=False, default="replace")
+    piece: int = flax.struct.field(pytree_node=False, default=0)
 
     def __call__(self, resid_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Return the residual stream with the injection made."""
@@ -64,17 +67,17 @@ class Injection:
 
 @flax.struct.dataclass
 class Output:
-    """What a forward returns.
+    """What a forward returns; of a call with several pieces, `resid` and `final_BTD` hold a tuple of arrays.
 
     Attributes:
       resid: residual stream after each captured block, injections included, (B, T, D).
       final_BTD: input of the LM head (after the final norm); None where the forward stopped early.
-      segments: for each block that ran, the keys and values of this call's tokens.
+      segments: for each block that ran, the keys and values of this call's tokens, a segment a piece.
     """
 
-    resid: dict[int, Array]
-    final_BTD: Array | None
-    segments: tuple[KVSegment, ...]
+    resid: dict[int, Array | Pieces]
+    final_BTD: Array | Pieces | None
+    segments: Past
 
 
 def unit(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -82,86 +85,44 @@ def unit(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
 
 
-class Attention(nn.Module):
-    """Grouped-query attention of one block."""
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How a call's pieces form streams. A stream is what one product with a weight reads."""
 
-    config: LMConfig
-    layer: int
+    positions: Pieces
+    packed: bool
 
-    @nn.compact
-    def __call__(
+    def streams(self, pieces: Pieces) -> Streams:
+        return (join(pieces),) if self.packed else pieces
+
+    def pieces(self, streams: Streams) -> Pieces:
+        return split(streams[0], self.positions) if self.packed else streams
+
+    def inject(self, inject: Injection, streams: Streams) -> Streams:
+        pieces = list(self.pieces(streams))
+        pieces[inject.piece] = inject(pieces[inject.piece])
+        return self.streams(tuple(pieces))
+
+    def run(
         self,
-        x_BTD: Float[Array, "B T D"],
-        positions_BT: Int[Array, "B T"],
+        block: Callable,
+        streams: Streams,
+        pattern: LayerPattern,
         past: tuple[KVSegment, ...],
         buffer: Buffer | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVSegment]:
-        """Attend to `past` and to these tokens; return the output and these tokens' segment or filled buffer."""
-        config, (B, T, D) = self.config, x_BTD.shape
-
-        def heads(name: str, count: int) -> Array:
-            projected_BTI = Linear(count * config.head_dim, config.compute_dtype, config.qkv_bias, name=name)(
-                x_BTD
-            )
-            if config.qk_norm == "whole" and name != "value":
-                projected_BTI = Norm(config, name=f"{name}_norm")(projected_BTI)
-            split_BTHD = projected_BTI.reshape(B, T, count, config.head_dim)
-            if config.qk_norm == "head" and name != "value":
-                split_BTHD = Norm(config, name=f"{name}_norm")(split_BTHD)
-            if config.positions == "rotary" and name != "value":
-                split_BTHD = rotary(split_BTHD, positions_BT, frequencies(config, self.layer))
-            return split_BTHD
-
-        query_BTHD = heads("query", config.num_heads)
-        keys_BKTD, values_BKTD = (
-            heads(name, config.num_kv_heads).astype(config.cache_dtype).swapaxes(1, 2)
-            for name in ("key", "value")
-        )
-        fresh = KVSegment(keys_BKTD, values_BKTD, positions_BT)
-        if buffer is not None:
-            # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
-            fresh = buffer[0].write(fresh, buffer[1])
-        mixed = attend(
-            query_BTHD,
-            positions_BT,
-            (*past, fresh),
-            config.cache_dtype,
-            scale=config.attention_scale,
-            window=config.window(self.layer),
-            softcap=config.attention_softcap,
-        )
-        out = Linear(D, config.compute_dtype, config.out_bias, name="out")
-        return out(mixed.reshape(B, T, -1)), fresh
+    ) -> tuple[Streams, tuple[KVSegment, ...]]:
+        """One block over all streams; later streams see the segments of the earlier ones."""
+        groups = (self.positions,) if self.packed else ((one,) for one in self.positions)
+        after, segments = [], ()
+        for stream_BTD, positions in zip(streams, groups, strict=True):
+            stream_BTD, fresh = block(stream_BTD, positions, pattern, (*past, *segments), buffer)
+            after.append(stream_BTD)
+            segments += fresh
+        return tuple(after), segments
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each added to the residual stream."""
-
-    config: LMConfig
-    layer: int
-
-    @nn.compact
-    def __call__(
-        self,
-        resid_BTD: Float[Array, "B T D"],
-        positions_BT: Int[Array, "B T"],
-        past: tuple[KVSegment, ...],
-        buffer: Buffer | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVSegment]:
-        """Return the residual stream after the block and the block's segment."""
-        config = self.config
-
-        def norm(name: str, x_BTD: Array, absent: str) -> Array:
-            return x_BTD if config.norm_placement == absent else Norm(config, name=name)(x_BTD)
-
-        normed = norm("attention_norm", resid_BTD, absent="post")
-        attention = Attention(config, self.layer, name="attention")
-        mixed, segment = attention(normed, positions_BT, past, buffer)
-        after_BTD = resid_BTD + norm("attention_post_norm", mixed, absent="pre")
-        feed_forward = (RoutedMLP if config.routes(self.layer) else MLP)(config, name="mlp")
-        read_BTD = resid_BTD if config.parallel_residual else after_BTD
-        written = feed_forward(norm("mlp_norm", read_BTD, absent="post"))
-        return after_BTD + norm("mlp_post_norm", written, absent="pre"), segment
+def _choose(condition: Array, chosen: Any, otherwise: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
 
 
 class Transformer(nn.Module):
@@ -170,6 +131,9 @@ class Transformer(nn.Module):
     config: LMConfig
     remat: bool = False
     """Recompute each block in the backward pass: less memory, about a third more work."""
+    pack: bool = True
+    """Multiply the tokens of all pieces with a weight in one product, and its gradient in one. Where rows are split
+    over devices and pieces have different numbers of rows, packing would move them between devices: turn it off."""
 
     def setup(self):
         """Name the parameters: embed, position_embed, blocks_0.., final_norm; `lm/logits.py` applies the LM head."""
@@ -178,14 +142,14 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             self.position_embed = nn.Embed(config.max_positions, config.d_model)
         block = nn.remat(Block) if self.remat else Block
-        self.blocks = [block(config, layer) for layer in range(config.num_layers)]
+        self.blocks = [block(config, config.routes(layer)) for layer in range(config.num_layers)]
         if config.has_lm_head:
             self.final_norm = Norm(config)
 
     def __call__(
         self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"] | None = None,
+        tokens_BT: Int[Array, "B T"] | Pieces,
+        positions_BT: Int[Array, "B T"] | Pieces | None = None,
         *,
         past: Past | None = None,
         buffers: Sequence[Buffer] | None = None,
@@ -196,10 +160,11 @@ class Transformer(nn.Module):
         """Run the blocks.
 
         Args:
-          tokens_BT: token ids.
-          positions_BT: positions, default 0..T-1; PAD_POSITION hides a padding token from all others.
+          tokens_BT: token ids; or several pieces, of which each sees those before it, and whose numbers of rows
+            divide the next one's: a shared prompt and its continuations in one pass.
+          positions_BT: positions, default 0..T-1 of a lone piece; PAD_POSITION hides a padding token from all others.
           past: per block, segments of earlier tokens; their row counts divide B.
-          buffers: per block, where to write these tokens; `segments` of the output are then the filled buffers.
+          buffers: per block, where to write a lone piece; `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
           capture: blocks whose residual stream is returned; EMBEDDING_LAYER is the stream that enters block 0.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
@@ -207,17 +172,11 @@ class Transformer(nn.Module):
         Raises:
           ValueError: a layer to capture, to inject at or to stop after that is not among the blocks that run.
         """
+        several = isinstance(tokens_BT, tuple)
+        pieces = tokens_BT if several else (tokens_BT,)
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        resid_BTD = self.embed(tokens_BT).astype(jnp.float32)
-        if self.config.scale_embeddings:
-            resid_BTD = resid_BTD * self.config.d_model**0.5
-        if self.config.positions == "learned":
-            # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
-            slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
-            resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
-        if inject is not None and inject.layer == EMBEDDING_LAYER:
-            resid_BTD = inject(resid_BTD)
+            positions_BT = jnp.broadcast_to(jnp.arange(pieces[0].shape[1]), pieces[0].shape)
+        positions = positions_BT if isinstance(positions_BT, tuple) else (positions_BT,)
         last = self.config.num_layers - 1 if stop_after is None else self.config.check_layer(stop_after)
         wanted = {*capture, inject.layer if inject is not None else EMBEDDING_LAYER}
         if outside := sorted(layer for layer in wanted if not EMBEDDING_LAYER <= layer <= last):
@@ -225,18 +184,74 @@ class Transformer(nn.Module):
                 f"cannot capture or inject at layers {outside}: blocks 0 to {last} run (and "
                 f"{EMBEDDING_LAYER} is what enters them); raise stop_after or choose other layers"
             )
-        resid, segments = {EMBEDDING_LAYER: resid_BTD} if EMBEDDING_LAYER in capture else {}, []
-        for index, block in enumerate(self.blocks[: last + 1]):
-            before = past[index] if past is not None else ()
-            buffer = buffers[index] if buffers is not None else None
-            resid_BTD, segment = block(resid_BTD, positions_BT, before, buffer)
-            if inject is not None and inject.layer == index:
-                resid_BTD = inject(resid_BTD)
-            segments.append(segment)
-            if index in capture:
-                resid[index] = resid_BTD
+        layout = _Layout(positions, self.pack)
+        streams = tuple(map(self._embed, layout.streams(pieces), layout.streams(positions)))
+        if inject is not None and inject.layer == EMBEDDING_LAYER:
+            streams = layout.inject(inject, streams)
+        resid = {EMBEDDING_LAYER: streams} if EMBEDDING_LAYER in capture else {}
+        run = self._scan if self.has_variable("params", "blocks") else self._unroll
+        streams, captured, segments = run(streams, layout, last, past, buffers, inject, capture)
+
+        def result(streams: Streams) -> Array | Pieces:
+            parts = layout.pieces(streams)
+            return parts if several else parts[0]
+
         whole = stop_after is None and self.config.has_lm_head
-        return Output(resid, self.final_norm(resid_BTD) if whole else None, tuple(segments))
+        final = result(tuple(map(self.final_norm, streams))) if whole else None
+        resid = {layer: result(at) for layer, at in (resid | captured).items()}
+        return Output(resid, final, segments)
+
+    def _unroll(self, streams, layout, last, past, buffers, inject, capture):
+        """Run blocks with weights of their own, `blocks_0` and so on."""
+        resid, segments = {}, []
+        for layer, block in enumerate(self.blocks[: last + 1]):
+            seen = past[layer] if past is not None else ()
+            buffer = buffers[layer] if buffers is not None else None
+            pattern = LayerPattern.of(self.config, layer)
+            streams, fresh = layout.run(block, streams, pattern, seen, buffer)
+            segments.append(fresh)
+            if inject is not None and inject.layer == layer:
+                streams = layout.inject(inject, streams)
+            if layer in capture:
+                resid[layer] = streams
+        return streams, resid, tuple(segments)
+
+    def _scan(self, streams, layout, last, past, buffers, inject, capture):
+        """Run one block after the other in a compiled loop over stacked weights, `blocks`."""
+        assert buffers is None, "a decode loop reads unstacked weights; see `unstack_blocks`"
+        config = self.config
+        block = Block(config, config.routes(0), parent=None)
+        kept = set(capture) - {EMBEDDING_LAYER, last}
+
+        def one(carry, of_layer):
+            streams, resid = carry
+            layer, weights, pattern, seen = of_layer
+            run = functools.partial(block.apply, {"params": weights})
+            streams, fresh = layout.run(run, streams, pattern, seen)
+            if inject is not None and inject.layer != EMBEDDING_LAYER:
+                streams = _choose(layer == inject.layer, layout.inject(inject, streams), streams)
+            resid = {k: _choose(layer == k, streams, before) for k, before in resid.items()}
+            return (streams, resid), fresh
+
+        stacked = self.get_variable("params", "blocks"), past if past is not None else ()
+        blocks, before = jax.tree.map(lambda x: x[: last + 1], stacked)
+        patterns = LayerPattern.stacked(config, last + 1)
+        start = streams, dict.fromkeys(kept, jax.tree.map(jnp.zeros_like, streams))
+        over = jnp.arange(last + 1), blocks, patterns, before
+        one = jax.checkpoint(one, prevent_cse=False) if self.remat else one
+        (streams, resid), segments = jax.lax.scan(one, start, over)
+        return streams, resid | ({last: streams} if last in capture else {}), segments
+
+    def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
+        """The residual stream that enters block 0."""
+        resid_BTD = self.embed(tokens_BT).astype(jnp.float32)
+        if self.config.scale_embeddings:
+            resid_BTD = resid_BTD * self.config.d_model**0.5
+        if self.config.positions == "learned":
+            # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
+            slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
+            resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
+        return resid_BTD
 
 
 def init_params(config: LMConfig, key: Array) -> Params:
@@ -257,7 +272,41 @@ def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
-def extend(past: Past | None, segments: Sequence[KVSegment]) -> Past:
-    """Append one call's segments to the segments before it, block by block."""
+def stack_blocks(params: Params) -> Params:
+    """The same parameters with those of all blocks along a leading axis, as `blocks`: a forward then scans them.
+
+    Deep models compile many times faster so, and in less memory. Of parameters stacked already nothing changes.
+
+    Raises:
+      ValueError: blocks of different structure, such as some with experts and some without.
+    """
+    if "blocks" in params:
+        return params
+    count = sum(name.startswith("blocks_") for name in params)
+    blocks = [params[f"blocks_{layer}"] for layer in range(count)]
+    shapes = [jax.tree.map(jnp.shape, block) for block in blocks]
+    if odd := [layer for layer, shape in enumerate(shapes) if shape != shapes[0]]:
+        raise ValueError(
+            f"blocks 0 and {odd[0]} have different parameters, so they cannot be scanned; "
+            "turn scan_blocks off for this model"
+        )
+    rest = {name: tree for name, tree in params.items() if not name.startswith("blocks_")}
+    return {**rest, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+def unstack_blocks(params: Params) -> Params:
+    """Undo `stack_blocks`; parameters that are not stacked stay as they are."""
+    if "blocks" not in params:
+        return params
+    rest = {name: tree for name, tree in params.items() if name != "blocks"}
+    count = len(jax.tree.leaves(params["blocks"])[0])
+    take = operator.itemgetter
+    return rest | {f"blocks_{i}": jax.tree.map(take(i), params["blocks"]) for i in range(count)}
+
+
+def extend(past: Past | None, segments: Past) -> Past:
+    """Put one call's segments after those before it, block by block."""
+    if isinstance(segments[0], KVSegment):
+        return (*(past or ()), *segments)
     before = past if past is not None else ((),) * len(segments)
-    return tuple((*earlier, segment) for earlier, segment in zip(before, segments, strict=True))
+    return tuple((*earlier, *fresh) for earlier, fresh in zip(before, segments, strict=True))

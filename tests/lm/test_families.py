@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_models import BLOCKS, CONFIGS, VOCABULARY, WINDOW
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from nla_jax.autoencoder.prompts import ReconstructorPrompt
+from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.config import Experts, LMConfig, RopeScaling
 from nla_jax.lm.config_files import config_from_hf, config_to_hf
@@ -18,7 +20,14 @@ from nla_jax.lm.families import FAMILIES
 from nla_jax.lm.logits import token_statistics
 from nla_jax.lm.safetensors_files import open_safetensors
 from nla_jax.lm.sampling import for_decoding, sample
-from nla_jax.lm.transformer import Injection, Transformer, extend, parameter_shapes
+from nla_jax.lm.transformer import (
+    Injection,
+    Transformer,
+    extend,
+    parameter_shapes,
+    stack_blocks,
+    unstack_blocks,
+)
 from nla_jax.lm.weights import export_hf, load_params
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 9)))
@@ -66,6 +75,41 @@ def test_truncation_cuts_the_patterns_and_gives_the_same_stream(tmp_path):
         load_file(tmp_path / "model.safetensors")["model.norm.weight"], np.zeros(24)
     )
     assert_same_params(load_params(open_safetensors(tmp_path), backbone), kept)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", "mixtral"])
+def test_scanned_blocks_equal_unrolled_ones(name):
+    """Windows and frequencies that differ between blocks (gemma3), no frequencies (gpt2), experts (mixtral)."""
+    config, params = random_model(name)
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, VOCABULARY, (2, WINDOW + 4)))
+
+    def loss(params):
+        final_BTD = Transformer(config).apply({"params": params}, tokens).final_BTD
+        return jnp.sin(final_BTD).sum(), final_BTD
+
+    unrolled, unrolled_final = jax.jit(jax.grad(loss, has_aux=True))(params)
+    scanned, scanned_final = jax.jit(jax.grad(loss, has_aux=True))(stack_blocks(params))
+    np.testing.assert_allclose(scanned_final, unrolled_final, rtol=1e-4, atol=1e-4)
+    for path, leaf in flatten_dict(unstack_blocks(scanned), sep="/").items():
+        other = flatten_dict(unrolled, sep="/")[path]
+        assert np.linalg.norm(leaf - other) <= 1e-4 * np.linalg.norm(other) + 1e-6, path
+
+
+def test_blocks_of_two_kinds_cannot_be_scanned():
+    _, params = random_model("qwen3_moe")
+    with pytest.raises(ValueError, match="blocks 0 and 1 have different parameters.*turn scan_blocks off"):
+        stack_blocks(params)
+
+
+def test_reconstructor_of_learned_positions_keeps_them():
+    config, params = random_model("gpt2")
+    prompt = ReconstructorPrompt("{explanation}", prefix=(3, 4), suffix=(5,))
+    reconstructor = Reconstructor(config.truncated(1), prompt)
+    ids = TOKENS[:, :5]
+    rows = jnp.concatenate([jnp.tile(jnp.array([[3, 4]]), (2, 1)), ids], axis=1)
+    whole = Transformer(config).apply({"params": params}, rows, capture=(1,))
+    rebuilt = reconstructor(reconstructor.init(params), ids, jnp.array([5, 5]))
+    np.testing.assert_allclose(rebuilt, whole.resid[1][:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_truncation_cuts_the_experts_pattern():

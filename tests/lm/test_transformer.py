@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from nla_jax.lm.attention import PAD_POSITION
-from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Transformer, extend, init_params, unit
+from nla_jax.lm.transformer import (
+    EMBEDDING_LAYER,
+    Injection,
+    Transformer,
+    extend,
+    init_params,
+    stack_blocks,
+    unit,
+    unstack_blocks,
+)
 
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(4, 500, (2, 9)))
@@ -142,7 +151,8 @@ def test_rows_do_not_mix(forward):
     )
 
 
-def test_prefill_in_shared_pieces_equals_the_plain_forward(tiny_lm):
+@pytest.mark.parametrize("way", ["calls", "one pass", "packed", "packed and scanned", "scanned"])
+def test_prefill_in_shared_pieces_equals_the_plain_forward(tiny_lm, way):
     """Prefix (1 row), tails (2 rows) and answers (6 rows): values and gradients as if every row ran alone.
 
     The shared side recomputes its blocks as well (remat), which must change nothing.
@@ -152,7 +162,7 @@ def test_prefill_in_shared_pieces_equals_the_plain_forward(tiny_lm):
     prefix, tails, answers = (jnp.asarray(RNG.integers(4, 500, shape)) for shape in (5, (2, 4), (6, 6)))
     whole = jnp.concatenate([jnp.tile(prefix, (6, 1)), jnp.repeat(tails, 3, axis=0), answers], axis=1)
     probe = RNG.standard_normal((6, 15, 32)).astype(np.float32)
-    model = Transformer(config, remat=True)
+    model = Transformer(config, remat=True, pack="packed" in way)
 
     def plain(params):
         out = Transformer(config).apply({"params": params}, whole, capture=(0,))
@@ -162,15 +172,24 @@ def test_prefill_in_shared_pieces_equals_the_plain_forward(tiny_lm):
         def at(start, tokens):
             return jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
 
-        past = extend(None, model.apply({"params": params}, prefix[None]).segments)
-        tail = model.apply({"params": params}, tails, at(5, tails), past=past, capture=(0,))
-        past = extend(past, tail.segments)
-        answer = model.apply({"params": params}, answers, at(9, answers), past=past, capture=(0,))
+        if "scanned" in way:
+            params = stack_blocks(params)
+        if way == "calls":
+            past = extend(None, model.apply({"params": params}, prefix[None]).segments)
+            tail = model.apply({"params": params}, tails, at(5, tails), past=past, capture=(0,))
+            past = extend(past, tail.segments)
+            answer = model.apply({"params": params}, answers, at(9, answers), past=past, capture=(0,))
+            final, resid = (tail.final_BTD, answer.final_BTD), (tail.resid[0], answer.resid[0])
+        else:
+            positions = jnp.arange(5)[None], at(5, tails), at(9, answers)
+            pieces = prefix[None], tails, answers
+            out = model.apply({"params": params}, pieces, positions, capture=(0,))
+            final, resid = out.final_BTD[1:], out.resid[0][1:]
 
         def joined(tail_part, answer_part):
             return jnp.concatenate([jnp.repeat(tail_part, 3, axis=0), answer_part], axis=1)
 
-        return joined(tail.final_BTD, answer.final_BTD), joined(tail.resid[0], answer.resid[0])
+        return joined(*final), joined(*resid)
 
     def with_gradient(run):
         def loss(params):
@@ -182,6 +201,32 @@ def test_prefill_in_shared_pieces_equals_the_plain_forward(tiny_lm):
     (shared_grads, shared_values), (plain_grads, plain_values) = with_gradient(shared), with_gradient(plain)
     assert_trees_close(shared_values, plain_values, 1e-5)
     assert_trees_close(shared_grads, plain_grads, 1e-4)
+
+
+def test_scanned_blocks_continue_inject_and_stop_as_unrolled_ones(tiny_lm):
+    stacked = stack_blocks(tiny_lm.params)
+    model, vectors = Transformer(tiny_lm.config), jnp.asarray(RNG.standard_normal((2, 32)), jnp.float32)
+
+    @jax.jit
+    def run(params):
+        before = model.apply({"params": params}, TOKENS[:1, :4])
+        positions = jnp.broadcast_to(4 + jnp.arange(5), (2, 5))
+        tokens, past = TOKENS[:, 4:], extend(None, before.segments)
+        inject = Injection(vectors, 2, 1)
+        whole = model.apply(
+            {"params": params}, tokens, positions, past=past, inject=inject, capture=(-1, 1, 2, 3)
+        )
+        part = model.apply({"params": params}, tokens, positions, past=past, capture=(2,), stop_after=2)
+        return whole.resid, whole.final_BTD, part.resid
+
+    assert_trees_close(run(stacked), run(tiny_lm.params), 1e-5)
+
+
+def test_unstacking_undoes_stacking_and_knows_its_own(tiny_lm):
+    stacked = stack_blocks(tiny_lm.params)
+    assert stacked["blocks"]["mlp"]["up"]["kernel"].shape == (4, 32, 64)
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked), tiny_lm.params)
+    assert stack_blocks(stacked) is stacked and unstack_blocks(tiny_lm.params) is tiny_lm.params
 
 
 def test_bfloat16_stays_close_and_keeps_a_float32_stream(tiny_lm, forward):

@@ -1,0 +1,167 @@
+"""One block of the transformer: attention over the pieces of a call, and feed-forward, on one residual stream.
+
+Shape letters: B batch, T time, D model, K kv heads, Dh head dim, I projection, F frequencies, L blocks.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from nla_jax.lm.attention import PAD_POSITION, KVSegment, attend
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.layers import MLP, Linear, Norm
+from nla_jax.lm.moe import RoutedMLP
+from nla_jax.lm.rotary import frequencies, rotary
+
+Buffer = tuple[KVSegment, Int[Array, ""]]
+"""A segment with unused slots, and the slot where this call's tokens go."""
+Pieces = tuple[Array, ...]
+"""Arrays (rows, time, ...), one a piece: consecutive parts of a text, the earlier ones shared by rows of the later."""
+
+
+@flax.struct.dataclass
+class LayerPattern:
+    """What the place of a block decides beside its weights; stacked over blocks where they are scanned.
+
+    Attributes:
+      frequencies: of rotary positions, None where they are learned.
+      window: of sliding attention, None where nothing slides.
+    """
+
+    frequencies: Float[Array, "*L F"] | None
+    window: Int[Array, "*L"] | int | None
+
+    @classmethod
+    def of(cls, config: LMConfig, layer: int) -> "LayerPattern":
+        """The pattern of one block."""
+        rotates = config.positions == "rotary"
+        return cls(frequencies(config, layer) if rotates else None, config.window(layer))
+
+    @classmethod
+    def stacked(cls, config: LMConfig, blocks: int) -> "LayerPattern":
+        """The patterns of the first blocks, along a leading axis."""
+        patterns = [cls.of(config, layer) for layer in range(blocks)]
+        if any(pattern.window is not None for pattern in patterns):
+            # A window as wide as all positions hides nothing.
+            patterns = [p.replace(window=jnp.int32(p.window or PAD_POSITION)) for p in patterns]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *patterns)
+
+
+def join(pieces: Sequence[Array]) -> Array:
+    """Put the tokens of all pieces, row by row, into a single row; a lone piece stays as it is."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return jnp.concatenate([x.reshape(1, -1, *x.shape[2:]) for x in pieces], axis=1)
+
+
+def split(joined: Array, like: Sequence[Array]) -> Pieces:
+    """Undo `join`, given any arrays with the pieces' rows and times."""
+    if len(like) == 1:
+        return (joined,)
+    ends = np.cumsum([x.shape[0] * x.shape[1] for x in like])
+    parts = jnp.split(joined, ends[:-1], axis=1)
+    return tuple(part.reshape(*x.shape[:2], *joined.shape[2:]) for part, x in zip(parts, like, strict=True))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of one block."""
+
+    config: LMConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        positions: Pieces,
+        pattern: LayerPattern,
+        past: tuple[KVSegment, ...],
+        buffer: Buffer | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[KVSegment, ...]]:
+        """Attend to `past` and to these tokens; return the output and, a piece each, these tokens' segments.
+
+        Args:
+          x_BTD: one piece, or the tokens of several in one row.
+          positions: of each piece, (rows, time); a piece also sees the pieces before it.
+          pattern: the block's.
+          past: what all pieces see.
+          buffer: where a lone piece is written; its segment is then the filled buffer.
+        """
+        config, (B, T, D) = self.config, x_BTD.shape
+        positions_BT = join(positions)
+
+        def heads(name: str, count: int) -> Pieces:
+            projected_BTI = Linear(count * config.head_dim, config.compute_dtype, config.qkv_bias, name=name)(
+                x_BTD
+            )
+            if config.qk_norm == "whole" and name != "value":
+                projected_BTI = Norm(config, name=f"{name}_norm")(projected_BTI)
+            split_BTHD = projected_BTI.reshape(B, T, count, config.head_dim)
+            if config.qk_norm == "head" and name != "value":
+                split_BTHD = Norm(config, name=f"{name}_norm")(split_BTHD)
+            if config.positions == "rotary" and name != "value":
+                split_BTHD = rotary(split_BTHD, positions_BT, pattern.frequencies)
+            return split(split_BTHD, positions)
+
+        mixed, segments = [], []
+        parts = zip(
+            heads("query", config.num_heads),
+            *(heads(name, config.num_kv_heads) for name in ("key", "value")),
+            positions,
+            strict=True,
+        )
+        for query_BTHD, keys_BTKD, values_BTKD, own_BT in parts:
+            stored = (x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD))
+            fresh = KVSegment(*stored, own_BT)
+            if buffer is not None:
+                # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
+                fresh = buffer[0].write(fresh, buffer[1])
+            segments.append(fresh)
+            out_BTHD = attend(
+                query_BTHD,
+                own_BT,
+                (*past, *segments),
+                config.cache_dtype,
+                scale=config.attention_scale,
+                window=pattern.window,
+                softcap=config.attention_softcap,
+            )
+            mixed.append(out_BTHD.reshape(*own_BT.shape, -1))
+        out = Linear(D, config.compute_dtype, config.out_bias, name="out")
+        return out(join(mixed)), tuple(segments)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to the residual stream."""
+
+    config: LMConfig
+    routed: bool = False
+    """Whether the feed-forward layer is one of experts."""
+
+    @nn.compact
+    def __call__(
+        self,
+        resid_BTD: Float[Array, "B T D"],
+        positions: Pieces,
+        pattern: LayerPattern,
+        past: tuple[KVSegment, ...],
+        buffer: Buffer | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[KVSegment, ...]]:
+        """Return the residual stream after the block and the block's segments; see `Attention`."""
+        config = self.config
+
+        def norm(name: str, x_BTD: Array, absent: str) -> Array:
+            return x_BTD if config.norm_placement == absent else Norm(config, name=name)(x_BTD)
+
+        normed = norm("attention_norm", resid_BTD, absent="post")
+        attention = Attention(config, name="attention")
+        mixed, segments = attention(normed, positions, pattern, past, buffer)
+        after_BTD = resid_BTD + norm("attention_post_norm", mixed, absent="pre")
+        feed_forward = (RoutedMLP if self.routed else MLP)(config, name="mlp")
+        read_BTD = resid_BTD if config.parallel_residual else after_BTD
+        written = feed_forward(norm("mlp_norm", read_BTD, absent="post"))
+        return after_BTD + norm("mlp_post_norm", written, absent="pre"), segments
