@@ -57,6 +57,9 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped."""
+    if "blocks" in path.split("/"):
+        # Stacked blocks are split as each alone would be.
+        return P(None, *parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh))
     spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     if len(spec) > len(shape):
         return P()

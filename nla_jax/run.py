@@ -19,8 +19,9 @@ from nla_jax.data.sidecar import Sidecar, Tokens, sidecar_path_for
 from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.round_trip import Moments, RoundTrip
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.lm.weights import LanguageModel, load_language_model
-from nla_jax.mesh import make_mesh
+from nla_jax.mesh import make_mesh, tree_shardings
 from nla_jax.training.checkpoint import Checkpoints, restore_params
 from nla_jax.training.loop import return_freed_memory
 from nla_jax.training.metrics_log import MetricsLog
@@ -46,7 +47,16 @@ class Run:
     @functools.cached_property
     def target(self) -> LanguageModel:
         """The target LM, its weights placed on the mesh as they are read; `release_target` frees them."""
-        return load_language_model(self.config.model.path, mesh=self.mesh)
+        lm = load_language_model(self.config.model.path, mesh=self.mesh)
+        return dataclasses.replace(lm, params=self.arranged(lm.params))
+
+    def arranged(self, params: Any) -> Any:
+        """Parameters with their blocks stacked or not, as the config asks."""
+        change = stack_blocks if self.config.model.scan_blocks else unstack_blocks
+        shapes = jax.eval_shape(change, params)
+        if jax.tree.structure(shapes) == jax.tree.structure(params):
+            return params
+        return jax.jit(change, out_shardings=tree_shardings(shapes, self.mesh))(params)
 
     @functools.cached_property
     def lm(self) -> LanguageModel:
@@ -153,7 +163,8 @@ class Run:
     def trained_params(self, stage: str, model: str, step: int | None = None) -> Any:
         """Parameters of "av" or "ar" from a checkpoint of a stage, the latest by default."""
         checkpoints = self.checkpoints(stage)
-        return restore_params(checkpoints.directory, model, step or checkpoints.latest(), self.mesh)
+        step = step or checkpoints.latest()
+        return self.arranged(restore_params(checkpoints.directory, model, step, self.mesh))
 
     def timings(self) -> dict[str, float]:
         """Seconds that each finished stage took."""

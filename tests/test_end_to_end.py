@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def read_metrics(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
     for row in rows:
         key = row["stage"], row["step"]
         assert key not in keyed, f"{key} was logged twice"
-        keyed[key] = {name: value for name, value in row.items() if not name.startswith("seconds")}
+        keyed[key] = {name: value for name, value in row.items() if not name.startswith("speed/")}
     return keyed
 
 
@@ -108,6 +109,18 @@ def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, t
             for name, value in row.items():
                 if name != "stage":
                     assert eight[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
+
+
+def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, tiny_model_dir, corpus, tmp_path):
+    after = {}
+    for scan in ("True", "False"):
+        run_dir = tmp_path / scan
+        shutil.copytree(finished_run, run_dir)
+        more = ("--rl.loop.steps", "7", "--model.scan-blocks", scan)
+        finish(command("train_rl.py", tiny_model_dir, corpus, run_dir, *more))
+        after[scan] = read_metrics(run_dir)["rl", 7]
+    for name in ("ar_loss", "av_grad_norm", "reward_mean", "kl", "own_fve_nrm"):
+        assert after["True"][name] == pytest.approx(after["False"][name], rel=1e-2, abs=1e-4), name
 
 
 def kill_when(arguments: list[str], condition) -> None:

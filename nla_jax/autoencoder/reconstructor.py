@@ -14,6 +14,7 @@ from nla_jax.autoencoder.metrics import direction_mse
 from nla_jax.autoencoder.prompts import ReconstructorPrompt
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.flops import forward_flops
 from nla_jax.lm.transformer import Params, Transformer
 
 
@@ -59,6 +60,10 @@ class Reconstructor:
         resid_BTD = out.resid[last][-1]
         resid_BD = jnp.take_along_axis(resid_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return resid_BD.astype(jnp.float32) @ params["head"]["kernel"]
+
+    def forward_flops(self, rows: int, tokens: int) -> float:
+        """Model FLOPs of one forward over `rows` prompts of `tokens` tokens after the prefix, without the head."""
+        return forward_flops(self.config, [(1, len(self.prompt.prefix)), (rows, tokens)])
 
 
 def mse_loss(

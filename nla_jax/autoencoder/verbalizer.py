@@ -16,6 +16,7 @@ from nla_jax.autoencoder.prompts import VerbalizerPrompt
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.blocks import Pieces
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.flops import forward_flops
 from nla_jax.lm.logits import TokenStatistics, token_statistics
 from nla_jax.lm.sampling import Samples, for_decoding, sample
 from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, unit
@@ -152,6 +153,22 @@ class Verbalizer:
         """Write `group` explanations for each activation; rows of a group are adjacent."""
         params = self.frozen(params)
         past, final_ND = self.read(params, activations_ND)
+        return self.write(
+            params, past, final_ND, key, group=group, max_tokens=max_tokens, temperature=temperature
+        )
+
+    def write(
+        self,
+        params: Params,
+        past: Past,
+        final_ND: Float[Array, "N D"],
+        key: Array,
+        *,
+        group: int,
+        max_tokens: int,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Samples:
+        """Sample explanations from what `read` returned; both take `frozen` parameters."""
         return sample(
             params["lm"],
             self.config,
@@ -165,6 +182,15 @@ class Verbalizer:
             end_token=self.prompt.end_token,
             temperature=temperature,
         )
+
+    def forward_flops(self, activations: int, answers: int, tokens: int) -> float:
+        """Model FLOPs of one forward that gives the log-probs of `answers` of `tokens` tokens each."""
+        prompt = [(1, len(self.prompt.prefix)), (activations, 1 + len(self.prompt.tail))]
+        return forward_flops(self.config, [*prompt, (answers, tokens)], answers * tokens)
+
+    def decode_flops(self, answers: int, tokens: int) -> float:
+        """Model FLOPs of decoding `answers` of `tokens` tokens each from a prompt that was read."""
+        return forward_flops(self.config, [(answers, tokens)], answers * tokens, seen=self.prompt.length)
 
 
 def token_mask(lengths_B: Int[Array, "B"], T: int) -> Float[Array, "B T"]:

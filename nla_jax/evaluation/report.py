@@ -145,7 +145,7 @@ def write_report(run_dir: Path) -> Path:
       ValueError: a file that does not parse, or an evaluation without systems.
     """
     evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
-    systems, stages = evaluation["systems"], evaluation.get("stages", {})
+    systems = evaluation["systems"]
     best_step = evaluation.get("best_step")
     examples_path = run_dir / "examples.jsonl"
     environment = jinja2.Environment(
@@ -157,7 +157,7 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters.update(number=_number, duration=_duration, plain=_plain)
     page = environment.get_template("report.html").render(
-        **{"run": {}, "settings": {}, "timings": {}, "mean_is": None, **evaluation},
+        **{"run": {}, "settings": {}, "timings": {}, "mean_is": None, "gains": [], **evaluation},
         headline=[row for row in systems if row["group"] == "nla" and row.get("fve_nrm")],
         groups=GROUPS,
         systems_plot=_svg("Systems", (9.0, 1.0 + 0.34 * len(systems)), draw_systems, systems),
@@ -166,7 +166,6 @@ def write_report(run_dir: Path) -> Path:
             for panel in PANELS
             if has_data(panel, rows)
         ],
-        comparison=_compare(stages),
         examples=_read_lines(examples_path)[:EXAMPLES_SHOWN] if examples_path.exists() else [],
     )
     path = run_dir / "report.html"
@@ -215,7 +214,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """Read `evaluation.json`: run, settings, `mean_is`, systems, and optionally stages, timings, best step.
+    """Read `evaluation.json`: run, settings, `mean_is`, systems, and optionally gains, timings, best step.
 
     Raises:
       FileNotFoundError: there is none; run the evaluation.
@@ -298,15 +297,6 @@ def system_name(row: Row) -> str:
     """A system's name with the AR that measured it, where one did."""
     reconstructor = row.get("reconstructor", "-")
     return row["name"] if reconstructor == "-" else f"{row['name']} ({reconstructor.replace('_', ' ')})"
-
-
-def _compare(stages: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Row]]:
-    """System -> stage -> its `fve_nrm`: the same systems measured after each stage, side by side."""
-    table = {}
-    for stage, systems in stages.items():
-        for row in systems:
-            table.setdefault(system_name(row), dict.fromkeys(stages))[stage] = row.get("fve_nrm")
-    return table
 
 
 def _svg(name: str, size: tuple[float, float], draw: Callable[..., None], *args: Any) -> Markup:

@@ -5,6 +5,7 @@ explanations count as the training mean. Intervals are bootstrapped over documen
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -172,6 +173,30 @@ def system_row(
     }
 
 
+def gain_row(
+    name: str,
+    reconstructor: str,
+    before_ND: np.ndarray,
+    after_ND: np.ndarray,
+    data: ActivationDataset,
+    moments: Moments,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """`fve_nrm` after less `fve_nrm` before, of the same rows, and its paired interval.
+
+    Documents are resampled for both at once, so that what makes a document hard cancels.
+    """
+    (before_N, denominator_N), (after_N, _) = (
+        map(np.asarray, metrics.fve_nrm_terms(prediction, data.activations, moments.normalized_mean_D))
+        for prediction in (before_ND, after_ND)
+    )
+    # 1 - sum(d - before + after) / sum(d) is the difference of the two.
+    numerator_N = denominator_N - before_N + after_N
+    samples = config.bootstrap_samples
+    gain = metrics.fve_result(numerator_N, denominator_N, data.doc_ids, seed=0, samples=samples)
+    return {"name": name, "reconstructor": reconstructor, "fve_nrm": dataclasses.asdict(gain)}
+
+
 def evaluate_texts(
     round_trip: RoundTrip,
     texts: Mapping[str, Sequence[str | None]],
@@ -181,12 +206,12 @@ def evaluate_texts(
     moments: Moments,
     config: EvaluationConfig,
     seed: int,
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The table of systems and controls.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The table of systems and controls, and what each AV gains over the one before it.
 
     Args:
       round_trip: compiled functions.
-      texts: AV name ("warm start", "after RL") -> its explanation of each held-out row.
+      texts: AV name ("warm start", "after RL"), in order of training -> its explanation of each held-out row.
       judges: AR name ("own", "judge") -> params; each AV is put through each.
       training: rows with explainer texts, on which the scalar for raw `fve` is fitted.
       data: held-out rows with explainer texts.
@@ -195,12 +220,13 @@ def evaluate_texts(
       seed: of the shuffled control.
 
     Returns:
-      Rows as `system_row` makes them, and the reconstructions of the last AV through each AR.
+      Rows as `system_row` makes them, rows as `gain_row` makes them, and the reconstructions of the last AV
+      through each AR.
     """
     none_failed = np.zeros(len(data), bool)
     mean_ND = np.broadcast_to(moments.mean_D, data.activations.shape)
     rows = [system_row("training mean", "control", "-", mean_ND, none_failed, data, moments, 1.0, config)]
-    last = {}
+    gains, last = [], {}
     for judge, params in judges.items():
         fit_ND = round_trip.reconstruct(params, training.explanations)
         scale = float(metrics.least_squares_scale(fit_ND, training.activations))
@@ -209,12 +235,17 @@ def evaluate_texts(
             prediction_ND = round_trip.reconstruct(params, written)
             failed_N = np.array([text is None for text in written])
             rows.append(system_row(name, group, judge, prediction_ND, failed_N, data, moments, scale, config))
-            return prediction_ND
+            return metrics.substitute_failed(prediction_ND, failed_N, moments.mean_D)
 
         add("explainer texts", "gold", data.explanations)
+        rebuilt = {}
         for name, written in texts.items():
-            last[judge] = add(f"AV {name}", "nla", written)
+            rebuilt[name] = add(f"AV {name}", "nla", written)
             add(f"AV {name}, shuffled", "control", shuffled(written, data.doc_ids, seed))
+        for before, after in itertools.pairwise(rebuilt):
+            pair = rebuilt[before], rebuilt[after]
+            gains.append(gain_row(f"{after} over {before}", judge, *pair, data, moments, config))
+        last[judge] = list(rebuilt.values())[-1]
         add("empty text", "control", [""] * len(data))
         add("fixed text", "control", [FIXED_TEXT] * len(data))
-    return rows, last
+    return rows, gains, last

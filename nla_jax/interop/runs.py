@@ -17,6 +17,7 @@ from nla_jax.interop.checkpoints import (
     load_reconstructor,
     load_verbalizer,
 )
+from nla_jax.lm.transformer import unstack_blocks
 from nla_jax.run import Run
 from nla_jax.training.rl import TextCodec
 
@@ -58,12 +59,12 @@ def export_run(
     stages = {name: "rl" if stage == "rl" else f"{name}_sft" for name in ("av", "ar")}
     codec, templates = run.codec, run.config.templates
     run.release_target()
-    params = run.trained_params(stages["av"], "av", step)
+    params = unstack_blocks(run.trained_params(stages["av"], "av", step))
     notes = export_verbalizer(
         codec.verbalizer, params, codec.tokenizer, templates, directory / "av", layer=layer, dtype=dtype
     )
     del params
-    params = run.trained_params(stages["ar"], "ar", step)
+    params = unstack_blocks(run.trained_params(stages["ar"], "ar", step))
     export_reconstructor(
         codec.reconstructor,
         params,

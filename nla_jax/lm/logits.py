@@ -16,7 +16,7 @@ from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import Params
 
 CHUNK_TOKENS = 256
-"""Tokens whose logits exist at one time."""
+"""Tokens whose logits exist at one time, at most."""
 
 
 @flax.struct.dataclass
@@ -118,7 +118,8 @@ def exact_kl(
 def _over_tokens(function, shape, *arrays_BT):
     """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back."""
     tokens = shape[0] * shape[1]
-    chunk = min(CHUNK_TOKENS, tokens)
+    # As few chunks as the limit allows, and all of one size, so that little is padded.
+    chunk = -(-tokens // -(-tokens // CHUNK_TOKENS))
     padding = -tokens % chunk
 
     def chunks(array: Array) -> Array:

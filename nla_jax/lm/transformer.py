@@ -272,16 +272,33 @@ def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
-def stack_blocks(params: Params) -> Params:
+def stack_blocks(tree: Any) -> Any:
     """The same parameters with those of all blocks along a leading axis, as `blocks`: a forward then scans them.
 
-    Deep models compile many times faster so, and in less memory. Of parameters stacked already nothing changes.
+    Deep models compile many times faster so, and in less memory.
+
+    Args:
+      tree: LM parameters, or anything that holds some, such as a training state; what is stacked already stays.
 
     Raises:
       ValueError: blocks of different structure, such as some with experts and some without.
     """
-    if "blocks" in params:
-        return params
+    return _each_lm(_stack, "blocks_0", tree)
+
+
+def unstack_blocks(tree: Any) -> Any:
+    """Undo `stack_blocks`; parameters that are not stacked stay as they are."""
+    return _each_lm(_unstack, "blocks", tree)
+
+
+def _each_lm(change: Callable[[Params], Params], mark: str, tree: Any) -> Any:
+    def found(node: Any) -> bool:
+        return isinstance(node, dict) and mark in node
+
+    return jax.tree.map(lambda node: change(node) if found(node) else node, tree, is_leaf=found)
+
+
+def _stack(params: Params) -> Params:
     count = sum(name.startswith("blocks_") for name in params)
     blocks = [params[f"blocks_{layer}"] for layer in range(count)]
     shapes = [jax.tree.map(jnp.shape, block) for block in blocks]
@@ -294,10 +311,7 @@ def stack_blocks(params: Params) -> Params:
     return {**rest, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
-def unstack_blocks(params: Params) -> Params:
-    """Undo `stack_blocks`; parameters that are not stacked stay as they are."""
-    if "blocks" not in params:
-        return params
+def _unstack(params: Params) -> Params:
     rest = {name: tree for name, tree in params.items() if name != "blocks"}
     count = len(jax.tree.leaves(params["blocks"])[0])
     take = operator.itemgetter

@@ -36,7 +36,7 @@ def evaluate(run: Run) -> None:
         "judge": run.warm_start_params("ar"),
     }
     fit = run.data("ar_sft").take(slice(0, config.rows))
-    systems, predictions = evaluate_texts(
+    systems, gains, predictions = evaluate_texts(
         run.round_trip, texts, judges, fit, data, run.moments, config, run.config.seed
     )
     result = {
@@ -51,6 +51,7 @@ def evaluate(run: Run) -> None:
         "settings": dataclasses.asdict(config),
         "mean_is": f"mean of {len(run.training_activations)} training activations",
         "systems": systems,
+        "gains": gains,
         "timings": run.timings(),
         "best_step": best,
     }

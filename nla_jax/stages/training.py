@@ -16,6 +16,7 @@ from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
 from nla_jax.training.loop import run_stage
 from nla_jax.training.rl import make_round, optimizers
+from nla_jax.training.speed import Stopwatch
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -66,6 +67,7 @@ def av_sft(run: Run) -> None:
         "av",
         lambda: TrainState.create(verbalizer.init(run.target.params), optimizer),
         lambda state, batch: step(state, shard_batch(VerbalizerBatch(**batch), run.mesh)),
+        3 * verbalizer.forward_flops(config.batch_size, config.batch_size, codec.max_explanation_tokens),
         rows(data),
         evaluate,
         ("loss", "gap"),
@@ -98,6 +100,7 @@ def ar_sft(run: Run) -> None:
         "ar",
         lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
         lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
+        3 * codec.reconstructor.forward_flops(config.batch_size, codec.max_reconstructor_tokens),
         codec.encode(data.activations, texts),
         evaluate,
         ("loss", "held_out_fve_nrm"),
@@ -135,6 +138,7 @@ def _supervised(
     model: str,
     initial: Callable[[], TrainState],
     step: Callable,
+    step_flops: float,
     rows: dict[str, np.ndarray],
     evaluate: Callable,
     shown: tuple[str, ...],
@@ -145,8 +149,11 @@ def _supervised(
         return states
 
     def one_step(states, batch, index):
-        state, metrics = step(states[model], batch)
-        return {model: state}, metrics
+        timed = Stopwatch(run.config.model.dtype)
+        state, metrics = timed("update", step, states[model], batch)
+        timed.flops["update"] = step_flops
+        examples = {"speed/examples_per_second": config.batch_size / timed.seconds["update"]}
+        return {model: state}, metrics | timed.metrics() | examples
 
     run_stage(
         stage,

@@ -13,14 +13,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.mesh import tree_shardings
 
 Tree = Any
@@ -130,6 +131,8 @@ class Checkpoints:
     ) -> tuple[dict[str, Tree], dict[str, Any]]:
         """Read trees bit for bit into the given shardings, whatever mesh they were saved from.
 
+        Blocks that were saved stacked may be wanted unstacked, and the other way round.
+
         Args:
           like: by name, the trees wanted and no others; leaves are jax.ShapeDtypeStruct with a sharding, or
             arrays (whose memory is then held twice).
@@ -150,10 +153,16 @@ class Checkpoints:
         unknown = sorted(like.keys() - info["item_handlers"].keys())
         if unknown:
             raise ValueError(f"{path} holds no tree named {', '.join(unknown)}; it holds {_names(info)}")
-        abstract = {name: _abstract(tree, name) for name, tree in like.items()}
-        _check_fit(path, {name: _saved_shapes(path, name) for name in like}, abstract)
+        wanted = {name: _abstract(tree, name) for name, tree in like.items()}
+        saved = {name: _saved_shapes(path, name) for name in like}
+        change = _change_of_form(saved, wanted)
+        abstract = _other_form(wanted, change) if change else wanted
+        _check_fit(path, saved, abstract)
         # Orbax takes an empty request for a request of everything.
         trees = _load(path, abstract) if abstract else {}
+        if change:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+            trees = jax.jit(change, out_shardings=shardings, donate_argnums=0)(trees)
         return trees, info["custom_metadata"]["extra"]
 
     def _check_digest(self, path: Path) -> None:
@@ -283,6 +292,32 @@ def _abstract(tree: Tree, name: str) -> Tree:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _change_of_form(saved: Tree, wanted: Tree) -> Callable[[Tree], Tree] | None:
+    """What turns the saved form of blocks, stacked or not, into the wanted one; None if they agree."""
+
+    def stacked(tree: Tree) -> bool:
+        return any("/blocks/" in f"/{_join(path)}/" for path, _ in jax.tree_util.tree_leaves_with_path(tree))
+
+    if stacked(saved) == stacked(wanted):
+        return None
+    return stack_blocks if stacked(wanted) else unstack_blocks
+
+
+def _other_form(wanted: Tree, change: Callable[[Tree], Tree]) -> Tree:
+    """Shapes and shardings of what `change` makes `wanted` of."""
+    shapes = jax.eval_shape(unstack_blocks if change is stack_blocks else stack_blocks, wanted)
+    sharding = jax.tree.leaves(wanted)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        shardings = tree_shardings(shapes, sharding.mesh)
+    else:
+        shardings = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def _join(path: tuple[Any, ...]) -> str:

@@ -88,7 +88,7 @@ def run_stage(
             states, metrics = step(states, next(batches), index)
             row = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
             check_bad_steps(row, stage, config.max_bad_steps)
-            row["seconds"] = time.perf_counter() - started
+            row["speed/seconds"] = time.perf_counter() - started
             if index == done:
                 return_freed_memory()
             now, last = index + 1, index + 1 == config.steps

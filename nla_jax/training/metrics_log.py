@@ -10,7 +10,7 @@ from typing import Any
 class MetricsLog:
     """Appends the metrics of every stage to one file, and to TensorBoard event files where asked.
 
-    Every row is a pure function of config and step, except for the keys that start with `seconds`.
+    Every row is a pure function of config and step, except for the keys that start with `speed/`.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None):

@@ -21,9 +21,11 @@ from nla_jax.autoencoder.prompts import decode_responses
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.data.batches import reconstructor_rows
+from nla_jax.lm.sampling import Samples
 from nla_jax.mesh import shard_batch
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step
 from nla_jax.training.loop import LoopConfig, States
+from nla_jax.training.speed import Stopwatch
 from nla_jax.training.state import OptimizerConfig
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
 
@@ -84,14 +86,16 @@ def make_round(
 
     Returns:
       (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics). The metrics add reward_mean,
-      reward_std (within groups), failed_fraction and length_mean to those of the two updates.
+      reward_std (within groups), failed_fraction and length_mean to those of the two updates, and the speed of
+      the phases: prefill, decode, texts (on the host), ar_update (which gives the rewards) and av_update.
     """
     verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
+    frozen, read = jax.jit(verbalizer.frozen), jax.jit(verbalizer.read)
 
     @jax.jit
-    def sample(params, activations_ND, key):
+    def write(params, past, final_ND, key):
         temperature = config.policy.temperature
-        return verbalizer.sample(params, activations_ND, key, group=G, max_tokens=T, temperature=temperature)
+        return verbalizer.write(params, past, final_ND, key, group=G, max_tokens=T, temperature=temperature)
 
     @jax.jit
     def rewards(mse_B, failed_B, lengths_B):
@@ -118,12 +122,24 @@ def make_round(
         micro_batches=config.micro_batches,
     )
 
+    def sample(params, activations_ND: jax.Array, key: jax.Array, timed: Stopwatch) -> Samples:
+        # The copy of the weights lives as long as this call.
+        weights = timed("prefill", frozen, params)
+        prompt = timed("prefill", read, weights, activations_ND)
+        return timed("decode", write, weights, *prompt, key)
+
+    def texts_of(
+        samples: Samples, activations_ND: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], ReconstructorBatch]:
+        rows = codec.encode(np.repeat(activations_ND, G, axis=0), codec.decode(samples))
+        return rows, ReconstructorBatch(**shard_batch(rows, mesh))
+
     def run_round(states: States, batch: dict[str, np.ndarray], index: int):
+        timed = Stopwatch(verbalizer.config.dtype)
         activations_ND = shard_batch(batch["activations_BD"], mesh)
-        samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index))
-        texts = codec.decode(samples)
-        rows = codec.encode(np.repeat(batch["activations_BD"], G, axis=0), texts)
-        ar, ar_metrics = ar_step(states["ar"], shard_batch(ReconstructorBatch(**rows), mesh))
+        samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), timed)
+        rows, ar_batch = timed("texts", texts_of, samples, batch["activations_BD"])
+        ar, ar_metrics = timed("ar_update", ar_step, states["ar"], ar_batch)
         failed_B = jnp.asarray(rows["weights_B"] == 0)
         rewards_NG = rewards(ar_metrics["mse_nrm_B"], failed_B, samples.lengths_B).reshape(-1, G)
         rollouts = Rollouts(
@@ -133,7 +149,15 @@ def make_round(
             samples.log_probs_BT.reshape(-1, G, T),
             rewards_NG,
         )
-        av, av_metrics = av_step(states["av"], rollouts, reference_params)
+        av, av_metrics = timed("av_update", av_step, states["av"], rollouts, reference_params)
+        N, steps = len(activations_ND), int(samples.lengths_B.max())
+        av_flops = verbalizer.forward_flops(N, N * G, T)
+        timed.flops = {
+            "prefill": verbalizer.forward_flops(N, N, 0),
+            "decode": verbalizer.decode_flops(N * G, steps),
+            "ar_update": 3 * codec.reconstructor.forward_flops(*rows["prompts_BT"].shape),
+            "av_update": (3 + 1) * av_flops,  # the reference runs forward only
+        }
         metrics = {f"av_{name}": av_metrics[name] for name in ("loss", "grad_norm")}
         metrics |= {f"ar_{name}": ar_metrics[name] for name in ("loss", "grad_norm")}
         metrics |= {name: value for name, value in av_metrics.items() if name not in ("loss", "grad_norm")}
@@ -142,6 +166,9 @@ def make_round(
         metrics["reward_std"] = rewards_NG.std(axis=1).mean()
         metrics["failed_fraction"] = failed_B.mean()
         metrics["length_mean"] = samples.lengths_B.mean()
+        metrics |= timed.metrics()
+        metrics["speed/decode_tokens_per_second"] = int(samples.lengths_B.sum()) / timed.seconds["decode"]
+        metrics["speed/rollouts_per_second"] = N * G / sum(timed.seconds.values())
         return {"av": av, "ar": ar}, metrics
 
     return run_round

@@ -67,7 +67,7 @@ def write_run(directory):
         "settings": {"group_size": 8, "reward": "neg_mse"},
         "mean_is": "2376 training activations",
         "systems": SYSTEMS,
-        "stages": {"warm_start": [system("AV → AR", "nla", "judge", 0.111)], "rl": [SYSTEMS[1]]},
+        "gains": [system("after RL over warm start", "", "judge", 0.111)],
         "timings": {"extract": 42.0, "rl": 3723.0},
         "best_step": 4,
     }
@@ -149,7 +149,7 @@ def test_every_number_is_in_the_page(page):
 
 
 def test_before_and_after_stand_side_by_side(page):
-    assert "fve_nrm of warm start rl AV → AR (judge) 0.111 [0.071, 0.151] 0.216 [0.176, 0.256]" in page.text
+    assert "Gain AR fve_nrm after RL over warm start judge 0.111 [0.071, 0.151]" in page.text
 
 
 def test_what_models_and_users_wrote_is_text_only(page, html):

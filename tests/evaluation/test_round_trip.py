@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
-from nla_jax.evaluation.round_trip import EvaluationConfig, Moments, shuffled, system_row
+from nla_jax.evaluation.round_trip import EvaluationConfig, Moments, gain_row, shuffled, system_row
 
 
 def held_out(n: int = 12, d: int = 8) -> ActivationDataset:
@@ -42,6 +43,22 @@ def test_failed_rows_count_as_the_mean():
     failed = row(nonsense, np.ones(len(data), bool))
     assert abs(failed["fve"]["value"]) < 1e-6 and failed["failed_fraction"] == 1
     assert row(nonsense)["fve"]["value"] < -1
+
+
+def test_gain_is_the_difference_and_its_interval_is_paired():
+    data, config = held_out(), EvaluationConfig(bootstrap_samples=200)
+    moments, rng = Moments.of(data.activations), np.random.default_rng(1)
+    noise = rng.normal(size=data.activations.shape).astype(np.float32)
+    before, after = data.activations + noise, data.activations + 0.9 * noise
+
+    def gain(*pair):
+        return gain_row("after over before", "own", *pair, data, moments, config)["fve_nrm"]
+
+    none, found = gain(before, before), gain(before, after)
+    assert max(map(abs, (none["value"], none["low"], none["high"]))) < 1e-7
+    single = [row(prediction)["fve_nrm"] for prediction in (before, after)]
+    assert found["value"] == pytest.approx(single[1]["value"] - single[0]["value"], abs=1e-6)
+    assert found["high"] - found["low"] < 0.5 * (single[0]["high"] - single[0]["low"])
 
 
 def test_shuffled_never_keeps_a_document():

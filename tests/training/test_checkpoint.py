@@ -19,6 +19,7 @@ import pytest
 import tensorstore
 
 import nla_jax
+from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.mesh import MeshConfig, make_mesh, tree_shardings
 from nla_jax.training.checkpoint import CheckpointError, Checkpoints, restore_params
 from nla_jax.training.state import TrainState
@@ -139,6 +140,16 @@ def test_params_are_restored_without_reading_the_optimizer(checkpoints):
     assert whole > 2.9 * params_bytes
     with pytest.raises(ValueError, match=r"no training state named 'sv'; it holds av"):
         restore_params(checkpoints.directory, "sv")
+
+
+@pytest.mark.parametrize("saved_as", [stack_blocks, unstack_blocks])
+def test_stacked_and_unstacked_blocks_are_one_checkpoint(tmp_path, saved_as):
+    state, wanted_as = train_state(1), {stack_blocks: unstack_blocks, unstack_blocks: stack_blocks}[saved_as]
+    assert jax.tree.structure(stack_blocks(state)) != jax.tree.structure(state)
+    checkpoints = Checkpoints(tmp_path / "run", digest="abc")
+    checkpoints.save(1, {"av": saved_as(state)}, {})
+    wanted = wanted_as(state)
+    assert_same_bits(checkpoints.restore({"av": abstract(wanted)})[0]["av"], wanted)
 
 
 def restore_on_eight_devices_and_save_again(directory: Path) -> None:

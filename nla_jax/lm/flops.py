@@ -1,0 +1,46 @@
+"""How many floating-point operations a forward needs: what utilisation is measured by."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.transformer import parameter_shapes
+
+
+@functools.lru_cache(maxsize=16)
+def active_weights(config: LMConfig) -> int:
+    """Weights of all blocks that multiply a token: all kernels, and of the experts those that a token visits."""
+    total = 0
+    for path, shape in parameter_shapes(config).items():
+        if path.startswith("blocks_") and len(shape) > 1:
+            shape = (config.experts.per_token, *shape[1:]) if len(shape) == 3 else shape
+            total += math.prod(shape)
+    return total
+
+
+def forward_flops(
+    config: LMConfig, pieces: Sequence[tuple[int, int]], unembedded: int = 0, *, seen: int = 0
+) -> float:
+    """Model FLOPs of one forward over pieces that see those before them; a training pass needs three times as many.
+
+    Two a weight and token, four a head channel and visible key of a query. What an implementation recomputes or pads
+    does not count.
+
+    Args:
+      config: its blocks all run.
+      pieces: (rows, time) of each.
+      unembedded: tokens whose logits are computed.
+      seen: keys before the first piece.
+    """
+    tokens = sum(rows * time for rows, time in pieces)
+    keys = 0.0
+    for rows, time in pieces:
+        keys += rows * time * (seen + (time + 1) / 2)
+        seen += time
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * keys
+    return (
+        2.0 * active_weights(config) * tokens
+        + attention
+        + 2 * config.d_model * config.vocab_size * unembedded
+    )
