@@ -123,7 +123,7 @@ def make_round(
         samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index))
         texts = codec.decode(samples)
         rows = codec.encode(np.repeat(batch["activations_BD"], G, axis=0), texts)
-        ar, ar_metrics = ar_step(states["ar"], shard_batch(ReconstructorBatch(**rows), mesh))
+        ar, ar_metrics = ar_step(states["ar"], ReconstructorBatch(**shard_batch(rows, mesh)))
         failed_B = jnp.asarray(rows["weights_B"] == 0)
         rewards_NG = rewards(ar_metrics["mse_nrm_B"], failed_B, samples.lengths_B).reshape(-1, G)
         rollouts = Rollouts(
