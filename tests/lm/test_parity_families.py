@@ -128,7 +128,7 @@ def test_decoding_after_a_shared_prefix_equals_the_forward(pair, forward):
             slots = [(buffer, t - PREFIX) for buffer in buffers]
             at = jnp.broadcast_to(t, (B, 1))
             out = model.apply({"params": params}, now, at, past=past, buffers=slots)
-            return out.segments, out.final_BTD[:, 0]
+            return tuple(segment for (segment,) in out.segments), out.final_BTD[:, 0]
 
         _, final_TBD = jax.lax.scan(step, (empty,) * config.num_layers, jnp.arange(PREFIX, T))
         return prefix.final_BTD[0], final_TBD.swapaxes(0, 1)
