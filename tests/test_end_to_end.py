@@ -113,14 +113,16 @@ def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, t
 
 def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, tiny_model_dir, corpus, tmp_path):
     after = {}
-    for scan in ("True", "False"):
+    for scan in ("scan-blocks", "no-scan-blocks"):
         run_dir = tmp_path / scan
         shutil.copytree(finished_run, run_dir)
-        more = ("--rl.loop.steps", "7", "--model.scan-blocks", scan)
+        more = ("--rl.loop.steps", "7", f"--model.{scan}")
         finish(command("train_rl.py", tiny_model_dir, corpus, run_dir, *more))
         after[scan] = read_metrics(run_dir)["rl", 7]
     for name in ("ar_loss", "av_grad_norm", "reward_mean", "kl", "own_fve_nrm"):
-        assert after["True"][name] == pytest.approx(after["False"][name], rel=1e-2, abs=1e-4), name
+        assert after["scan-blocks"][name] == pytest.approx(
+            after["no-scan-blocks"][name], rel=1e-2, abs=1e-4
+        ), name
 
 
 def kill_when(arguments: list[str], condition) -> None:
