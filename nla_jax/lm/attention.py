@@ -6,6 +6,7 @@ matrix product, so shared keys and values are never copied to the full batch.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 
 import flax.struct
@@ -25,8 +26,8 @@ class KVSegment:
     have a leading axis of blocks.
     """
 
-    keys: Float[Array, "*L R K S Dh"]
-    values: Float[Array, "*L R K S Dh"]
+    keys: Float[Array, "*L K R S Dh"]
+    values: Float[Array, "*L K R S Dh"]
     positions: Int[Array, "*L R S"]
 
     def write(self, fresh: "KVSegment", slot: Int[Array, ""]) -> "KVSegment":
@@ -53,7 +54,22 @@ def contract(spec: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
       b: second operand.
       dtype: operand dtype.
     """
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    rounded = a.astype(dtype), b.astype(dtype)
+    product = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+    if re.fullmatch(r"(\w)(\w),\1(\w)->\2\3", spec) and dtype == jnp.bfloat16:
+        return jax.lax.platform_dependent(*rounded, cpu=_sum_over_rows, default=product)
+    return product(*rounded)
+
+
+def _sum_over_rows(a_MI: Array, b_MO: Array) -> Array:
+    """aᵀ b, a weight's gradient, in the one form that XLA:CPU computes in bfloat16; others take twice the time.
+
+    The left operand has to be transposed in memory. A transposition alone would be folded into the product, and so
+    would one of the result: hence the further axis and the barriers.
+    """
+    a_1IM = jax.lax.optimization_barrier(a_MI.T[None])
+    product_1IO = jnp.einsum("xim,mo->xio", a_1IM, b_MO, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(product_1IO)[0]
 
 
 def _contract_forward(spec, a, b, dtype):
@@ -104,42 +120,41 @@ def attend(
       softcap: scaled scores s become softcap * tanh(s / softcap).
     """
     B, T, H, Dh = query_BTHD.shape
-    K = segments[0].keys.shape[1]
+    K = len(segments[0].keys)
+    G = H // K
     scale = Dh**-0.5 if scale is None else scale
-    query_BTKGD = (query_BTHD * scale).reshape(B, T, K, H // K, Dh)
-
-    def fold(x_BT: Array, rows: int) -> Array:
-        """(B, T, ...) -> (rows, B / rows * T, ...): a group's rows become one longer query."""
-        return x_BT.reshape(rows, B // rows * T, *x_BT.shape[2:])
-
-    def per_query(x_rkqg: Array) -> Array:
-        """Bring a per-segment quantity, kv heads before queries, to (B, T, K, G)."""
-        return x_rkqg.swapaxes(1, 2).reshape(B, T, K, H // K)
+    # Heads first: rows that share a segment are then adjacent, and every product below is one of plain matrices.
+    query_KBGTD = (query_BTHD * scale).reshape(B, T, K, G, Dh).transpose(2, 0, 3, 1, 4)
 
     def scores(segment: KVSegment) -> Array:
-        rows = segment.keys.shape[0]
-        score = contract("rqkgd,rksd->rkqgs", fold(query_BTKGD, rows), segment.keys, dtype)
+        """A row of queries a shared segment: its group, its heads that read the same keys, its tokens."""
+        R, S = segment.positions.shape
+        score = contract("krqd,krsd->krqs", query_KBGTD.reshape(K, R, -1, Dh), segment.keys, dtype)
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
-        own_rq1 = fold(positions_BT, rows)[:, :, None]
-        visible_rqs = segment.positions[:, None, :] <= own_rq1
+        own, theirs = positions_BT.reshape(R, B // R, 1, T, 1), segment.positions.reshape(R, 1, 1, 1, S)
+        visible = theirs <= own
         if window is not None:
-            visible_rqs &= segment.positions[:, None, :] > own_rq1 - window
-        return jnp.where(visible_rqs[:, None, :, None, :], score, -jnp.inf)
+            visible &= theirs > own - window
+        return jnp.where(visible, score.reshape(K, R, B // R, G, T, S), -jnp.inf)
 
-    def weights(segment: KVSegment, score: Array) -> Array:
-        shift = fold(peak_BTKG, segment.keys.shape[0]).swapaxes(1, 2)
-        return jnp.exp(score - shift[..., None])
+    def weights(score: Array) -> Array:
+        return jnp.exp(score - peak_KBGT.reshape(*score.shape[:-1], 1))
 
     def mix(segment: KVSegment, weight: Array) -> Array:
-        mixed = contract("rkqgs,rksd->rqkgd", weight, segment.values, dtype)
-        return mixed.reshape(B, T, K, H // K, Dh)
+        R, S = segment.positions.shape
+        mixed = contract("krqs,krsd->krqd", weight.reshape(K, R, -1, S), segment.values, dtype)
+        return mixed.reshape(K, B, G, T, Dh)
+
+    def per_query(x: Array) -> Array:
+        return x.reshape(K, B, G, T)
 
     all_scores = [scores(segment) for segment in segments]
-    peak_BTKG = functools.reduce(jnp.maximum, [per_query(score.max(-1)) for score in all_scores])
+    peak_KBGT = functools.reduce(jnp.maximum, [per_query(score.max(-1)) for score in all_scores])
     # A padding query may see no key at all: a finite peak keeps its row free of NaN.
-    peak_BTKG = jax.lax.stop_gradient(jnp.maximum(peak_BTKG, -1e30))
-    all_weights = [weights(segment, score) for segment, score in zip(segments, all_scores, strict=True)]
-    total_BTKG = sum(per_query(weight.sum(-1)) for weight in all_weights)
+    peak_KBGT = jax.lax.stop_gradient(jnp.maximum(peak_KBGT, -1e30))
+    all_weights = [weights(score) for score in all_scores]
+    total_KBGT = sum(per_query(weight.sum(-1)) for weight in all_weights)
     out = sum(mix(segment, weight) for segment, weight in zip(segments, all_weights, strict=True))
-    return (out / jnp.maximum(total_BTKG, 1e-30)[..., None]).reshape(B, T, H, Dh)
+    out_KBGTD = out / jnp.maximum(total_KBGT, 1e-30)[..., None]
+    return out_KBGTD.transpose(1, 3, 0, 2, 4).reshape(B, T, H, Dh)

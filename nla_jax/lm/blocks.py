@@ -53,10 +53,13 @@ class LayerPattern:
 
 
 def join(pieces: Sequence[Array]) -> Array:
-    """Put the tokens of all pieces, row by row, into a single row; a lone piece stays as it is."""
+    """Make each token of all pieces a row of its own; a lone piece stays as it is.
+
+    One row of all tokens would serve as well, but XLA:CPU shares work between cores by the leading axis.
+    """
     if len(pieces) == 1:
         return pieces[0]
-    return jnp.concatenate([x.reshape(1, -1, *x.shape[2:]) for x in pieces], axis=1)
+    return jnp.concatenate([x.reshape(-1, 1, *x.shape[2:]) for x in pieces])
 
 
 def split(joined: Array, like: Sequence[Array]) -> Pieces:
@@ -64,7 +67,7 @@ def split(joined: Array, like: Sequence[Array]) -> Pieces:
     if len(like) == 1:
         return (joined,)
     ends = np.cumsum([x.shape[0] * x.shape[1] for x in like])
-    parts = jnp.split(joined, ends[:-1], axis=1)
+    parts = jnp.split(joined, ends[:-1])
     return tuple(part.reshape(*x.shape[:2], *joined.shape[2:]) for part, x in zip(parts, like, strict=True))
 
 
@@ -85,7 +88,7 @@ class Attention(nn.Module):
         """Attend to `past` and to these tokens; return the output and, a piece each, these tokens' segments.
 
         Args:
-          x_BTD: one piece, or the tokens of several in one row.
+          x_BTD: one piece, or several that were joined.
           positions: of each piece, (rows, time); a piece also sees the pieces before it.
           pattern: the block's.
           past: what all pieces see.
@@ -115,7 +118,7 @@ class Attention(nn.Module):
             strict=True,
         )
         for query_BTHD, keys_BTKD, values_BTKD, own_BT in parts:
-            stored = (x.astype(config.cache_dtype).swapaxes(1, 2) for x in (keys_BTKD, values_BTKD))
+            stored = (x.astype(config.cache_dtype).transpose(2, 0, 1, 3) for x in (keys_BTKD, values_BTKD))
             fresh = KVSegment(*stored, own_BT)
             if buffer is not None:
                 # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.

@@ -43,17 +43,18 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalize the last axis and apply the learned scale."""
-        config, size = self.config, x.shape[-1]
-        x = x.astype(jnp.float32)
+        config, shape, size = self.config, x.shape, x.shape[-1]
+        # Rows flattened: XLA:CPU sums slowly where a dimension has length one.
+        x = x.astype(jnp.float32).reshape(-1, size)
         scale = self.param("scale", nn.initializers.constant(1 - config.norm_offset), (size,))
         if config.norm_offset:
             scale = scale + config.norm_offset
         if config.norm == "layer":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         normed = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * scale
-        return (
-            normed + self.param("bias", nn.initializers.zeros, (size,)) if config.norm == "layer" else normed
-        )
+        if config.norm == "layer":
+            normed = normed + self.param("bias", nn.initializers.zeros, (size,))
+        return normed.reshape(shape)
 
 
 class MLP(nn.Module):

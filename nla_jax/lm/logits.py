@@ -15,8 +15,8 @@ from nla_jax.lm.attention import contract, matmul
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import Params
 
-CHUNK_TOKENS = 256
-"""Tokens whose logits exist at one time, at most."""
+CHUNK_LOGITS = 2**25
+"""Logits that exist at one time, at most: 128 MiB of them."""
 
 
 @flax.struct.dataclass
@@ -60,7 +60,7 @@ def token_statistics(
         arithmetic = config.compute_dtype, config.logit_softcap
         return TokenStatistics(*_statistics(*arithmetic, head, final_CD, targets_C, temperature))
 
-    return _over_tokens(statistics, targets_BT.shape, final_BTD, targets_BT)
+    return _over_tokens(statistics, config, targets_BT.shape, final_BTD, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -112,14 +112,14 @@ def exact_kl(
         log_q = jax.nn.log_softmax(logits(reference_params, config, reference_D) / temperature)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    return _over_tokens(kl, final_BTD.shape[:2], final_BTD, reference_final_BTD)
+    return _over_tokens(kl, config, final_BTD.shape[:2], final_BTD, reference_final_BTD)
 
 
-def _over_tokens(function, shape, *arrays_BT):
+def _over_tokens(function, config, shape, *arrays_BT):
     """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back."""
     tokens = shape[0] * shape[1]
     # As few chunks as the limit allows, and all of one size, so that little is padded.
-    chunk = -(-tokens // -(-tokens // CHUNK_TOKENS))
+    chunk = -(-tokens // -(-tokens * config.vocab_size // CHUNK_LOGITS))
     padding = -tokens % chunk
 
     def chunks(array: Array) -> Array:

@@ -1,7 +1,9 @@
 """Rotary position embedding (Su et al. 2021), in the half-split layout, and its scalings for long contexts."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -33,12 +35,14 @@ def scaled(frequency_F: Float[Array, "F"], scaling: RopeScaling) -> Float[Array,
 def rotary(
     x_BTHD: Float[Array, "B T H Dh"], positions_BT: Int[Array, "B T"], frequency_F: Float[Array, "F"]
 ) -> Float[Array, "B T H Dh"]:
-    """Rotate the pairs (j, j + F) of each head by position; entries from 2F on stay as they are."""
-    rotated = 2 * frequency_F.shape[0]
-    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_F
-    cos, sin = jnp.cos(angle_BT1F), jnp.sin(angle_BT1F)
-    first, second = jnp.split(x_BTHD[..., :rotated], 2, axis=-1)
-    halves = [first * cos - second * sin, second * cos + first * sin]
-    if rotated < x_BTHD.shape[-1]:
-        halves.append(x_BTHD[..., rotated:])
-    return jnp.concatenate(halves, axis=-1)
+    """Rotate the pairs (j, j + F) of each head by position; the entries after these 2F = R stay as they are."""
+    F = len(frequency_F)
+    angle_BTF = positions_BT[:, :, None].astype(jnp.float32) * frequency_F
+    one = jnp.eye(F)
+    # Both halves at once by a product, which is exact. Left to itself, XLA:CPU computes sines anew for every head.
+    spread = functools.partial(jnp.einsum, "btf,fg->btg", precision=jax.lax.Precision.HIGHEST)
+    cos_BT1R = spread(jnp.cos(angle_BTF), jnp.concatenate([one, one], axis=1))[:, :, None]
+    sin_BT1R = spread(jnp.sin(angle_BTF), jnp.concatenate([-one, one], axis=1))[:, :, None]
+    rotated, rest = jnp.split(x_BTHD, [2 * F], axis=-1)
+    rotated = rotated * cos_BT1R + jnp.roll(rotated, F, axis=-1) * sin_BT1R
+    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated

@@ -120,7 +120,7 @@ def sample(
     """
     model = Transformer(config)
     B = final_ND.shape[0] * group
-    shape = (B, config.num_kv_heads, max_tokens, config.head_dim)
+    shape = (config.num_kv_heads, B, max_tokens, config.head_dim)
     temperature = jnp.float32(temperature)
     closing_M = jnp.asarray(closing, jnp.int32)
     margin = len(closing) - 1

@@ -12,13 +12,13 @@ def dense_attention(query, positions, segments, xp=np, window=2**31, softcap=Non
     """One row and head at a time, every key and value copied to its row: what attend() must equal."""
     rows = []
     for b in range(query.shape[0]):
-        own = [b // (query.shape[0] // keys.shape[0]) for keys, _, _ in segments]
+        own = [b // (query.shape[0] // len(p)) for _, _, p in segments]
         key_positions = np.concatenate([p[r] for r, (_, _, p) in zip(own, segments, strict=True)])
         heads = []
         for h in range(query.shape[2]):
-            kv = h // (query.shape[2] // segments[0][0].shape[1])
-            keys = xp.concatenate([k[r, kv] for r, (k, _, _) in zip(own, segments, strict=True)])
-            values = xp.concatenate([v[r, kv] for r, (_, v, _) in zip(own, segments, strict=True)])
+            kv = h // (query.shape[2] // len(segments[0][0]))
+            keys = xp.concatenate([k[kv, r] for r, (k, _, _) in zip(own, segments, strict=True)])
+            values = xp.concatenate([v[kv, r] for r, (_, v, _) in zip(own, segments, strict=True)])
             scores = query[b, :, h] @ keys.T / np.sqrt(query.shape[-1])
             if softcap:
                 scores = softcap * xp.tanh(scores / softcap)
@@ -36,7 +36,7 @@ def case():
     rng = np.random.default_rng(0)
 
     def segment(rows, length):
-        keys, values = rng.standard_normal((2, rows, K, length, DH)).astype(np.float32)
+        keys, values = rng.standard_normal((2, K, rows, length, DH)).astype(np.float32)
         return keys, values
 
     query = 2 * rng.standard_normal((B, T, H, DH)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_bfloat16_operands_stay_close_and_give_float32(case):
     # One row and one kv head: XLA:CPU multiplies bfloat16 matrices, but not batches of them.
     query, positions, (shared, *_) = case
     keys, values, key_positions = shared
-    one = [(keys[:, :1], values[:, :1], key_positions)]
+    one = [(keys[:1], values[:1], key_positions)]
     rounded, exact = (
         jax.jit(lambda q, d=d: run(q, positions, one, d))(query) for d in ("bfloat16", "float32")
     )
@@ -121,7 +121,7 @@ def test_unused_slots_are_invisible(case):
     query, positions, segments = case
 
     def loud(x, p):
-        return np.where((p == PAD_POSITION)[:, None, :, None], np.float32(1e4), x)
+        return np.where((p == PAD_POSITION)[:, :, None], np.float32(1e4), x)
 
     changed = [(loud(k, p), loud(v, p), p) for k, v, p in segments]
     used = positions != PAD_POSITION
@@ -160,6 +160,12 @@ def test_contract_rounds_operands_and_keeps_float32(dtype):
     grad_a, grad_b = pull(probe)
     np.testing.assert_allclose(grad_a, probe @ rounded[1].T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(grad_b, rounded[0].T @ probe, rtol=1e-5, atol=1e-5)
+
+
+def test_a_transposed_weight_gradient_in_bfloat16_equals_the_plain_one():
+    a, b = (jnp.asarray(np.random.default_rng(5).standard_normal((7, n)), jnp.bfloat16) for n in (4, 6))
+    out = jax.jit(lambda a, b: contract("mi,mo->io", a, b, jnp.dtype("bfloat16")).T)(a, b)
+    np.testing.assert_allclose(out, b.astype(jnp.float32).T @ a.astype(jnp.float32), rtol=1e-5, atol=1e-5)
 
 
 def test_contract_gives_each_operand_a_gradient_of_its_own_dtype():

@@ -1,11 +1,13 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nla_jax.lm.logits import CHUNK_TOKENS, exact_kl, head_kernel, logits, token_statistics
+from nla_jax.lm import logits as logits_module
+from nla_jax.lm.logits import exact_kl, head_kernel, logits, token_statistics
 
 B, T = 3, 101
 RNG = np.random.default_rng(0)
@@ -47,8 +49,19 @@ def assert_trees_close(actual, expected):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
 
 
-def test_the_tokens_make_two_unequal_chunks():
-    assert CHUNK_TOKENS < B * T < 2 * CHUNK_TOKENS and B * T % 2
+@pytest.fixture(autouse=True)
+def two_chunks_with_padding(monkeypatch):
+    """The tokens make two chunks, and the last one is not full."""
+    tokens = 200
+    monkeypatch.setattr(logits_module, "CHUNK_LOGITS", tokens * 512)
+    assert tokens < B * T < 2 * tokens and B * T % 2
+
+
+def test_no_more_logits_exist_than_the_limit(head):
+    config, params = head
+    made = jax.make_jaxpr(lambda x: token_statistics(params, config, x, TARGETS))(FINAL)
+    sizes = re.findall(r"f32\[(\d+),512\]", str(made))
+    assert {int(rows) for rows in sizes} <= {32, 152}
 
 
 def test_logits(head):

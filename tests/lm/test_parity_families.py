@@ -119,7 +119,7 @@ def test_decoding_after_a_shared_prefix_equals_the_forward(pair, forward):
     def decode(params):
         prefix = model.apply({"params": params}, tokens[:1, :PREFIX])
         past = extend(None, prefix.segments)
-        shape = (B, config.num_kv_heads, T - PREFIX, config.head_dim)
+        shape = (config.num_kv_heads, B, T - PREFIX, config.head_dim)
         unused = jnp.full((B, T - PREFIX), PAD_POSITION)
         empty = KVSegment(jnp.zeros(shape), jnp.zeros(shape), unused)
 

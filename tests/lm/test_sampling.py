@@ -173,7 +173,7 @@ def test_the_loop_ends_when_every_row_has_ended(tiny_lm, prompt, endless):
 
     # One row alone: the first prompt's first, under its own random numbers.
     params, past, final = prompt
-    past = jax.tree.map(lambda x: x[:1], past)
+    past = jax.tree.map(lambda x: x[:, :1] if x.ndim == 4 else x[:1], past)
     settings = {"group": 1, "max_tokens": MAX_TOKENS, "end_token": NEVER, "temperature": 0.0}
     with mock.patch.object(jax.lax, "while_loop", counted):
         arguments = (params, tiny_lm.config, past, final[:1], 5, jax.random.key(0))
