@@ -5,6 +5,7 @@ the two have been found to compute the same. Medians; the ratio comes first, abo
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -46,6 +47,13 @@ def parse() -> argparse.Namespace:
         help="what the library loads, or random weights of a shape: qwen2.5-7b-shape, qwen3-8b-shape",
     )
     parser.add_argument("--layers", type=int, help="cut or stretch the model to this many blocks")
+    parser.add_argument(
+        "--activations",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="batches of the generation row (default: 1 8 64)",
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")
     parser.add_argument("--json", type=Path, help="write every raw time there")
     return parser.parse_args()
@@ -63,12 +71,15 @@ def measure(args: argparse.Namespace) -> None:
         **{"av_step": rows.av_step, "round": rows.round_, "limits": limits.limits},
     }
     device = set_up(gpu=jax.default_backend() == "gpu")
+    sizes = TINY if args.tiny else Sizes()
+    if args.activations:
+        sizes = dataclasses.replace(sizes, activations=tuple(args.activations))
     lm = load(args.model, args.layers)
     comparisons, grown = [], []
     with tempfile.TemporaryDirectory() as folder:
         export_hf(lm.params, lm.config, folder, dtype=str(jax.tree.leaves(lm.params)[0].dtype))
         for dtype in args.dtypes:
-            setting = Setting(lm, Path(folder), TINY if args.tiny else Sizes(), dtype, args.repeats)
+            setting = Setting(lm, Path(folder), sizes, dtype, args.repeats)
             for name in (name for name in ROWS if name in args.rows):
                 if reason := obstacle(name, setting):
                     print(f"{name}, {dtype}: skipped, {reason}")

@@ -22,20 +22,19 @@ PAD_POSITION = 2**30
 class KVSegment:
     """Keys and values of consecutive tokens; rows R divides the batch that attends to them.
 
-    Keys carry their rotary embedding already. Unused slots have position PAD_POSITION. The segments of stacked blocks
-    have a leading axis of blocks.
+    Keys carry their rotary embedding already, and lie as the product with queries reads them. Unused slots have
+    position PAD_POSITION. The segments of stacked blocks have a leading axis of blocks.
     """
 
-    keys: Float[Array, "*L K R S Dh"]
+    keys: Float[Array, "*L K R Dh S"]
     values: Float[Array, "*L K R S Dh"]
     positions: Int[Array, "*L R S"]
 
     def write(self, fresh: "KVSegment", slot: Int[Array, ""]) -> "KVSegment":
         """Put a shorter segment's tokens into the slots from `slot` on."""
         place = jax.lax.dynamic_update_slice_in_dim
-        # Time is axis 2 of keys and values, and the last axis of positions.
         return KVSegment(
-            place(self.keys, fresh.keys, slot, axis=2),
+            place(self.keys, fresh.keys, slot, axis=3),
             place(self.values, fresh.values, slot, axis=2),
             place(self.positions, fresh.positions, slot, axis=1),
         )
@@ -129,7 +128,7 @@ def attend(
     def scores(segment: KVSegment) -> Array:
         """A row of queries a shared segment: its group, its heads that read the same keys, its tokens."""
         R, S = segment.positions.shape
-        score = contract("krqd,krsd->krqs", query_KBGTD.reshape(K, R, -1, Dh), segment.keys, dtype)
+        score = contract("krqd,krds->krqs", query_KBGTD.reshape(K, R, -1, Dh), segment.keys, dtype)
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
         own, theirs = positions_BT.reshape(R, B // R, 1, T, 1), segment.positions.reshape(R, 1, 1, 1, S)

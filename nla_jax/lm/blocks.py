@@ -118,8 +118,9 @@ class Attention(nn.Module):
             strict=True,
         )
         for query_BTHD, keys_BTKD, values_BTKD, own_BT in parts:
-            stored = (x.astype(config.cache_dtype).transpose(2, 0, 1, 3) for x in (keys_BTKD, values_BTKD))
-            fresh = KVSegment(*stored, own_BT)
+            keys_KBDT = keys_BTKD.astype(config.cache_dtype).transpose(2, 0, 3, 1)
+            values_KBTD = values_BTKD.astype(config.cache_dtype).transpose(2, 0, 1, 3)
+            fresh = KVSegment(keys_KBDT, values_KBTD, own_BT)
             if buffer is not None:
                 # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
                 fresh = buffer[0].write(fresh, buffer[1])

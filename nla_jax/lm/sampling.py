@@ -48,25 +48,35 @@ def sample_token(
     """
     greedy = temperature == 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
-    B, V = scaled_BV.shape
     peak_B = scaled_BV.max(axis=-1)
     weight_BV = jnp.exp(scaled_BV - peak_B[:, None])
-    weight_BCV = jnp.pad(weight_BV, ((0, 0), (0, -V % _BINS))).reshape(B, -1, _BINS)
-    edges_BC = jnp.cumsum(weight_BCV.sum(axis=-1), axis=-1)
-    total_B = edges_BC[:, -1]
-
-    target_B = jax.random.uniform(key, (B,)) * total_B
-    bin_B = jnp.minimum(jnp.sum(edges_BC <= target_B[:, None], axis=-1), edges_BC.shape[1] - 1)
-    before_B = jnp.where(
-        bin_B > 0, jnp.take_along_axis(edges_BC, jnp.maximum(bin_B - 1, 0)[:, None], 1)[:, 0], 0
+    weight_BCV = jnp.pad(weight_BV, ((0, 0), (0, -weight_BV.shape[1] % _BINS))).reshape(
+        len(peak_B), -1, _BINS
     )
-    inside_BV = jnp.cumsum(jnp.take_along_axis(weight_BCV, bin_B[:, None, None], axis=1)[:, 0], axis=-1)
-    # Rounding may leave the target past the bin's last edge; the last token with weight is the draw then.
-    target_B = jnp.minimum(target_B - before_B, inside_BV[:, -1] * (1 - 1e-6))
-    offset_B = jnp.sum(inside_BV <= target_B[:, None], axis=-1)
-    drawn_B = jnp.where(greedy, scaled_BV.argmax(axis=-1), bin_B * _BINS + offset_B)
-    chosen_B = jnp.take_along_axis(scaled_BV, drawn_B[:, None], axis=1)[:, 0]
-    return drawn_B, chosen_B - peak_B - jnp.log(total_B)
+    share_BC = weight_BCV.sum(axis=-1)
+
+    def best() -> Array:
+        # The first token that reaches the peak; an argmax over all tokens takes seven times as long on CPU.
+        bin_B = jnp.argmax(weight_BCV.max(axis=-1), axis=-1)
+        return bin_B * _BINS + jnp.argmax(_row(weight_BCV, bin_B), axis=-1)
+
+    def draw() -> Array:
+        edges_BC = jnp.cumsum(share_BC, axis=-1)
+        target_B = jax.random.uniform(key, peak_B.shape) * edges_BC[:, -1]
+        bin_B = jnp.minimum(jnp.sum(edges_BC <= target_B[:, None], axis=-1), edges_BC.shape[1] - 1)
+        before_B = jnp.where(bin_B > 0, _row(edges_BC, jnp.maximum(bin_B - 1, 0)), 0)
+        inside_BV = jnp.cumsum(_row(weight_BCV, bin_B), axis=-1)
+        # Rounding may leave the target past the bin's last edge; the last token with weight is the draw then.
+        target_B = jnp.minimum(target_B - before_B, inside_BV[:, -1] * (1 - 1e-6))
+        return bin_B * _BINS + jnp.sum(inside_BV <= target_B[:, None], axis=-1)
+
+    drawn_B = jax.lax.cond(greedy, best, draw)
+    return drawn_B, _row(scaled_BV, drawn_B) - peak_B - jnp.log(share_BC.sum(axis=-1))
+
+
+def _row(x_BC: Array, index_B: Int[Array, "B"]) -> Array:
+    """For each b, what lies at `index_B[b]` of the second axis."""
+    return jax.vmap(lambda x_C, index: x_C[index])(x_BC, index_B)
 
 
 def for_decoding(params: Params, config: LMConfig) -> Params:
@@ -120,14 +130,13 @@ def sample(
     """
     model = Transformer(config)
     B = final_ND.shape[0] * group
-    shape = (config.num_kv_heads, B, max_tokens, config.head_dim)
     temperature = jnp.float32(temperature)
     closing_M = jnp.asarray(closing, jnp.int32)
     margin = len(closing) - 1
 
     def empty() -> KVSegment:
-        zeros = jnp.zeros(shape, config.cache_dtype)
-        return KVSegment(zeros, zeros, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
+        values = jnp.zeros((config.num_kv_heads, B, max_tokens, config.head_dim), config.cache_dtype)
+        return KVSegment(values.swapaxes(2, 3), values, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry

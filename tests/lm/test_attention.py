@@ -50,7 +50,9 @@ def case():
 
 
 def run(query, positions, segments, dtype="float32", **options):
-    pieces = [KVSegment(*(jnp.asarray(x) for x in segment)) for segment in segments]
+    pieces = [
+        KVSegment(jnp.asarray(k).swapaxes(2, 3), jnp.asarray(v), jnp.asarray(p)) for k, v, p in segments
+    ]
     return attend(jnp.asarray(query), jnp.asarray(positions), pieces, jnp.dtype(dtype), **options)
 
 

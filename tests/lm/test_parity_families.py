@@ -121,7 +121,7 @@ def test_decoding_after_a_shared_prefix_equals_the_forward(pair, forward):
         past = extend(None, prefix.segments)
         shape = (config.num_kv_heads, B, T - PREFIX, config.head_dim)
         unused = jnp.full((B, T - PREFIX), PAD_POSITION)
-        empty = KVSegment(jnp.zeros(shape), jnp.zeros(shape), unused)
+        empty = KVSegment(jnp.zeros(shape).swapaxes(2, 3), jnp.zeros(shape), unused)
 
         def step(buffers, t):
             now = jax.lax.dynamic_slice_in_dim(tokens, t, 1, axis=1)
