@@ -103,14 +103,21 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
-def keep_rows_apart(x: jax.Array) -> jax.Array:
+def keep_rows_apart(x: jax.Array, *, looked_up: bool = False) -> jax.Array:
     """Tell the partitioner to leave rows on the devices that `shard_batch` put them on, features whole.
 
     Weights come to the rows then. Left to itself it may split the residual stream over features, as the embedding
     is, and sum activations of the whole batch over devices in every product. Does nothing where no mesh is set
     (`jax.set_mesh`), or its data and fsdp axes do not divide the rows.
+
+    Args:
+      x: rows first, features last.
+      looked_up: whether it comes straight from an embedding, and so split over features.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
+    if looked_up and mesh.shape["data"] > 1 and mesh.shape["fsdp"] > 1:
+        # In one go the partitioner would give every device everything first.
+        x = jax.lax.with_sharding_constraint(x, P("data", None, "fsdp"))
     return jax.lax.with_sharding_constraint(x, BATCH)

@@ -252,7 +252,7 @@ class Transformer(nn.Module):
             # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
             slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
             resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
-        return keep_rows_apart(resid_BTD)
+        return keep_rows_apart(resid_BTD, looked_up=True)
 
 
 def init_params(config: LMConfig, key: Array) -> Params:
