@@ -8,13 +8,14 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.lm.config import LMConfig
 from nla_jax.mesh import MeshConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
@@ -33,11 +34,20 @@ class ModelConfig:
     """Operand dtype of the products with weights; parameters, norms, softmax and losses stay float32."""
     attention_dtype: str = "float32"
     """Operand dtype of attention's own products and of cached keys and values; float32 on CPU."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """What computes attention where tokens see nothing but themselves (extraction, prompt prefixes): cudnn is for GPUs
+    and splash for TPUs. Neither holds the scores, which pays off for long documents."""
     remat: bool = False
     """Recompute blocks in the backward pass to save memory."""
     scan_blocks: bool = False
     """Loop over blocks instead of unrolling them: deep models compile many times faster and in less memory. A
     shallow one on CPU trains a third slower so."""
+
+    def applied(self, lm: LMConfig) -> LMConfig:
+        """An LM's config with these dtypes and this attention; ValueError if it has no such layer."""
+        lm.check_layer(self.layer)
+        names = ("dtype", "attention_dtype", "attention")
+        return dataclasses.replace(lm, **{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,19 +163,20 @@ STAGES = {
 def stage_digest(config: ExperimentConfig, stage: str) -> str:
     """Hash of the config fields that define a stage's result: its own and those of the stages before it.
 
-    Left out are fields that may change on the way: where arrays live, whether blocks are scanned, and how many RL
-    rounds there are.
+    Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
+    scanned, and how many RL rounds there are.
     """
     fields: dict[str, Any] = {}
     for name, own in STAGES.items():
         fields |= {field: _plain(getattr(config, field)) for field in own}
         if name == stage:
             break
+    for choice in ("attention", "scan_blocks"):
+        del fields["model"][choice]
     if not config.data.is_given:
         del fields["data"]  # as if there were no such field
     if "rl" in fields:
         del fields["rl"]["loop"]["steps"]
-    del fields["model"]["scan_blocks"]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -5,11 +5,12 @@ Axes: "data" splits batches, "fsdp" splits batches and weights, "tensor" splits 
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -34,28 +35,30 @@ PARTITION_RULES = (
     (r"", P()),
 )
 BATCH = P(("data", "fsdp"))
+AnyMesh = Mesh | AbstractMesh
+"""Of devices, or of their number alone."""
 
 
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """Arrange the devices of all processes.
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices, those of all processes unless others are given.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
     sizes = [config.data, config.fsdp, config.tensor]
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = max(devices // -int(np.prod(sizes)), 1)
-    if int(np.prod(sizes)) != devices or min(sizes) < 1:
+        sizes[sizes.index(-1)] = max(count // -int(np.prod(sizes)), 1)
+    if int(np.prod(sizes)) != count or min(sizes) < 1:
         raise ValueError(
             f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
-            f"{devices} devices present; set one axis to -1 to let it take what is left"
+            f"{count} devices present; set one axis to -1 to let it take what is left"
         )
     axes = ("data", "fsdp", "tensor")
-    return jax.make_mesh(tuple(sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
+    return jax.make_mesh(tuple(sizes), axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
     """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped."""
     if "blocks" in path.split("/"):
         # Stacked blocks are split as each alone would be.
@@ -71,7 +74,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(axes if fits(axes, size) else None for axes, size in zip(spec, shape, strict=False)))
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: AnyMesh) -> Any:
     """The sharding of every leaf of a parameter or training-state tree (optimizer moments follow their weights)."""
 
     def sharding(path, leaf):
@@ -98,3 +101,23 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.device_put(array, NamedSharding(mesh, BATCH))
 
     return jax.tree.map(place, batch)
+
+
+def keep_rows_apart(x: jax.Array, *, looked_up: bool = False) -> jax.Array:
+    """Tell the partitioner to leave rows on the devices that `shard_batch` put them on, features whole.
+
+    Weights come to the rows then. Left to itself it may split the residual stream over features, as the embedding
+    is, and sum activations of the whole batch over devices in every product. Does nothing where no mesh is set
+    (`jax.set_mesh`), or its data and fsdp axes do not divide the rows.
+
+    Args:
+      x: rows first, features last.
+      looked_up: whether it comes straight from an embedding, and so split over features.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    if looked_up and mesh.shape["data"] > 1 and mesh.shape["fsdp"] > 1:
+        # In one go the partitioner would give every device everything first.
+        x = jax.lax.with_sharding_constraint(x, P("data", None, "fsdp"))
+    return jax.lax.with_sharding_constraint(x, BATCH)

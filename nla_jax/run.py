@@ -18,6 +18,7 @@ from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, Tokens, sidecar_path_for
 from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.round_trip import Moments, RoundTrip
+from nla_jax.lm.attention_kernels import check_implementation
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.lm.weights import LanguageModel, load_language_model
@@ -71,10 +72,16 @@ class Run:
 
     @functools.cached_property
     def lm_config(self) -> LMConfig:
-        """The LM's config with this run's dtypes."""
-        model = self.config.model
-        config = dataclasses.replace(self.lm.config, dtype=model.dtype, attention_dtype=model.attention_dtype)
-        config.check_layer(model.layer)
+        """The LM's config with this run's dtypes and attention."""
+        config = self.config.model.applied(self.lm.config)
+        platform = self.mesh.devices.flat[0].platform
+        check_implementation(
+            config.attention,
+            head_dim=config.head_dim,
+            dtype=config.cache_dtype,
+            softcap=config.attention_softcap,
+            platform=platform,
+        )
         return config
 
     @functools.cached_property

@@ -2,7 +2,8 @@
 
 A segment with fewer rows than the queries serves consecutive groups of query rows: a prompt prefix with one row
 serves the whole batch, a prompt with N rows serves N groups. Sharing folds the group into the query length of one
-matrix product, so shared keys and values are never copied to the full batch.
+matrix product, so shared keys and values are never copied to the full batch. Tokens that attend to themselves alone
+can take a fused kernel instead.
 """
 
 import functools
@@ -14,8 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nla_jax.lm.attention_kernels import attend_itself
+
 PAD_POSITION = 2**30
 """Position of an unused key: it lies after every query, so the causal rule hides it."""
+_FLOAT32 = jnp.dtype("float32")
 
 
 @flax.struct.dataclass
@@ -99,11 +103,12 @@ def attend(
     query_BTHD: Float[Array, "B T H Dh"],
     positions_BT: Int[Array, "B T"],
     segments: Sequence[KVSegment],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jnp.dtype = _FLOAT32,
     *,
     scale: float | None = None,
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
+    implementation: str = "xla",
 ) -> Float[Array, "B T H Dh"]:
     """Causal grouped-query attention of queries to all segments, softmax in float32.
 
@@ -117,11 +122,22 @@ def attend(
       scale: what scores are multiplied by; default Dh**-0.5.
       window: keys at this distance and farther are hidden too.
       softcap: scaled scores s become softcap * tanh(s / softcap).
+      implementation: "xla"; or a kernel, "cudnn" or "splash", for a call whose one segment has `positions_BT` itself
+        for positions: then queries and keys are the same tokens. Those positions must be consecutive, with padding
+        at the end, where rows of the result may hold anything finite. Other calls stay on XLA.
+
+    Raises:
+      ValueError: values that the kernel does not take.
     """
     B, T, H, Dh = query_BTHD.shape
     K = len(segments[0].keys)
     G = H // K
     scale = Dh**-0.5 if scale is None else scale
+    if implementation != "xla" and len(segments) == 1 and segments[0].positions is positions_BT:
+        own = segments[0]
+        keys_BKTD, values_BKTD = own.keys.transpose(1, 0, 3, 2), own.values.swapaxes(0, 1)
+        rest = {"scale": scale, "window": window, "softcap": softcap}
+        return attend_itself(implementation, query_BTHD, keys_BKTD, values_BKTD, dtype, **rest)
     # Heads first: rows that share a segment are then adjacent, and every product below is one of plain matrices.
     query_KBGTD = (query_BTHD * scale).reshape(B, T, K, G, Dh).transpose(2, 0, 3, 1, 4)
 

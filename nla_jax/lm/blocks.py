@@ -133,6 +133,7 @@ class Attention(nn.Module):
                 scale=config.attention_scale,
                 window=pattern.window,
                 softcap=config.attention_softcap,
+                implementation=config.attention,
             )
             mixed.append(out_BTHD.reshape(*own_BT.shape, -1))
         out = Linear(D, config.compute_dtype, config.out_bias, name="out")

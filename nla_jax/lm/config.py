@@ -96,6 +96,8 @@ class LMConfig:
     """Operand dtype of the products with weights; results, norms, softmax and losses stay in float32."""
     attention_dtype: str = "float32"
     """Operand dtype of attention's own products and of cached keys and values. XLA:CPU has no bfloat16 for them."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """What computes attention where tokens see nothing but themselves, see `lm/attention_kernels.py`."""
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

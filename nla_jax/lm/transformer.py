@@ -22,6 +22,7 @@ from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.blocks import Block, Buffer, LayerPattern, Pieces, join, split
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.layers import Norm
+from nla_jax.mesh import keep_rows_apart
 
 Params = dict[str, Any]
 Past = Sequence[tuple[KVSegment, ...]] | tuple[KVSegment, ...]
@@ -116,7 +117,7 @@ class _Layout:
         after, segments = [], ()
         for stream_BTD, positions in zip(streams, groups, strict=True):
             stream_BTD, fresh = block(stream_BTD, positions, pattern, (*past, *segments), buffer)
-            after.append(stream_BTD)
+            after.append(keep_rows_apart(stream_BTD))
             segments += fresh
         return tuple(after), segments
 
@@ -251,7 +252,7 @@ class Transformer(nn.Module):
             # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
             slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
             resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
-        return resid_BTD
+        return keep_rows_apart(resid_BTD, looked_up=True)
 
 
 def init_params(config: LMConfig, key: Array) -> Params:

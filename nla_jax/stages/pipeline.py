@@ -4,8 +4,11 @@ Each stage reads what the ones before it left in the run directory, goes on wher
 when it is done. The scripts in experiments/ are thin covers of `run_stages`.
 """
 
+import contextlib
 import json
 import time
+
+import jax
 
 from nla_jax.config import STAGES, save_config, stage_digest
 from nla_jax.run import Run
@@ -32,7 +35,9 @@ def run_stages(run: Run, stages: tuple[str, ...] = tuple(STAGES)) -> None:
         if is_done(run, stage):
             continue
         started = time.perf_counter()
-        _FUNCTIONS[stage](run)
+        # Attention kernels are split over the devices of the mesh that is set.
+        with jax.set_mesh(run.mesh) if run.mesh.size > 1 else contextlib.nullcontext():
+            _FUNCTIONS[stage](run)
         timings = run.timings()
         timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
         run.write_json("timings.json", timings)

@@ -1,0 +1,33 @@
+"""An NLA for layer 41 of Gemma-3-27B by full fine-tuning; planned in docs/scaling.md, not run yet."""
+
+from nla_jax.autoencoder.verbalizer import InjectionConfig
+from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig
+from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.training.loop import LoopConfig
+from nla_jax.training.rl import RLConfig
+
+
+def get_config() -> ExperimentConfig:
+    loop = LoopConfig(steps=2000, evaluate_every=250, checkpoint_every=500)
+    return ExperimentConfig(
+        name="gemma3_27b",
+        model=ModelConfig(
+            path="google/gemma-3-27b-it",
+            layer=41,
+            dtype="bfloat16",
+            attention_dtype="bfloat16",
+            remat=True,
+        ),
+        extraction=ExtractionConfig(max_tokens=512, positions_per_document=12, batch_size=64),
+        injection=InjectionConfig(scale=60000.0),
+        max_explanation_tokens=128,
+        max_reconstructor_tokens=160,
+        av_sft=WarmStartConfig(loop, batch_size=128),
+        ar_sft=ReconstructorWarmStartConfig(loop, batch_size=128),
+        rl=RLConfig(
+            loop=LoopConfig(steps=4000, evaluate_every=100, checkpoint_every=100),
+            activations=128,
+            group=8,
+            micro_batches=8,
+        ),
+    )

@@ -1,0 +1,274 @@
+"""The compiled steps of a run, with shapes in place of arrays: nothing is allocated and no weights are read."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nla_jax.autoencoder.prompts import ReconstructorPrompt, VerbalizerPrompt
+from nla_jax.autoencoder.reconstructor import Reconstructor
+from nla_jax.autoencoder.verbalizer import Verbalizer
+from nla_jax.config import ExperimentConfig
+from nla_jax.data.extraction import forward
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.transformer import init_params, stack_blocks
+from nla_jax.mesh import BATCH, AnyMesh, tree_shardings
+from nla_jax.training.grpo import Rollouts, grpo_step
+from nla_jax.training.state import TrainState
+from nla_jax.training.supervised import (
+    ReconstructorBatch,
+    VerbalizerBatch,
+    ar_mse_step,
+    av_sft_step,
+    jit_step,
+)
+
+Tree = Any
+ROUND = ("prefill", "decode", "ar_update", "av_update")
+"""The steps of a round of joint training, by the names of its phases in metrics.jsonl."""
+STEPS = ("extract", "av_sft", "ar_sft", *ROUND)
+"""The steps of a run in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptLengths:
+    """Tokens of the prompts, which stand in for those that a tokenizer would give."""
+
+    prefix: int = 80
+    """Of the AV's prompt before the marker."""
+    tail: int = 20
+    """After the marker."""
+    reconstructor_prefix: int = 3
+
+
+LENGTHS = PromptLengths()
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted function and the shapes and shardings it is called with."""
+
+    function: Callable
+    arguments: tuple[Tree, ...]
+    trained: str | None = None
+    """"av" or "ar" where the step updates it."""
+
+
+class AbstractRun:
+    """What `Run` holds, without data, tokenizer and weights."""
+
+    def __init__(
+        self, config: ExperimentConfig, lm: LMConfig, mesh: AnyMesh, lengths: PromptLengths = LENGTHS
+    ):
+        """Describe a run.
+
+        Args:
+          config: the run's; its mesh and model path are not looked at.
+          lm: the target.
+          mesh: of devices that need not be there.
+          lengths: of the prompts.
+        """
+        lm = config.model.applied(lm)
+        ids = tuple(i % lm.vocab_size for i in range(max(lengths.prefix, lengths.tail)))
+        av = VerbalizerPrompt(ids[: lengths.prefix], ids[0], ids[: lengths.tail], (1,), 1, "")
+        ar = ReconstructorPrompt("{explanation}", ids[: lengths.reconstructor_prefix], ids[:1])
+        passes = (config.model.remat, mesh.size == 1)
+        self.config, self.lm, self.mesh = config, lm, mesh
+        self.verbalizer = Verbalizer(lm, av, config.injection, 1.0, *passes)
+        self.reconstructor = Reconstructor(lm.truncated(config.model.layer), ar, *passes)
+
+    @functools.cached_property
+    def target(self) -> Tree:
+        """Parameters of the target LM."""
+        return self._placed(self._random_target)
+
+    @functools.cached_property
+    def states(self) -> dict[str, Tree]:
+        """Train states in joint training; the warm starts' are of the same size."""
+        models = {"av": self.verbalizer, "ar": self.reconstructor}
+
+        def state(name: str) -> Tree:
+            optimizer = getattr(self.config.rl, f"{name}_optimizer").build()
+            return self._placed(
+                lambda: TrainState.create(models[name].init(self._random_target()), optimizer)
+            )
+
+        return {name: state(name) for name in models}
+
+    @functools.cached_property
+    def reference(self) -> Tree:
+        """The frozen warm-start AV."""
+        return self._placed(lambda: self.verbalizer.frozen(self.verbalizer.init(self._random_target())))
+
+    def _random_target(self) -> Tree:
+        params = init_params(self.lm, jax.random.key(0))
+        return stack_blocks(params) if self.config.model.scan_blocks else params
+
+    def step(self, name: str) -> Step:
+        """One of STEPS."""
+        return getattr(self, f"_{name}")()
+
+    def _extract(self) -> Step:
+        config, layer = self.config.extraction, self.config.model.layer
+        run = functools.partial(forward, config=self.lm, layer=layer, top=4 * config.next_words)
+        tokens, positions = self._rows(
+            lambda: (
+                jnp.zeros((config.batch_size, config.max_tokens), jnp.int32),
+                jnp.zeros((config.batch_size, config.positions_per_document), jnp.int32),
+            )
+        )
+        return Step(jax.jit(run), (self.target, tokens, positions))
+
+    def _av_sft(self) -> Step:
+        config, T = self.config.av_sft, self.config.max_explanation_tokens
+        B, optimizer = config.batch_size, self.config.rl.av_optimizer.build()
+        batch = self._rows(
+            lambda: VerbalizerBatch(
+                jnp.zeros((B, self.lm.d_model)), jnp.zeros((B, T), jnp.int32), jnp.zeros(B, jnp.int32)
+            )
+        )
+        static = {
+            "verbalizer": self.verbalizer,
+            "optimizer": optimizer,
+            "micro_batches": config.micro_batches,
+        }
+        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch), "av")
+
+    def _ar_sft(self) -> Step:
+        return self._reconstruct(self.config.ar_sft.batch_size, self.config.ar_sft.micro_batches)
+
+    def _ar_update(self) -> Step:
+        rl = self.config.rl
+        return self._reconstruct(rl.activations * rl.group, rl.micro_batches)
+
+    def _reconstruct(self, B: int, micro_batches: int) -> Step:
+        T = self.config.max_reconstructor_tokens
+        batch = self._rows(
+            lambda: ReconstructorBatch(
+                jnp.zeros((B, T), jnp.int32),
+                jnp.zeros(B, jnp.int32),
+                jnp.zeros((B, self.lm.d_model)),
+                jnp.zeros(B),
+            )
+        )
+        static = {
+            "reconstructor": self.reconstructor,
+            "optimizer": self.config.rl.ar_optimizer.build(),
+            "micro_batches": micro_batches,
+        }
+        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch), "ar")
+
+    def _prefill(self) -> Step:
+        shape = self.config.rl.activations, self.lm.d_model
+        activations_ND = self._rows(lambda: jnp.zeros(shape))
+        return Step(jax.jit(self.verbalizer.read), (self.reference, activations_ND))
+
+    def _decode(self) -> Step:
+        rl, T = self.config.rl, self.config.max_explanation_tokens
+
+        @jax.jit
+        def decode(params, past, final_ND, key):
+            temperature = rl.policy.temperature
+            return self.verbalizer.write(
+                params, past, final_ND, key, group=rl.group, max_tokens=T, temperature=temperature
+            )
+
+        read = self._prefill()
+        past, final_ND = self._placed(
+            functools.partial(read.function, *read.arguments), self._prompt_sharding
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, P()))
+        return Step(decode, (self.reference, past, final_ND, key))
+
+    def _prompt_sharding(self, tree: Tree) -> Tree:
+        """Rows and heads split as the partitioner leaves them; a prefix's one row is everywhere."""
+
+        def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            heads = ("tensor",) if leaf.ndim == 4 else ()
+            rows = BATCH[0] if leaf.shape[len(heads)] > 1 else None
+            return NamedSharding(self.mesh, P(*heads, rows))
+
+        return jax.tree.map(sharding, tree)
+
+    def _av_update(self) -> Step:
+        rl, T = self.config.rl, self.config.max_explanation_tokens
+        N, G = rl.activations, rl.group
+        rollouts = self._rows(
+            lambda: Rollouts(
+                jnp.zeros((N, self.lm.d_model)),
+                jnp.zeros((N, G, T), jnp.int32),
+                jnp.zeros((N, G), jnp.int32),
+                jnp.zeros((N, G, T)),
+                jnp.zeros((N, G)),
+            )
+        )
+        step = jit_step(
+            grpo_step,
+            verbalizer=self.verbalizer,
+            optimizer=rl.av_optimizer.build(),
+            config=rl.policy,
+            micro_batches=rl.micro_batches,
+        )
+        return Step(step, (self.states["av"], rollouts, self.reference), "av")
+
+    def _rows(self, make: Callable[[], Tree]) -> Tree:
+        """A batch, its rows split as `shard_batch` splits them."""
+        sharding = NamedSharding(self.mesh, BATCH)
+        return self._placed(make, lambda shapes: jax.tree.map(lambda _: sharding, shapes))
+
+    def _placed(self, make: Callable[[], Tree], shardings: Callable[[Tree], Tree] | None = None) -> Tree:
+        shapes = jax.eval_shape(make)
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            shapes,
+            tree_shardings(shapes, self.mesh) if shardings is None else shardings(shapes),
+        )
+
+
+def bytes_per_device(tree: Tree) -> float:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return float(
+        sum(
+            np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def check_divisions(config: ExperimentConfig, lm: LMConfig, mesh: AnyMesh) -> None:
+    """Refuse sizes that the mesh does not divide.
+
+    Raises:
+      ValueError: names every such size, with the nearest one that the mesh divides.
+    """
+    tensor, ways = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
+    problems = []
+    for name in ("num_heads", "num_kv_heads", "d_ff"):
+        if (size := getattr(lm, name)) % tensor:
+            nearest = max(n for n in range(1, tensor + 1) if not size % n)
+            problems.append(
+                f"tensor={tensor} does not divide {name}={size} (the nearest that does is {nearest})"
+            )
+    rows = {
+        "extraction.batch_size": (config.extraction.batch_size, 1),
+        "av_sft.batch_size": (config.av_sft.batch_size, config.av_sft.micro_batches),
+        "ar_sft.batch_size": (config.ar_sft.batch_size, config.ar_sft.micro_batches),
+        "rl.activations": (config.rl.activations, config.rl.micro_batches),
+    }
+    for name, (size, pieces) in rows.items():
+        if size % (ways * pieces):
+            step = ways * pieces
+            cut = f" in {pieces} micro-batches" if pieces > 1 else ""
+            problems.append(
+                f"data * fsdp = {ways} devices do not divide {name}={size}{cut} "
+                f"(the nearest that they do is {max(round(size / step), 1) * step})"
+            )
+    if problems:
+        raise ValueError(f"mesh {dict(mesh.shape)}: {'; '.join(problems)}")
