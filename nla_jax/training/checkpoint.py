@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ class Checkpoints:
                 ocp.save_checkpointables(path, dict(trees), overwrite=True, custom_metadata=metadata)
         except Exception as error:
             free = shutil.disk_usage(self.directory).free
-            self._remove_leftovers()
+            # Orbax's other writers go on for a moment after the first has failed.
+            for _ in range(10):
+                self._remove_leftovers()
+                time.sleep(0.1)
             survivor = "there is no earlier checkpoint" if latest is None else f"step {latest} is intact"
             raise CheckpointError(
                 f"could not write step {step} to {self.directory} ({free:,} bytes were free); {survivor}. "
