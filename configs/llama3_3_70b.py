@@ -1,33 +1,17 @@
-"""An NLA for layer 53 of Llama-3.3-70B-Instruct by full fine-tuning; planned in docs/scaling.md, not run yet."""
+"""An NLA for layer 53 of Llama-3.3-70B: the recipe of qwen2_5_7b.py. Not run yet, see docs/scaling.md."""
+
+import dataclasses
+from pathlib import Path
 
 from nla_jax.autoencoder.verbalizer import InjectionConfig
-from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig
-from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig
+from nla_jax.config import ExperimentConfig, load_config
 
 
 def get_config() -> ExperimentConfig:
-    loop = LoopConfig(steps=2000, evaluate_every=250, checkpoint_every=500)
-    return ExperimentConfig(
+    recipe = load_config(Path(__file__).with_name("qwen2_5_7b.py"))
+    return dataclasses.replace(
+        recipe,
         name="llama3_3_70b",
-        model=ModelConfig(
-            path="meta-llama/Llama-3.3-70B-Instruct",
-            layer=53,
-            dtype="bfloat16",
-            attention_dtype="bfloat16",
-            remat=True,
-        ),
-        extraction=ExtractionConfig(max_tokens=512, positions_per_document=12, batch_size=64),
+        model=dataclasses.replace(recipe.model, path="meta-llama/Llama-3.3-70B-Instruct", layer=53),
         injection=InjectionConfig(scale=30.0),
-        max_explanation_tokens=128,
-        max_reconstructor_tokens=160,
-        av_sft=WarmStartConfig(loop, batch_size=128),
-        ar_sft=ReconstructorWarmStartConfig(loop, batch_size=128),
-        rl=RLConfig(
-            loop=LoopConfig(steps=4000, evaluate_every=100, checkpoint_every=100),
-            activations=128,
-            group=8,
-            micro_batches=8,
-        ),
     )

@@ -1,4 +1,4 @@
-"""An NLA for layer 20 of Qwen2.5-7B-Instruct by full fine-tuning; planned in docs/scaling.md, not run yet."""
+"""An NLA for layer 20 of Qwen2.5-7B-Instruct by full fine-tuning. Not run yet; docs/scaling.md tells how to plan it."""
 
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig

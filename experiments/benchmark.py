@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-from nla_jax.cli import use_compilation_cache
+from nla_jax.cli import use_compilation_cache, use_huge_pages
 from nla_jax.lm.weights import export_hf
 
 TORCH_MISSING = "torch is not installed, and most rows compare with it; run: pip install -e '.[parity]'"
@@ -124,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()
