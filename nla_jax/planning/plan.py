@@ -28,7 +28,7 @@ STAGE_MODELS = {
     "av_sft": ("av",),
     "ar_sft": ("ar",),
     **dict.fromkeys(("prefill", "decode"), ("av", "ar", "reference", "weights")),
-    **dict.fromkeys(("ar_update", "av_update"), ("av", "ar", "reference")),
+    **dict.fromkeys(("reference", "ar_update", "av_update"), ("av", "ar", "reference")),
 }
 """What lives on the devices during each step; weights is the copy that a round's sampling reads."""
 

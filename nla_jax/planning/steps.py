@@ -19,7 +19,7 @@ from nla_jax.data.extraction import forward
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import init_params, stack_blocks
 from nla_jax.mesh import BATCH, AnyMesh, tree_shardings
-from nla_jax.training.grpo import Rollouts, grpo_step
+from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -30,7 +30,7 @@ from nla_jax.training.supervised import (
 )
 
 Tree = Any
-ROUND = ("prefill", "decode", "ar_update", "av_update")
+ROUND = ("prefill", "decode", "reference", "ar_update", "av_update")
 """The steps of a round of joint training, by the names of its phases in metrics.jsonl."""
 STEPS = ("extract", "av_sft", "ar_sft", *ROUND)
 """The steps of a run in order."""
@@ -197,18 +197,30 @@ class AbstractRun:
 
         return jax.tree.map(sharding, tree)
 
-    def _av_update(self) -> Step:
+    @functools.cached_property
+    def _rollouts(self) -> Rollouts:
         rl, T = self.config.rl, self.config.max_explanation_tokens
         N, G = rl.activations, rl.group
-        rollouts = self._rows(
+        return self._rows(
             lambda: Rollouts(
                 jnp.zeros((N, self.lm.d_model)),
                 jnp.zeros((N, G, T), jnp.int32),
                 jnp.zeros((N, G), jnp.int32),
                 jnp.zeros((N, G, T)),
                 jnp.zeros((N, G)),
+                jnp.zeros((N, G, T)),
             )
         )
+
+    def _reference(self) -> Step:
+        rl, rollouts = self.config.rl, self._rollouts
+        static = {"verbalizer": self.verbalizer, "temperature": rl.policy.temperature}
+        refer = functools.partial(reference_log_probs, micro_batches=rl.micro_batches, **static)
+        sampled = rollouts.activations_ND, rollouts.tokens_NGT, rollouts.lengths_NG
+        return Step(jax.jit(refer), (self.reference, *sampled))
+
+    def _av_update(self) -> Step:
+        rl = self.config.rl
         step = jit_step(
             grpo_step,
             verbalizer=self.verbalizer,
@@ -216,7 +228,7 @@ class AbstractRun:
             config=rl.policy,
             micro_batches=rl.micro_batches,
         )
-        return Step(step, (self.states["av"], rollouts, self.reference), "av")
+        return Step(step, (self.states["av"], self._rollouts, self.reference), "av")
 
     def _rows(self, make: Callable[[], Tree]) -> Tree:
         """A batch, its rows split as `shard_batch` splits them."""

@@ -14,7 +14,7 @@ from nla_jax.evaluation.round_trip import shuffled
 from nla_jax.mesh import shard_batch
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
-from nla_jax.training.loop import run_stage
+from nla_jax.training.loop import run_stage, scalars
 from nla_jax.training.rl import make_round, optimizers
 from nla_jax.training.speed import Stopwatch
 from nla_jax.training.state import TrainState
@@ -148,12 +148,19 @@ def _supervised(
         run.release_target()
         return states
 
+    stopwatch = Stopwatch(run.config.model.dtype)
+
     def one_step(states, batch, index):
-        timed = Stopwatch(run.config.model.dtype)
-        state, metrics = timed("update", step, states[model], batch)
-        timed.flops["update"] = step_flops
-        examples = {"speed/examples_per_second": config.batch_size / timed.seconds["update"]}
-        return {model: state}, metrics | timed.metrics() | examples
+        lap = stopwatch.lap()
+        state, metrics = step(states[model], batch)
+        lap.until("update", metrics["loss"])
+
+        def metrics_to_come():
+            speed = lap.metrics({"update": step_flops})
+            examples = {"speed/examples_per_second": config.batch_size / speed["speed/update_seconds"]}
+            return scalars(metrics) | speed | examples
+
+        return {model: state}, metrics_to_come
 
     run_stage(
         stage,

@@ -48,6 +48,8 @@ class Rollouts:
     log_probs_NGT: Float[Array, "N G T"]
     """The sampler's, under the policy that wrote the tokens."""
     rewards_NG: Float[Array, "N G"]
+    reference_log_probs_NGT: Float[Array, "N G T"] | None = None
+    """Those of the reference, if they are known already (`reference_log_probs`)."""
 
 
 def group_advantages(
@@ -80,6 +82,33 @@ def policy_objective(
     return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
+def reference_log_probs(
+    reference_params: Any,
+    activations_ND: Float[Array, "N D"],
+    tokens_NGT: Int[Array, "N G T"],
+    lengths_NG: Int[Array, "N G"],
+    *,
+    verbalizer: Verbalizer,
+    temperature: float = 1.0,
+    micro_batches: int = 1,
+) -> Float[Array, "N G T"]:
+    """Log-probabilities of sampled tokens under the reference, for `Rollouts`; they wait for no reward."""
+
+    def of_piece(piece: tuple[Array, Array, Array]) -> Array:
+        activations_MD, tokens_MGT, lengths_MG = piece
+        tokens_BT = tokens_MGT.reshape(-1, tokens_MGT.shape[-1])
+        statistics = verbalizer.statistics(
+            reference_params, activations_MD, tokens_BT, lengths_MG.reshape(-1), temperature
+        )
+        return statistics.log_prob.reshape(tokens_MGT.shape)
+
+    rows = activations_ND, tokens_NGT, lengths_NG
+    if micro_batches == 1:
+        return of_piece(rows)
+    pieces = tuple(x.reshape(micro_batches, -1, *x.shape[1:]) for x in rows)
+    return jax.lax.map(of_piece, pieces).reshape(tokens_NGT.shape)
+
+
 def grpo_step(
     state: TrainState,
     rollouts: Rollouts,
@@ -97,7 +126,7 @@ def grpo_step(
     Args:
       state: the AV's; donated by `jit_step`.
       rollouts: what was sampled, with rewards.
-      reference_params: the frozen warm-start AV.
+      reference_params: the frozen warm-start AV; not read if the rollouts hold its log-probs and the KL is k3.
       verbalizer: static.
       optimizer: static.
       config: static.
@@ -125,10 +154,13 @@ def grpo_step(
             return final_BTD, statistics
 
         final_BTD, policy = run(params)
-        reference_final_BTD, reference = jax.lax.stop_gradient(run(reference_params))
         if config.kl == "k3":
-            kl_BT = k3(policy.log_prob, reference.log_prob)
+            reference_NGT = recorded.reference_log_probs_NGT
+            if reference_NGT is None:
+                reference_NGT = run(reference_params)[1].log_prob
+            kl_BT = k3(policy.log_prob, jax.lax.stop_gradient(reference_NGT.reshape(-1, T)))
         else:
+            reference_final_BTD, _ = jax.lax.stop_gradient(run(reference_params))
             kl_BT = exact_kl(
                 params["lm"],
                 reference_params["lm"],

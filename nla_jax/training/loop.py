@@ -5,8 +5,7 @@ import dataclasses
 import gc
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -22,6 +21,10 @@ from nla_jax.training.state import TrainState, check_bad_steps
 
 States = dict[str, TrainState]
 """The models that a stage trains, by name."""
+Metrics = Callable[[], dict[str, float]]
+"""The metrics of a step that was dispatched: they are waited for when they are asked for."""
+Step = Callable[[States, dict[str, np.ndarray], int], tuple[States, Metrics]]
+"""(states, batch, index of the step from 0) -> (states, metrics to come); donates the states."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ def run_stage(
     config: LoopConfig,
     *,
     initial: Callable[[], States],
-    step: Callable[[States, dict[str, np.ndarray], int], tuple[States, dict[str, Any]]],
+    step: Step,
     batches: grain.DatasetIterator,
     evaluate: Callable[[States], dict[str, float]],
     checkpoints: Checkpoints,
@@ -53,6 +56,7 @@ def run_stage(
 ) -> None:
     """Train until `config.steps`, going on from the last checkpoint if there is one.
 
+    A step is dispatched before the metrics of the one before are read, so that the device never waits for the host.
     What follows a kill is what would have followed without it: states, batch order, random keys (functions of
     the step) and metrics rows come back exactly.
 
@@ -60,7 +64,7 @@ def run_stage(
       stage: name in metrics.jsonl and on the progress bar.
       config: length and rhythm.
       initial: makes the states; called only when nothing is there to resume.
-      step: (states, batch, index of the step from 0) -> (states, metrics); donates the states.
+      step: see `Step`.
       batches: endless; its state is part of the checkpoint.
       evaluate: metrics on held-out documents.
       checkpoints: where states go.
@@ -83,29 +87,48 @@ def run_stage(
         top = extra["best"]
         log.cut(stage, done)
     with tqdm(total=config.steps, initial=done, desc=stage, unit="step", dynamic_ncols=True) as bar:
-        for index in range(done, config.steps):
-            started = time.perf_counter()
-            states, metrics = step(states, next(batches), index)
-            row = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+
+        def read(metrics: Metrics) -> dict[str, float]:
+            row = metrics()
             check_bad_steps(row, stage, config.max_bad_steps)
-            row["speed/seconds"] = time.perf_counter() - started
-            if index == done:
-                return_freed_memory()
-            now, last = index + 1, index + 1 == config.steps
-            is_best = False
-            if last or now % config.evaluate_every == 0:
-                row |= evaluate(states)
-                is_best = best is not None and row[best] > top
-                top = max(top, row[best]) if best is not None else top
+            return row
+
+        def report(now: int, row: dict[str, float]) -> None:
             log.write(stage, now, row)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row}, refresh=False)
             bar.update()
-            if last or is_best or now % config.checkpoint_every == 0:
+
+        unread = None
+        for now in range(done + 1, config.steps + 1):
+            states, metrics = step(states, next(batches), now - 1)
+            if unread is not None:
+                report(now - 1, read(unread))
+            unread = metrics
+            last = now == config.steps
+            evaluated, saved = (
+                last or now % every == 0 for every in (config.evaluate_every, config.checkpoint_every)
+            )
+            if not (evaluated or saved or now == done + 1):
+                continue
+            row, unread, is_best = read(metrics), None, False
+            if now == done + 1:
+                return_freed_memory()
+            if evaluated:
+                row |= evaluate(states)
+                is_best = best is not None and row[best] > top
+                top = max(top, row[best]) if best is not None else top
+            report(now, row)
+            if saved or is_best:
                 checkpoints.save(
                     now, states, {"batches": json.dumps(batches.get_state()), "best": float(top)}
                 )
                 if is_best:
                     checkpoints.pin(now)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are single numbers, on the host."""
+    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
 def return_freed_memory() -> None:

@@ -1,16 +1,17 @@
 """Joint training: GRPO for the AV on the AR's reconstruction, regression for the AR, no gradient between them.
 
-One round: sample groups of explanations, decode them, let one AR update score and learn from them at once (its
-errors before the update are the rewards), then one policy update of the AV.
+One round: sample groups of explanations, turn them into texts on the host while the device asks the reference for
+their log-probs, let one AR update score and learn from them at once (its errors before the update are the rewards),
+then one policy update of the AV. Nothing but the texts waits for the device.
 Shape letters: N activations, G group, B = N * G rollouts, T time, D model.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -23,9 +24,9 @@ from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.data.batches import reconstructor_rows
 from nla_jax.lm.sampling import Samples
 from nla_jax.mesh import shard_batch
-from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step
-from nla_jax.training.loop import LoopConfig, States
-from nla_jax.training.speed import Stopwatch
+from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
+from nla_jax.training.loop import LoopConfig, States, Step, scalars
+from nla_jax.training.speed import Lap, Stopwatch
 from nla_jax.training.state import OptimizerConfig
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
 
@@ -72,9 +73,7 @@ class TextCodec:
         return dict(reconstructor_rows(activations_BD, texts, self.tokenizer, prompt, length))
 
 
-def make_round(
-    config: RLConfig, codec: TextCodec, reference_params: Any, mesh: Mesh, key: jax.Array
-) -> Callable[[States, dict[str, np.ndarray], int], tuple[States, dict[str, Any]]]:
+def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: Mesh, key: jax.Array) -> Step:
     """Compile one round of joint training as a step for `run_stage`.
 
     Args:
@@ -85,90 +84,120 @@ def make_round(
       key: round i samples with fold_in(key, i).
 
     Returns:
-      (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics). The metrics add reward_mean,
-      reward_std (within groups), failed_fraction and length_mean to those of the two updates, and the speed of
-      the phases: prefill, decode, texts (on the host), ar_update (which gives the rewards) and av_update.
+      (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics to come). The metrics add
+      reward_mean, reward_std (within groups), failed_fraction, length_mean and length_max to those of the two updates,
+      and the speed of the phases: prefill, decode, reference (where the KL is k3), ar_update (which gives the rewards)
+      and av_update on the device, texts on the host.
     """
     verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
+    temperature, pieces = config.policy.temperature, config.micro_batches
     frozen, read = jax.jit(verbalizer.frozen), jax.jit(verbalizer.read)
+    stopwatch = Stopwatch(verbalizer.config.dtype)
 
     @jax.jit
     def write(params, past, final_ND, key):
-        temperature = config.policy.temperature
         return verbalizer.write(params, past, final_ND, key, group=G, max_tokens=T, temperature=temperature)
 
     @jax.jit
-    def rewards(mse_B, failed_B, lengths_B):
-        return reward(
+    def refer(params, activations_ND, samples):
+        tokens_NGT, lengths_NG = samples.tokens_BT.reshape(-1, G, T), samples.lengths_B.reshape(-1, G)
+        static = {"verbalizer": verbalizer, "temperature": temperature, "micro_batches": pieces}
+        return reference_log_probs(params, activations_ND, tokens_NGT, lengths_NG, **static)
+
+    @jax.jit
+    def score(activations_ND, samples, mse_B, weights_B, reference_NGT):
+        failed_B = weights_B == 0
+        rewards_NG = reward(
             mse_B,
             failed_B,
             kind=config.reward,
-            lengths=lengths_B,
+            lengths=samples.lengths_B,
             length_hinge_start=config.length_hinge_start,
             length_hinge_slope=config.length_hinge_slope,
-        )
-
-    av_step = jit_step(
-        grpo_step,
-        verbalizer=verbalizer,
-        optimizer=config.av_optimizer.build(),
-        config=config.policy,
-        micro_batches=config.micro_batches,
-    )
-    ar_step = jit_step(
-        ar_mse_step,
-        reconstructor=codec.reconstructor,
-        optimizer=config.ar_optimizer.build(),
-        micro_batches=config.micro_batches,
-    )
-
-    def sample(params, activations_ND: jax.Array, key: jax.Array, timed: Stopwatch) -> Samples:
-        # The copy of the weights lives as long as this call.
-        weights = timed("prefill", frozen, params)
-        prompt = timed("prefill", read, weights, activations_ND)
-        return timed("decode", write, weights, *prompt, key)
-
-    def texts_of(
-        samples: Samples, activations_ND: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], ReconstructorBatch]:
-        rows = codec.encode(np.repeat(activations_ND, G, axis=0), codec.decode(samples))
-        return rows, ReconstructorBatch(**shard_batch(rows, mesh))
-
-    def run_round(states: States, batch: dict[str, np.ndarray], index: int):
-        timed = Stopwatch(verbalizer.config.dtype)
-        activations_ND = shard_batch(batch["activations_BD"], mesh)
-        samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), timed)
-        rows, ar_batch = timed("texts", texts_of, samples, batch["activations_BD"])
-        ar, ar_metrics = timed("ar_update", ar_step, states["ar"], ar_batch)
-        failed_B = jnp.asarray(rows["weights_B"] == 0)
-        rewards_NG = rewards(ar_metrics["mse_nrm_B"], failed_B, samples.lengths_B).reshape(-1, G)
+        ).reshape(-1, G)
         rollouts = Rollouts(
             activations_ND,
             samples.tokens_BT.reshape(-1, G, T),
             samples.lengths_B.reshape(-1, G),
             samples.log_probs_BT.reshape(-1, G, T),
             rewards_NG,
+            reference_NGT,
         )
-        av, av_metrics = timed("av_update", av_step, states["av"], rollouts, reference_params)
-        N, steps = len(activations_ND), int(samples.lengths_B.max())
-        av_flops = verbalizer.forward_flops(N, N * G, T)
-        timed.flops = {
-            "prefill": verbalizer.forward_flops(N, N, 0),
-            "decode": verbalizer.decode_flops(N * G, steps),
-            "ar_update": 3 * codec.reconstructor.forward_flops(*rows["prompts_BT"].shape),
-            "av_update": (3 + 1) * av_flops,  # the reference runs forward only
+        metrics = {
+            "reward_mean": rewards_NG.mean(),
+            "reward_std": rewards_NG.std(axis=1).mean(),
+            "failed_fraction": failed_B.mean(),
+            "length_mean": samples.lengths_B.mean(),
+            "length_max": samples.lengths_B.max(),
         }
-        metrics = {f"av_{name}": av_metrics[name] for name in ("loss", "grad_norm")}
-        metrics |= {f"ar_{name}": ar_metrics[name] for name in ("loss", "grad_norm")}
-        metrics |= {name: value for name, value in av_metrics.items() if name not in ("loss", "grad_norm")}
-        metrics["bad_steps"] = jnp.maximum(av_metrics["bad_steps"], ar_metrics["bad_steps"])
-        metrics["reward_mean"] = rewards_NG.mean()
-        metrics["reward_std"] = rewards_NG.std(axis=1).mean()
-        metrics["failed_fraction"] = failed_B.mean()
-        metrics["length_mean"] = samples.lengths_B.mean()
-        metrics |= timed.metrics()
-        metrics["speed/decode_tokens_per_second"] = int(samples.lengths_B.sum()) / timed.seconds["decode"]
-        metrics["speed/rollouts_per_second"] = N * G / sum(timed.seconds.values())
+        return rollouts, metrics
+
+    av_step = jit_step(
+        grpo_step,
+        verbalizer=verbalizer,
+        optimizer=config.av_optimizer.build(),
+        config=config.policy,
+        micro_batches=pieces,
+    )
+    ar_step = jit_step(
+        ar_mse_step,
+        reconstructor=codec.reconstructor,
+        optimizer=config.ar_optimizer.build(),
+        micro_batches=pieces,
+    )
+
+    def sample(params: Any, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
+        # The copy of the weights lives as long as this call.
+        weights = frozen(params)
+        past, final_ND = read(weights, activations_ND)
+        lap.until("prefill", final_ND)
+        samples = write(weights, past, final_ND, key)
+        lap.until("decode", samples.lengths_B)
+        return samples
+
+    def run_round(states: States, batch: dict[str, np.ndarray], index: int):
+        lap = stopwatch.lap()
+        activations_ND = shard_batch(batch["activations_BD"], mesh)
+        samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), lap)
+        reference_NGT = None
+        if config.policy.kl == "k3":
+            reference_NGT = refer(reference_params, activations_ND, samples)
+            lap.until("reference", reference_NGT)
+        jax.block_until_ready(samples)
+        started = time.perf_counter()
+        rows = codec.encode(np.repeat(batch["activations_BD"], G, axis=0), codec.decode(samples))
+        ar_batch = ReconstructorBatch(**shard_batch(rows, mesh))
+        texts_seconds = time.perf_counter() - started
+        ar, ar_metrics = ar_step(states["ar"], ar_batch)
+        lap.until("ar_update", ar_metrics["loss"])
+        mse_B, weights_B = ar_metrics["mse_nrm_B"], ar_batch.weights_B
+        rollouts, scores = score(activations_ND, samples, mse_B, weights_B, reference_NGT)
+        av, av_metrics = av_step(states["av"], rollouts, reference_params)
+        lap.until("av_update", av_metrics["loss"])
+
+        def metrics() -> dict[str, float]:
+            named = {f"av_{name}": av_metrics[name] for name in ("loss", "grad_norm")}
+            named |= {f"ar_{name}": ar_metrics[name] for name in ("loss", "grad_norm")}
+            named |= {name: x for name, x in av_metrics.items() if name not in ("loss", "grad_norm")}
+            bad_steps = max(int(x["bad_steps"]) for x in (av_metrics, ar_metrics))
+            row = scalars(named | scores | {"bad_steps": bad_steps})
+            N = len(activations_ND)
+            answers = verbalizer.forward_flops(N, N * G, T)
+            flops = {
+                "prefill": verbalizer.forward_flops(N, N, 0),
+                "decode": verbalizer.decode_flops(N * G, int(row["length_max"])),
+                "reference": answers,
+                "ar_update": 3 * codec.reconstructor.forward_flops(*ar_batch.prompts_BT.shape),
+                "av_update": 3 * answers,
+            }
+            if reference_NGT is None:
+                flops["av_update"] += flops.pop("reference")
+            row |= lap.metrics(flops) | {"speed/texts_seconds": texts_seconds}
+            tokens = row["length_mean"] * N * G
+            row["speed/decode_tokens_per_second"] = tokens / row["speed/decode_seconds"]
+            row["speed/rollouts_per_second"] = N * G / row["speed/seconds"]
+            return row
+
         return {"av": av, "ar": ar}, metrics
 
     return run_round

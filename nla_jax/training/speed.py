@@ -1,10 +1,9 @@
 """How fast a step's phases run, and what share of the device's measured peak they use."""
 
-import dataclasses
+import concurrent.futures
 import functools
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,26 +27,64 @@ def matmul_peak(dtype: str) -> float:
     return 2 * size**3 / min(seconds)
 
 
-@dataclasses.dataclass
 class Stopwatch:
-    """Times the phases of a step, waiting for the results of each."""
+    """Times the phases of steps by when their results are ready, so that whoever dispatches them never waits.
 
-    dtype: str
-    """Operand dtype of the products, whose peak the utilisation refers to."""
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    flops: dict[str, float] = dataclasses.field(default_factory=dict)
+    A thread waits instead, for one result after the other, in the order in which a device computes them.
+    """
 
-    def __call__(self, phase: str, function: Callable, *args: Any) -> Any:
-        """Return `function(*args)`, complete, and note how long it took; a phase in several parts adds up."""
-        started = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-        return result
+    def __init__(self, dtype: str):
+        """Start.
 
-    def metrics(self) -> dict[str, float]:
-        """`speed/PHASE_seconds` and, of phases with `flops` (model FLOPs), `speed/PHASE_mfu`, in 0..1."""
-        metrics = {f"speed/{phase}_seconds": seconds for phase, seconds in self.seconds.items()}
-        peak = matmul_peak(self.dtype) * jax.device_count()
-        for phase, flops in self.flops.items():
-            metrics[f"speed/{phase}_mfu"] = flops / self.seconds[phase] / peak
+        Args:
+          dtype: operand dtype of the products, whose peak the utilisation refers to.
+        """
+        self.peak = matmul_peak(dtype) * jax.device_count()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "stopwatch")
+        self._free = 0.0  # when the device had finished all that it was given
+
+    def lap(self) -> "Lap":
+        """The phases of one step, which begins now or when the device is done with the last one."""
+        return Lap(self)
+
+    def watch(self, dispatched: float, result: jax.Array) -> concurrent.futures.Future:
+        """When the device could begin and when it ended what makes `result`, as a future."""
+
+        def wait() -> tuple[float, float]:
+            result.block_until_ready()
+            began = max(dispatched, self._free)
+            self._free = time.perf_counter()
+            return began, self._free
+
+        return self._thread.submit(wait)
+
+
+class Lap:
+    """The phases of one step."""
+
+    def __init__(self, stopwatch: Stopwatch):
+        self._stopwatch, self._dispatched = stopwatch, time.perf_counter()
+        self._times: dict[str, concurrent.futures.Future] = {}
+
+    def until(self, phase: str, result: jax.Array) -> None:
+        """Tell that what was dispatched since the last call is `phase`, and over when `result` is there.
+
+        The result must not be donated to a later program.
+        """
+        self._times[phase] = self._stopwatch.watch(self._dispatched, result)
+        self._dispatched = time.perf_counter()
+
+    def metrics(self, flops: Mapping[str, float]) -> dict[str, float]:
+        """Wait for the phases: `speed/PHASE_seconds`, `speed/seconds` of all, `speed/PHASE_mfu` in 0..1.
+
+        Args:
+          flops: model FLOPs by phase.
+        """
+        times = {phase: future.result() for phase, future in self._times.items()}
+        seconds = {phase: ended - began for phase, (began, ended) in times.items()}
+        began, ended = zip(*times.values(), strict=True)
+        metrics = {f"speed/{phase}_seconds": value for phase, value in seconds.items()}
+        metrics["speed/seconds"] = max(ended) - min(began)
+        for phase, count in flops.items():
+            metrics[f"speed/{phase}_mfu"] = count / seconds[phase] / self._stopwatch.peak
         return metrics

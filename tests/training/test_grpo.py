@@ -15,6 +15,7 @@ from nla_jax.training.grpo import (
     grpo_step,
     k3,
     policy_objective,
+    reference_log_probs,
 )
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import jit_step
@@ -166,6 +167,21 @@ def test_loss_and_metrics_equal_a_plain_average_over_tokens(policy, kl):
 def test_micro_batches_change_nothing(policy, micro_batches):
     left = run(policy, policy[2], micro_batches=micro_batches, kl="exact")
     right = run(policy, policy[2], kl="exact")
+    for a, b in ((left[1], right[1]), (left[0].opt_state, right[0].opt_state)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_known_log_probs_of_the_reference_change_nothing(policy, micro_batches):
+    verbalizer, _, other, rollouts = policy
+    static = {"verbalizer": verbalizer, "temperature": 3.0, "micro_batches": micro_batches}
+    known = jax.jit(functools.partial(reference_log_probs, **static))(
+        other, rollouts.activations_ND, rollouts.tokens_NGT, rollouts.lengths_NG
+    )
+    right = run(policy, other, micro_batches=micro_batches)
+    # The parameters given with them are not read.
+    left = run(policy, rollouts=rollouts.replace(reference_log_probs_NGT=known), micro_batches=micro_batches)
+    assert right[1]["kl"] > 1e-3
     for a, b in ((left[1], right[1]), (left[0].opt_state, right[0].opt_state)):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
 

@@ -42,9 +42,9 @@ def rounds(tiny_lm):
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
     for index, activations in enumerate(BATCHES):
         events.clear()
-        states, row = run_round(states, {"activations_BD": activations}, index)
+        states, to_come = run_round(states, {"activations_BD": activations}, index)
         traced.append(events.count(COMPILATION))
-        metrics.append(row)
+        metrics.append(to_come())
     return codec, metrics, traced
 
 
@@ -56,19 +56,21 @@ def test_nothing_is_compiled_after_the_first_round(rounds):
 def test_speed_of_every_phase_is_logged_beside_the_metrics(rounds):
     codec, metrics, _ = rounds
     row = metrics[-1]
-    phases = ("prefill", "decode", "texts", "ar_update", "av_update")
+    phases = ("prefill", "decode", "reference", "ar_update", "av_update")
     seconds = {phase: row[f"speed/{phase}_seconds"] for phase in phases}
-    assert all(value > 0 for value in seconds.values())
-    assert row["speed/rollouts_per_second"] == pytest.approx(6 / sum(seconds.values()))
-    tokens = round(float(row["length_mean"]) * 6)
+    assert all(value > 0 for value in seconds.values()) and row["speed/texts_seconds"] > 0
+    # Phases follow each other; between them is at most the host's work on texts and its dispatching.
+    assert sum(seconds.values()) <= row["speed/seconds"] + 1e-9
+    assert row["speed/rollouts_per_second"] == pytest.approx(6 / row["speed/seconds"])
+    tokens = round(row["length_mean"] * 6)
     assert row["speed/decode_tokens_per_second"] * seconds["decode"] == pytest.approx(tokens)
     # All phases are measured against one peak, so model FLOPs are proportional to utilisation times seconds.
     verbalizer = codec.verbalizer
-    expected = 4 * verbalizer.forward_flops(2, 6, 12) / verbalizer.forward_flops(2, 2, 0)
+    expected = 3 * verbalizer.forward_flops(2, 6, 12) / verbalizer.forward_flops(2, 2, 0)
     used = {phase: row[f"speed/{phase}_mfu"] * seconds[phase] for phase in ("prefill", "av_update")}
     assert used["av_update"] / used["prefill"] == pytest.approx(expected)
 
 
 def test_reference_starts_equal_to_the_policy(rounds):
     _, metrics, _ = rounds
-    assert float(metrics[0]["kl"]) == 0 and float(metrics[0]["sampler_trainer_logprob_diff"]) < 1e-4
+    assert abs(metrics[0]["kl"]) < 1e-6 and metrics[0]["sampler_trainer_logprob_diff"] < 1e-4
