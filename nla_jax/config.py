@@ -137,6 +137,9 @@ class ExperimentConfig:
     """Longest AV answer, closing included; longer ones are cut and have failed."""
     max_reconstructor_tokens: int = 64
     """Longest AR prompt after its shared prefix."""
+    length_buckets: int = 8
+    """Programs that a training step is compiled to at most, for batches with more or fewer tokens, so that padding
+    costs little; 1 compiles one, for full length. On one device only."""
     av_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=100, evaluate_every=25, checkpoint_every=50))
     ar_sft: ReconstructorWarmStartConfig = ReconstructorWarmStartConfig(
         LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100)

@@ -104,6 +104,11 @@ class Run:
             config.max_reconstructor_tokens,
         )
 
+    @property
+    def length_buckets(self) -> int:
+        """What the config says; 1 where pieces are not packed, which leaves no padding out."""
+        return self.config.length_buckets if self.mesh.size == 1 else 1
+
     @functools.cached_property
     def tokens(self) -> Tokens:
         """The token ids that bind data to this tokenizer and these templates."""

@@ -44,11 +44,21 @@ class Reconstructor:
         return {"lm": lm, "head": {"kernel": jnp.eye(self.config.d_model)}}
 
     def __call__(
-        self, params: Params, prompts_BT: Int[Array, "B T"], lengths_B: Int[Array, "B"]
+        self,
+        params: Params,
+        prompts_BT: Int[Array, "B T"],
+        lengths_B: Int[Array, "B"],
+        tokens: int | None = None,
     ) -> Float[Array, "B D"]:
         """Rebuild activations from encoded explanations (see `prompts.encode_reconstructor`).
 
         Only the direction is trained; the norm of a prediction means nothing.
+
+        Args:
+          params: the AR's.
+          prompts_BT: without the shared prefix.
+          lengths_B: their tokens.
+          tokens: those of all prompts, at most (see `packing.token_budget`); padding beyond is left out.
         """
         prefix, last = self.prompt.prefix, self.config.num_layers - 1
         steps_T = jnp.arange(prompts_BT.shape[1])
@@ -56,12 +66,19 @@ class Reconstructor:
         pieces, positions = (prompts_BT,), (positions_BT,)
         if prefix:
             pieces, positions = (jnp.array([prefix]), *pieces), (jnp.arange(len(prefix))[None], *positions)
-        out = self.model.apply({"params": params["lm"]}, pieces, positions, capture=(last,), stop_after=last)
+        out = self.model.apply(
+            {"params": params["lm"]},
+            pieces,
+            positions,
+            capture=(last,),
+            stop_after=last,
+            tokens=None if tokens is None else len(prefix) + tokens,
+        )
         resid_BTD = out.resid[last][-1]
         resid_BD = jnp.take_along_axis(resid_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return resid_BD.astype(jnp.float32) @ params["head"]["kernel"]
 
-    def forward_flops(self, rows: int, tokens: int) -> float:
+    def forward_flops(self, rows: int, tokens: int | float) -> float:
         """Model FLOPs of one forward over `rows` prompts of `tokens` tokens after the prefix, without the head."""
         return forward_flops(self.config, [(1, len(self.prompt.prefix)), (rows, tokens)])
 
@@ -72,6 +89,7 @@ def mse_loss(
     prompts_BT: Int[Array, "B T"],
     lengths_B: Int[Array, "B"],
     activations_BD: Float[Array, "B D"],
+    tokens: int | None = None,
 ) -> Float[Array, "B"]:
     """Direction MSE of each row, 2(1 - cos), in 0..4."""
-    return direction_mse(reconstructor(params, prompts_BT, lengths_B), activations_BD)
+    return direction_mse(reconstructor(params, prompts_BT, lengths_B, tokens), activations_BD)

@@ -6,18 +6,20 @@ Shape letters: N activations, G group, B = N * G answers, T time, D model.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.prompts import VerbalizerPrompt
 from nla_jax.lm.attention import PAD_POSITION
-from nla_jax.lm.blocks import Pieces
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.flops import forward_flops
 from nla_jax.lm.logits import TokenStatistics, token_statistics
+from nla_jax.lm.packing import Pieces, first_kept, put, take
 from nla_jax.lm.sampling import Samples, for_decoding, sample
 from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, unit
 
@@ -97,19 +99,35 @@ class Verbalizer:
         activations_ND: Float[Array, "N D"],
         responses_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
+        tokens: int | None = None,
     ) -> Float[Array, "B T D"]:
-        """The LM head's inputs that predict each answer token; B is a multiple of N, groups adjacent."""
+        """The LM head's inputs that predict each answer token.
+
+        Args:
+          params: the AV's.
+          activations_ND: one a group.
+          responses_BT: answers; B is a multiple of N, groups adjacent.
+          lengths_B: their tokens; what is returned past them is meaningless.
+          tokens: all answers' tokens, at most (see `packing.token_budget`); padding beyond is left out.
+        """
         B, T = responses_BT.shape
         steps_T = jnp.arange(T)
-        positions_BT = jnp.where(steps_T < lengths_B[:, None], self.prompt.length + steps_T, PAD_POSITION)
-        # The last answer token predicts nothing, so it is not run.
+        # The last token of an answer predicts nothing: it is padding here.
+        real_BT = steps_T < lengths_B[:, None] - 1
+        positions_BT = jnp.where(real_BT, self.prompt.length + steps_T, PAD_POSITION)
         answers = ((responses_BT[:, :-1],), (positions_BT[:, :-1],)) if T > 1 else ((), ())
-        _, (_, tail_NTD, *final_BTD) = self._run(params, activations_ND, *answers)
+        budget = tokens - B if tokens is not None else None
+        _, (_, tail_NTD, *final_BTD) = self._run(params, activations_ND, *answers, budget)
         first_B1D = jnp.repeat(tail_NTD[:, -1:], B // len(tail_NTD), axis=0)
         return jnp.concatenate([first_B1D, *final_BTD], axis=1)
 
     def _run(
-        self, params: Params, activations_ND: Array, answers: Pieces, answer_positions: Pieces
+        self,
+        params: Params,
+        activations_ND: Array,
+        answers: Pieces,
+        answer_positions: Pieces,
+        budget: int | None = None,
     ) -> tuple[Past, Pieces]:
         """One pass over the prefix (one row), marker and tail (N rows), and answers (B rows) if there are any.
 
@@ -125,6 +143,7 @@ class Verbalizer:
             (jnp.array([prompt.prefix]), tail_NT, *answers),
             (prefix_positions_1T, tail_positions_NT, *answer_positions),
             inject=self._inject(params, activations_ND),
+            tokens=None if budget is None else len(prompt.prefix) + tail_NT.size + budget,
         )
         return out.segments, out.final_BTD
 
@@ -135,10 +154,33 @@ class Verbalizer:
         responses_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
         temperature: float | Float[Array, ""] = 1.0,
+        tokens: int | None = None,
     ) -> TokenStatistics:
-        """Log-probability and entropy (nats) of every answer token; entries past a length are meaningless."""
-        final_BTD = self.hidden(params, activations_ND, responses_BT, lengths_B)
-        return token_statistics(params["lm"], self.config, final_BTD, responses_BT, temperature=temperature)
+        """Log-probability and entropy (nats) of every answer token; entries past a length are meaningless.
+
+        `tokens` is what `hidden` takes.
+        """
+        final_BTD = self.hidden(params, activations_ND, responses_BT, lengths_B, tokens)
+        return self.head_statistics(params, final_BTD, responses_BT, lengths_B, temperature, tokens)
+
+    def head_statistics(
+        self,
+        params: Params,
+        final_BTD: Float[Array, "B T D"],
+        responses_BT: Int[Array, "B T"],
+        lengths_B: Int[Array, "B"],
+        temperature: float | Float[Array, ""] = 1.0,
+        tokens: int | None = None,
+    ) -> TokenStatistics:
+        """`statistics` from what `hidden` returned."""
+        B, T = responses_BT.shape
+        head = functools.partial(token_statistics, params["lm"], self.config, temperature=temperature)
+        if tokens is None or not self.pack:
+            return head(final_BTD, responses_BT)
+        kept_M = first_kept(token_mask(lengths_B, T).reshape(-1) > 0, tokens)
+        final_M1D = take(final_BTD.reshape(B * T, 1, -1), kept_M)
+        statistics = head(final_M1D, take(responses_BT.reshape(B * T, 1), kept_M))
+        return jax.tree.map(lambda x_M1: put(x_M1, kept_M, B * T).reshape(B, T), statistics)
 
     def sample(
         self,
@@ -183,12 +225,12 @@ class Verbalizer:
             temperature=temperature,
         )
 
-    def forward_flops(self, activations: int, answers: int, tokens: int) -> float:
+    def forward_flops(self, activations: int, answers: int, tokens: int | float) -> float:
         """Model FLOPs of one forward that gives the log-probs of `answers` of `tokens` tokens each."""
         prompt = [(1, len(self.prompt.prefix)), (activations, 1 + len(self.prompt.tail))]
         return forward_flops(self.config, [*prompt, (answers, tokens)], answers * tokens)
 
-    def decode_flops(self, answers: int, tokens: int) -> float:
+    def decode_flops(self, answers: int, tokens: int | float) -> float:
         """Model FLOPs of decoding `answers` of `tokens` tokens each from a prompt that was read."""
         return forward_flops(self.config, [(answers, tokens)], answers * tokens, seen=self.prompt.length)
 
@@ -204,8 +246,11 @@ def sft_loss(
     activations_ND: Float[Array, "N D"],
     responses_BT: Int[Array, "B T"],
     lengths_B: Int[Array, "B"],
+    tokens: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Summed negative log-likelihood (nats) of the answers, and the number of tokens it is summed over."""
     mask_BT = token_mask(lengths_B, responses_BT.shape[1])
-    log_prob_BT = verbalizer.statistics(params, activations_ND, responses_BT, lengths_B).log_prob
+    log_prob_BT = verbalizer.statistics(
+        params, activations_ND, responses_BT, lengths_B, tokens=tokens
+    ).log_prob
     return -jnp.sum(log_prob_BT * mask_BT), jnp.sum(mask_BT)

@@ -3,25 +3,21 @@
 Shape letters: B batch, T time, D model, K kv heads, Dh head dim, I projection, F frequencies, L blocks.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nla_jax.lm.attention import PAD_POSITION, KVSegment, attend
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.layers import MLP, Linear, Norm
 from nla_jax.lm.moe import RoutedMLP
+from nla_jax.lm.packing import Packing, Pieces
 from nla_jax.lm.rotary import frequencies, rotary
 
 Buffer = tuple[KVSegment, Int[Array, ""]]
 """A segment with unused slots, and the slot where this call's tokens go."""
-Pieces = tuple[Array, ...]
-"""Arrays (rows, time, ...), one a piece: consecutive parts of a text, the earlier ones shared by rows of the later."""
 
 
 @flax.struct.dataclass
@@ -52,25 +48,6 @@ class LayerPattern:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *patterns)
 
 
-def join(pieces: Sequence[Array]) -> Array:
-    """Make each token of all pieces a row of its own; a lone piece stays as it is.
-
-    One row of all tokens would serve as well, but XLA:CPU shares work between cores by the leading axis.
-    """
-    if len(pieces) == 1:
-        return pieces[0]
-    return jnp.concatenate([x.reshape(-1, 1, *x.shape[2:]) for x in pieces])
-
-
-def split(joined: Array, like: Sequence[Array]) -> Pieces:
-    """Undo `join`, given any arrays with the pieces' rows and times."""
-    if len(like) == 1:
-        return (joined,)
-    ends = np.cumsum([x.shape[0] * x.shape[1] for x in like])
-    parts = jnp.split(joined, ends[:-1])
-    return tuple(part.reshape(*x.shape[:2], *joined.shape[2:]) for part, x in zip(parts, like, strict=True))
-
-
 class Attention(nn.Module):
     """Grouped-query attention of one block."""
 
@@ -80,7 +57,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BTD: Float[Array, "B T D"],
-        positions: Pieces,
+        packing: Packing,
         pattern: LayerPattern,
         past: tuple[KVSegment, ...],
         buffer: Buffer | None = None,
@@ -89,13 +66,13 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: one piece, or several that were joined.
-          positions: of each piece, (rows, time); a piece also sees the pieces before it.
+          packing: how the pieces were joined; a piece also sees the pieces before it.
           pattern: the block's.
           past: what all pieces see.
           buffer: where a lone piece is written; its segment is then the filled buffer.
         """
         config, (B, T, D) = self.config, x_BTD.shape
-        positions_BT = join(positions)
+        positions_BT = packing.join(packing.positions)
 
         def heads(name: str, count: int) -> Pieces:
             projected_BTI = Linear(count * config.head_dim, config.compute_dtype, config.qkv_bias, name=name)(
@@ -108,13 +85,13 @@ class Attention(nn.Module):
                 split_BTHD = Norm(config, name=f"{name}_norm")(split_BTHD)
             if config.positions == "rotary" and name != "value":
                 split_BTHD = rotary(split_BTHD, positions_BT, pattern.frequencies)
-            return split(split_BTHD, positions)
+            return packing.split(split_BTHD)
 
         mixed, segments = [], []
         parts = zip(
             heads("query", config.num_heads),
             *(heads(name, config.num_kv_heads) for name in ("key", "value")),
-            positions,
+            packing.positions,
             strict=True,
         )
         for query_BTHD, keys_BTKD, values_BTKD, own_BT in parts:
@@ -137,7 +114,7 @@ class Attention(nn.Module):
             )
             mixed.append(out_BTHD.reshape(*own_BT.shape, -1))
         out = Linear(D, config.compute_dtype, config.out_bias, name="out")
-        return out(join(mixed)), tuple(segments)
+        return out(packing.join(tuple(mixed))), tuple(segments)
 
 
 class Block(nn.Module):
@@ -151,7 +128,7 @@ class Block(nn.Module):
     def __call__(
         self,
         resid_BTD: Float[Array, "B T D"],
-        positions: Pieces,
+        packing: Packing,
         pattern: LayerPattern,
         past: tuple[KVSegment, ...],
         buffer: Buffer | None = None,
@@ -164,7 +141,7 @@ class Block(nn.Module):
 
         normed = norm("attention_norm", resid_BTD, absent="post")
         attention = Attention(config, name="attention")
-        mixed, segments = attention(normed, positions, pattern, past, buffer)
+        mixed, segments = attention(normed, packing, pattern, past, buffer)
         after_BTD = resid_BTD + norm("attention_post_norm", mixed, absent="pre")
         feed_forward = (RoutedMLP if self.routed else MLP)(config, name="mlp")
         read_BTD = resid_BTD if config.parallel_residual else after_BTD

@@ -20,7 +20,7 @@ def active_weights(config: LMConfig) -> int:
 
 
 def forward_flops(
-    config: LMConfig, pieces: Sequence[tuple[int, int]], unembedded: int = 0, *, seen: int = 0
+    config: LMConfig, pieces: Sequence[tuple[int, int | float]], unembedded: int | float = 0, *, seen: int = 0
 ) -> float:
     """Model FLOPs of one forward over pieces that see those before them; a training pass needs three times as many.
 
@@ -29,7 +29,7 @@ def forward_flops(
 
     Args:
       config: its blocks all run.
-      pieces: (rows, time) of each.
+      pieces: rows and (mean) time of each.
       unembedded: tokens whose logits are computed.
       seen: keys before the first piece.
     """

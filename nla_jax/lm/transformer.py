@@ -19,9 +19,10 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from nla_jax.lm.attention import PAD_POSITION, KVSegment
-from nla_jax.lm.blocks import Block, Buffer, LayerPattern, Pieces, join, split
+from nla_jax.lm.blocks import Block, Buffer, LayerPattern
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.layers import Norm
+from nla_jax.lm.packing import Packing, Pieces
 from nla_jax.mesh import keep_rows_apart
 
 Params = dict[str, Any]
@@ -92,12 +93,20 @@ class _Layout:
 
     positions: Pieces
     packed: bool
+    tokens: int | None
+
+    @functools.cached_property
+    def packings(self) -> tuple[Packing, ...]:
+        """Of each stream."""
+        if self.packed:
+            return (Packing.of(self.positions, self.tokens),)
+        return tuple(Packing((one,)) for one in self.positions)
 
     def streams(self, pieces: Pieces) -> Streams:
-        return (join(pieces),) if self.packed else pieces
+        return (self.packings[0].join(pieces),) if self.packed else pieces
 
     def pieces(self, streams: Streams) -> Pieces:
-        return split(streams[0], self.positions) if self.packed else streams
+        return self.packings[0].split(streams[0]) if self.packed else streams
 
     def inject(self, inject: Injection, streams: Streams) -> Streams:
         pieces = list(self.pieces(streams))
@@ -113,10 +122,9 @@ class _Layout:
         buffer: Buffer | None = None,
     ) -> tuple[Streams, tuple[KVSegment, ...]]:
         """One block over all streams; later streams see the segments of the earlier ones."""
-        groups = (self.positions,) if self.packed else ((one,) for one in self.positions)
         after, segments = [], ()
-        for stream_BTD, positions in zip(streams, groups, strict=True):
-            stream_BTD, fresh = block(stream_BTD, positions, pattern, (*past, *segments), buffer)
+        for stream_BTD, packing in zip(streams, self.packings, strict=True):
+            stream_BTD, fresh = block(stream_BTD, packing, pattern, (*past, *segments), buffer)
             after.append(keep_rows_apart(stream_BTD))
             segments += fresh
         return tuple(after), segments
@@ -157,6 +165,7 @@ class Transformer(nn.Module):
         inject: Injection | None = None,
         capture: tuple[int, ...] = (),
         stop_after: int | None = None,
+        tokens: int | None = None,
     ) -> Output:
         """Run the blocks.
 
@@ -169,6 +178,8 @@ class Transformer(nn.Module):
           inject: a change of the residual stream at one slot.
           capture: blocks whose residual stream is returned; EMBEDDING_LAYER is the stream that enters block 0.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
+          tokens: how many tokens of all pieces are not padding, at most; where pieces are packed, no product with a
+            weight takes more. If there are more after all, everything is NaN.
 
         Raises:
           ValueError: a layer to capture, to inject at or to stop after that is not among the blocks that run.
@@ -185,8 +196,11 @@ class Transformer(nn.Module):
                 f"cannot capture or inject at layers {outside}: blocks 0 to {last} run (and "
                 f"{EMBEDDING_LAYER} is what enters them); raise stop_after or choose other layers"
             )
-        layout = _Layout(positions, self.pack)
+        layout = _Layout(positions, self.pack, tokens)
         streams = tuple(map(self._embed, layout.streams(pieces), layout.streams(positions)))
+        if layout.packings[0].kept_M is not None:
+            # A wrong number would pass unseen.
+            streams = tuple(jnp.where(layout.packings[0].is_complete, x, jnp.nan) for x in streams)
         if inject is not None and inject.layer == EMBEDDING_LAYER:
             streams = layout.inject(inject, streams)
         resid = {EMBEDDING_LAYER: streams} if EMBEDDING_LAYER in capture else {}

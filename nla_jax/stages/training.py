@@ -1,6 +1,7 @@
 """The training stages: warm starts of AV and AR, and joint training."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from nla_jax.config import WarmStartConfig, stage_digest
 from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.evaluation.round_trip import shuffled
+from nla_jax.lm.packing import token_budget
 from nla_jax.mesh import shard_batch
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
@@ -66,8 +68,11 @@ def av_sft(run: Run) -> None:
         config,
         "av",
         lambda: TrainState.create(verbalizer.init(run.target.params), optimizer),
-        lambda state, batch: step(state, shard_batch(VerbalizerBatch(**batch), run.mesh)),
-        3 * verbalizer.forward_flops(config.batch_size, config.batch_size, codec.max_explanation_tokens),
+        lambda state, batch, tokens: step(
+            state, shard_batch(VerbalizerBatch(**batch), run.mesh), tokens=tokens
+        ),
+        codec.max_explanation_tokens,
+        functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
         rows(data),
         evaluate,
         ("loss", "gap"),
@@ -99,8 +104,11 @@ def ar_sft(run: Run) -> None:
         config,
         "ar",
         lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
-        lambda state, batch: step(state, shard_batch(ReconstructorBatch(**batch), run.mesh)),
-        3 * codec.reconstructor.forward_flops(config.batch_size, codec.max_reconstructor_tokens),
+        lambda state, batch, tokens: step(
+            state, shard_batch(ReconstructorBatch(**batch), run.mesh), tokens=tokens
+        ),
+        codec.max_reconstructor_tokens,
+        functools.partial(codec.reconstructor.forward_flops, config.batch_size),
         codec.encode(data.activations, texts),
         evaluate,
         ("loss", "held_out_fve_nrm"),
@@ -138,7 +146,8 @@ def _supervised(
     model: str,
     initial: Callable[[], TrainState],
     step: Callable,
-    step_flops: float,
+    max_length: int,
+    forward_flops: Callable[[float], float],
     rows: dict[str, np.ndarray],
     evaluate: Callable,
     shown: tuple[str, ...],
@@ -151,12 +160,13 @@ def _supervised(
     stopwatch = Stopwatch(run.config.model.dtype)
 
     def one_step(states, batch, index):
-        lap = stopwatch.lap()
-        state, metrics = step(states[model], batch)
+        lap, lengths_B = stopwatch.lap(), batch["lengths_B"]
+        pieces = {"micro_batches": config.micro_batches, "buckets": run.length_buckets}
+        state, metrics = step(states[model], batch, token_budget(lengths_B, max_length, **pieces))
         lap.until("update", metrics["loss"])
 
         def metrics_to_come():
-            speed = lap.metrics({"update": step_flops})
+            speed = lap.metrics({"update": 3 * forward_flops(lengths_B.mean())})
             examples = {"speed/examples_per_second": config.batch_size / speed["speed/update_seconds"]}
             return scalars(metrics) | speed | examples
 
@@ -210,7 +220,7 @@ def rl(run: Run) -> None:
         "rl",
         config.loop,
         initial=initial,
-        step=make_round(config, codec, reference, run.mesh, key_for(seed, "rollouts")),
+        step=make_round(config, codec, reference, run.mesh, key_for(seed, "rollouts"), run.length_buckets),
         batches=training_batches(rows, config.activations, seed),
         evaluate=evaluate,
         checkpoints=run.checkpoints("rl"),

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.verbalizer import Verbalizer, token_mask
-from nla_jax.lm.logits import exact_kl, token_statistics
+from nla_jax.lm.logits import exact_kl
 from nla_jax.training.state import LossSums, TrainState, update
 
 MAX_LOG_RATIO = 12.0
@@ -91,6 +91,7 @@ def reference_log_probs(
     verbalizer: Verbalizer,
     temperature: float = 1.0,
     micro_batches: int = 1,
+    tokens: int | None = None,
 ) -> Float[Array, "N G T"]:
     """Log-probabilities of sampled tokens under the reference, for `Rollouts`; they wait for no reward."""
 
@@ -98,7 +99,7 @@ def reference_log_probs(
         activations_MD, tokens_MGT, lengths_MG = piece
         tokens_BT = tokens_MGT.reshape(-1, tokens_MGT.shape[-1])
         statistics = verbalizer.statistics(
-            reference_params, activations_MD, tokens_BT, lengths_MG.reshape(-1), temperature
+            reference_params, activations_MD, tokens_BT, lengths_MG.reshape(-1), temperature, tokens
         )
         return statistics.log_prob.reshape(tokens_MGT.shape)
 
@@ -118,6 +119,7 @@ def grpo_step(
     optimizer: optax.GradientTransformation,
     config: PolicyLossConfig,
     micro_batches: int = 1,
+    tokens: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One policy update from recorded rollouts; the loss is averaged over all answer tokens.
 
@@ -131,6 +133,7 @@ def grpo_step(
       optimizer: static.
       config: static.
       micro_batches: divides N.
+      tokens: static; what a micro-batch's answers hold at most (`packing.token_budget`).
 
     Returns:
       The new state and metrics: loss, kl, entropy (nats a token), clip_fraction, and
@@ -147,11 +150,9 @@ def grpo_step(
         old_BT = recorded.log_probs_NGT.reshape(-1, T)
 
         def run(av_params: Any):
-            final_BTD = verbalizer.hidden(av_params, recorded.activations_ND, tokens_BT, lengths_B)
-            statistics = token_statistics(
-                av_params["lm"], verbalizer.config, final_BTD, tokens_BT, temperature=config.temperature
-            )
-            return final_BTD, statistics
+            final_BTD = verbalizer.hidden(av_params, recorded.activations_ND, tokens_BT, lengths_B, tokens)
+            answers = final_BTD, tokens_BT, lengths_B, config.temperature, tokens
+            return final_BTD, verbalizer.head_statistics(av_params, *answers)
 
         final_BTD, policy = run(params)
         if config.kl == "k3":
@@ -182,5 +183,5 @@ def grpo_step(
         total = ((loss_BT + config.kl_coefficient * kl_BT) * mask_BT).sum()
         return LossSums(total, {name: (x * mask_BT).sum() for name, x in reported.items()})
 
-    tokens = rollouts.lengths_NG.sum().astype(jnp.float32)
-    return update(state, optimizer, sums, (rollouts, advantages_NG), tokens, micro_batches)
+    denominator = rollouts.lengths_NG.sum().astype(jnp.float32)
+    return update(state, optimizer, sums, (rollouts, advantages_NG), denominator, micro_batches)

@@ -7,6 +7,7 @@ Shape letters: N activations, G group, B = N * G rollouts, T time, D model.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from nla_jax.autoencoder.prompts import decode_responses
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.data.batches import reconstructor_rows
+from nla_jax.lm.packing import token_budget
 from nla_jax.lm.sampling import Samples
 from nla_jax.mesh import shard_batch
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
@@ -73,7 +75,14 @@ class TextCodec:
         return dict(reconstructor_rows(activations_BD, texts, self.tokenizer, prompt, length))
 
 
-def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: Mesh, key: jax.Array) -> Step:
+def make_round(
+    config: RLConfig,
+    codec: TextCodec,
+    reference_params: Any,
+    mesh: Mesh,
+    key: jax.Array,
+    length_buckets: int = 1,
+) -> Step:
     """Compile one round of joint training as a step for `run_stage`.
 
     Args:
@@ -82,12 +91,13 @@ def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: 
       reference_params: the warm-start AV, best as `Verbalizer.frozen` gives it.
       mesh: rollouts are split over its data and fsdp axes.
       key: round i samples with fold_in(key, i).
+      length_buckets: of both updates; see `packing.token_budget`.
 
     Returns:
       (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics to come). The metrics add
-      reward_mean, reward_std (within groups), failed_fraction, length_mean and length_max to those of the two updates,
-      and the speed of the phases: prefill, decode, reference (where the KL is k3), ar_update (which gives the rewards)
-      and av_update on the device, texts on the host.
+      reward_mean, reward_std (within groups), failed_fraction and length_mean to those of the two updates, and the
+      speed of the phases: prefill, decode, reference (where the KL is k3), ar_update (which gives the rewards) and
+      av_update on the device, texts on the host.
     """
     verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
     temperature, pieces = config.policy.temperature, config.micro_batches
@@ -98,11 +108,14 @@ def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: 
     def write(params, past, final_ND, key):
         return verbalizer.write(params, past, final_ND, key, group=G, max_tokens=T, temperature=temperature)
 
-    @jax.jit
-    def refer(params, activations_ND, samples):
+    @functools.partial(jax.jit, static_argnames="tokens")
+    def refer(params, activations_ND, samples, tokens):
         tokens_NGT, lengths_NG = samples.tokens_BT.reshape(-1, G, T), samples.lengths_B.reshape(-1, G)
         static = {"verbalizer": verbalizer, "temperature": temperature, "micro_batches": pieces}
-        return reference_log_probs(params, activations_ND, tokens_NGT, lengths_NG, **static)
+        return reference_log_probs(params, activations_ND, tokens_NGT, lengths_NG, tokens=tokens, **static)
+
+    def budget(lengths_B, max_length: int) -> int | None:
+        return token_budget(np.asarray(lengths_B), max_length, micro_batches=pieces, buckets=length_buckets)
 
     @jax.jit
     def score(activations_ND, samples, mse_B, weights_B, reference_NGT):
@@ -128,7 +141,6 @@ def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: 
             "reward_std": rewards_NG.std(axis=1).mean(),
             "failed_fraction": failed_B.mean(),
             "length_mean": samples.lengths_B.mean(),
-            "length_max": samples.lengths_B.max(),
         }
         return rollouts, metrics
 
@@ -159,20 +171,20 @@ def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: 
         lap = stopwatch.lap()
         activations_ND = shard_batch(batch["activations_BD"], mesh)
         samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), lap)
-        reference_NGT = None
-        if config.policy.kl == "k3":
-            reference_NGT = refer(reference_params, activations_ND, samples)
-            lap.until("reference", reference_NGT)
-        jax.block_until_ready(samples)
+        reference_NGT, answer_tokens = None, budget(samples.lengths_B, T)
         started = time.perf_counter()
+        if config.policy.kl == "k3":
+            reference_NGT = refer(reference_params, activations_ND, samples, tokens=answer_tokens)
+            lap.until("reference", reference_NGT)
         rows = codec.encode(np.repeat(batch["activations_BD"], G, axis=0), codec.decode(samples))
         ar_batch = ReconstructorBatch(**shard_batch(rows, mesh))
         texts_seconds = time.perf_counter() - started
-        ar, ar_metrics = ar_step(states["ar"], ar_batch)
+        prompt_tokens = budget(rows["lengths_B"], codec.max_reconstructor_tokens)
+        ar, ar_metrics = ar_step(states["ar"], ar_batch, tokens=prompt_tokens)
         lap.until("ar_update", ar_metrics["loss"])
         mse_B, weights_B = ar_metrics["mse_nrm_B"], ar_batch.weights_B
         rollouts, scores = score(activations_ND, samples, mse_B, weights_B, reference_NGT)
-        av, av_metrics = av_step(states["av"], rollouts, reference_params)
+        av, av_metrics = av_step(states["av"], rollouts, reference_params, tokens=answer_tokens)
         lap.until("av_update", av_metrics["loss"])
 
         def metrics() -> dict[str, float]:
@@ -182,12 +194,12 @@ def make_round(config: RLConfig, codec: TextCodec, reference_params: Any, mesh: 
             bad_steps = max(int(x["bad_steps"]) for x in (av_metrics, ar_metrics))
             row = scalars(named | scores | {"bad_steps": bad_steps})
             N = len(activations_ND)
-            answers = verbalizer.forward_flops(N, N * G, T)
+            answers = verbalizer.forward_flops(N, N * G, row["length_mean"])
             flops = {
                 "prefill": verbalizer.forward_flops(N, N, 0),
-                "decode": verbalizer.decode_flops(N * G, int(row["length_max"])),
+                "decode": verbalizer.decode_flops(N * G, row["length_mean"]),
                 "reference": answers,
-                "ar_update": 3 * codec.reconstructor.forward_flops(*ar_batch.prompts_BT.shape),
+                "ar_update": 3 * codec.reconstructor.forward_flops(N * G, rows["lengths_B"].mean()),
                 "av_update": 3 * answers,
             }
             if reference_NGT is None:

@@ -1,6 +1,7 @@
 """The two supervised steps: AV fine-tuning on explanations, AR regression on activations.
 
-Both are pure: (state, batch) -> (state, metrics). `jit_step` compiles them with the state donated.
+Both are pure: (state, batch) -> (state, metrics). `jit_step` compiles them with the state donated. `tokens` is what a
+micro-batch holds at most (`packing.token_budget`), so that padding beyond costs nothing; None computes it all.
 """
 
 from collections.abc import Callable
@@ -42,11 +43,13 @@ def av_sft_step(
     verbalizer: Verbalizer,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
+    tokens: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One supervised AV update; the loss is the mean negative log-likelihood a token, in nats."""
 
     def sums(params: Any, piece: VerbalizerBatch) -> LossSums:
-        loss, _ = sft_loss(verbalizer, params, piece.activations_BD, piece.responses_BT, piece.lengths_B)
+        rows = piece.activations_BD, piece.responses_BT, piece.lengths_B
+        loss, _ = sft_loss(verbalizer, params, *rows, tokens)
         return LossSums(loss)
 
     return update(state, optimizer, sums, batch, batch.lengths_B.sum().astype("float32"), micro_batches)
@@ -59,6 +62,7 @@ def ar_mse_step(
     reconstructor: Reconstructor,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
+    tokens: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One AR regression update; the loss is the mean direction MSE over rows with weight.
 
@@ -67,16 +71,17 @@ def ar_mse_step(
     """
 
     def sums(params: Any, piece: ReconstructorBatch) -> LossSums:
-        mse_B = mse_loss(reconstructor, params, piece.prompts_BT, piece.lengths_B, piece.activations_BD)
+        rows = piece.prompts_BT, piece.lengths_B, piece.activations_BD
+        mse_B = mse_loss(reconstructor, params, *rows, tokens)
         return LossSums((mse_B * piece.weights_B).sum(), per_row={"mse_nrm_B": mse_B})
 
     return update(state, optimizer, sums, batch, batch.weights_B.sum(), micro_batches)
 
 
 def jit_step(step: Callable, **static: Any) -> Callable:
-    """Compile a step with its static arguments bound and its state donated."""
+    """Compile a step with its static arguments bound and its state donated; `tokens` is given with each call."""
 
-    def bound(state, *args):
-        return step(state, *args, **static)
+    def bound(state, *args, tokens=None):
+        return step(state, *args, tokens=tokens, **static)
 
-    return jax.jit(bound, donate_argnums=0)
+    return jax.jit(bound, donate_argnums=0, static_argnames="tokens")

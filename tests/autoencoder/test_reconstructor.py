@@ -51,13 +51,17 @@ def test_parameters_are_the_first_blocks_and_a_head(tiny_lm, reconstructor):
     np.testing.assert_array_equal(params["head"]["kernel"], np.eye(32))
 
 
-def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts):
+@pytest.mark.parametrize("spare", [None, 0])
+def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts, spare):
     ids, lengths = prompts
+    tokens = None if spare is None else int(lengths.sum()) + spare
+    assert tokens is None or tokens < ids.size
     params = reconstructor.init(tiny_lm.params)
     params["head"]["kernel"] += 0.1 * jnp.asarray(RNG.standard_normal((32, 32)), jnp.float32)
 
     def shared(params):
-        return mse_loss(dataclasses.replace(reconstructor, remat=True), params, ids, lengths, TARGETS).sum()
+        saving = dataclasses.replace(reconstructor, remat=True)
+        return mse_loss(saving, params, ids, lengths, TARGETS, tokens).sum()
 
     def plain(params):
         stream = plain_stream(reconstructor.config, params["lm"], reconstructor.prompt.prefix, ids, lengths)

@@ -79,12 +79,18 @@ def assert_trees_close(actual, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("group", "injection"),
-    [(3, {}), (1, {"layer": 0, "affine": True}), (3, {"layer": 0, "mode": "add"})],
+    ("group", "injection", "spare"),
+    [
+        (3, {}, None),
+        (1, {"layer": 0, "affine": True}, None),
+        (3, {"layer": 0, "mode": "add"}, None),
+        (3, {"layer": 0}, 0),
+        (3, {}, 11),
+    ],
     ids=str,
 )
-def test_shared_computation_equals_whole_rows(small, group, injection):
-    """Loss, and gradients for every weight and the activations, as if nothing had been shared."""
+def test_shared_computation_equals_whole_rows(small, group, injection, spare):
+    """Loss, and gradients for every weight and the activations, as if nothing had been shared or left out."""
     verbalizer = make(small, **injection)
     params = verbalizer.init(small.params)
     if "affine" in params:
@@ -92,8 +98,10 @@ def test_shared_computation_equals_whole_rows(small, group, injection):
         params["affine"]["bias"] += 0.5
     ids, lengths = responses(verbalizer, small, 2 * group)
 
+    tokens = None if spare is None else int(lengths.sum()) + spare
+
     def shared(params, activations):
-        return sft_loss(verbalizer, params, activations, ids, lengths)[0]
+        return sft_loss(verbalizer, params, activations, ids, lengths, tokens)[0]
 
     def plain(params, activations):
         return plain_loss(verbalizer, params, activations, ids, lengths)
@@ -102,6 +110,14 @@ def test_shared_computation_equals_whole_rows(small, group, injection):
         jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, ACTIVATIONS) for f in (shared, plain)
     )
     assert_trees_close(values, expected)
+
+
+def test_a_budget_that_holds_not_all_tokens_gives_nothing(small):
+    verbalizer = make(small)
+    ids, lengths = responses(verbalizer, small, 6)
+    tokens = int(lengths.sum()) - 1
+    loss, _ = sft_loss(verbalizer, verbalizer.init(small.params), ACTIVATIONS, ids, lengths, tokens)
+    assert np.isnan(loss)
 
 
 def test_statistics_equal_whole_rows(small):

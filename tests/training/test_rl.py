@@ -66,7 +66,7 @@ def test_speed_of_every_phase_is_logged_beside_the_metrics(rounds):
     assert row["speed/decode_tokens_per_second"] * seconds["decode"] == pytest.approx(tokens)
     # All phases are measured against one peak, so model FLOPs are proportional to utilisation times seconds.
     verbalizer = codec.verbalizer
-    expected = 3 * verbalizer.forward_flops(2, 6, 12) / verbalizer.forward_flops(2, 2, 0)
+    expected = 3 * verbalizer.forward_flops(2, 6, row["length_mean"]) / verbalizer.forward_flops(2, 2, 0)
     used = {phase: row[f"speed/{phase}_mfu"] * seconds[phase] for phase in ("prefill", "av_update")}
     assert used["av_update"] / used["prefill"] == pytest.approx(expected)
 

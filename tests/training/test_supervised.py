@@ -15,6 +15,7 @@ from nla_jax.autoencoder.prompts import (
 )
 from nla_jax.autoencoder.reconstructor import Reconstructor, mse_loss
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer, sft_loss
+from nla_jax.lm.packing import token_budget
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -54,16 +55,16 @@ def ar(tiny_lm):
     return reconstructor, reconstructor.init(tiny_lm.params), batch
 
 
-def av_run(av, batch=None, **options):
+def av_run(av, batch=None, tokens=None, **options):
     verbalizer, params, own = av
     step = compiled(av_sft_step, verbalizer=verbalizer, optimizer=OPTIMIZER, **options)
-    return step(TrainState.create(params, OPTIMIZER), batch or own)
+    return step(TrainState.create(params, OPTIMIZER), batch or own, tokens=tokens)
 
 
-def ar_run(ar, batch=None, **options):
+def ar_run(ar, batch=None, tokens=None, **options):
     reconstructor, params, own = ar
     step = compiled(ar_mse_step, reconstructor=reconstructor, optimizer=OPTIMIZER, **options)
-    return step(TrainState.create(params, OPTIMIZER), batch or own)
+    return step(TrainState.create(params, OPTIMIZER), batch or own, tokens=tokens)
 
 
 def assert_same_update(left, right):
@@ -83,6 +84,17 @@ def test_micro_batches_change_nothing_in_the_av(av, micro_batches):
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_micro_batches_change_nothing_in_the_ar(ar, micro_batches):
     assert_same_update(ar_run(ar, micro_batches=micro_batches), ar_run(ar))
+
+
+@pytest.mark.parametrize(("run", "model"), [(av_run, "av"), (ar_run, "ar")])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_padding_left_out_changes_nothing(run, model, micro_batches, request):
+    model = request.getfixturevalue(model)
+    tokens_BT = jax.tree.leaves(model[2])[1 if run is av_run else 0]
+    lengths_B = np.asarray(model[2].lengths_B)
+    tokens = token_budget(lengths_B, tokens_BT.shape[1], micro_batches=micro_batches, buckets=16)
+    assert tokens is not None
+    assert_same_update(run(model, tokens=tokens, micro_batches=micro_batches), run(model))
 
 
 def test_av_loss_is_the_mean_over_tokens_of_unlike_rows(av):
