@@ -1,6 +1,7 @@
 """Export AV and AR of a run in the reference project's layout, or show how the tensors of a model are named.
 
-A run becomes DIRECTORY/av and DIRECTORY/ar. Models in that layout need no conversion: see experiments/verbalize.py.
+A run becomes DIRECTORY/av and DIRECTORY/ar; adapters are merged into the weights, or with --adapters written alone, in
+PEFT's format. Models in that layout need no conversion: see experiments/verbalize.py.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from nla_jax.cli import use_compilation_cache
 from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME, NLAMeta
 from nla_jax.interop.names import tensor_names
-from nla_jax.interop.runs import export_run
+from nla_jax.interop.runs import export_adapters, export_run
 from nla_jax.lm.config_files import config_from_hf
 from nla_jax.run import Run
 
@@ -25,6 +26,9 @@ def main() -> None:
     parser.add_argument("directory", type=Path, nargs="?", help="where to write; not needed with --dry-run")
     parser.add_argument("--warm-start", action="store_true", help="export the models before joint training")
     parser.add_argument("--step", type=int, help="round of joint training; default: the best by the judge")
+    parser.add_argument(
+        "--adapters", action="store_true", help="write the adapters alone (runs with lora.rank)"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the names of the tensors, write nothing"
@@ -39,7 +43,11 @@ def main() -> None:
             parser.error("give a directory to write to, or --dry-run")
         run = Run(read_config(args.source / "config.json"), args.source)
         stage = "warm_start" if args.warm_start else "rl"
-        notes = export_run(run, args.directory, stage=stage, step=args.step, dtype=args.dtype)
+        if args.adapters:
+            export_adapters(run, args.directory, stage=stage, step=args.step)
+            notes = []
+        else:
+            notes = export_run(run, args.directory, stage=stage, step=args.step, dtype=args.dtype)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"AV and AR are in {args.directory.resolve()}")

@@ -16,6 +16,7 @@ from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.evaluation.round_trip import EvaluationConfig
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.lora import LoraConfig
 from nla_jax.mesh import MeshConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
@@ -107,6 +108,8 @@ class WarmStartConfig:
     batch_size: int = 16
     micro_batches: int = 1
     """Pieces an update is cut into; divides the batch size."""
+    length_buckets: int = 8
+    """See `RLConfig`."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -137,9 +140,8 @@ class ExperimentConfig:
     """Longest AV answer, closing included; longer ones are cut and have failed."""
     max_reconstructor_tokens: int = 64
     """Longest AR prompt after its shared prefix."""
-    length_buckets: int = 8
-    """Programs that a training step is compiled to at most, for batches with more or fewer tokens, so that padding
-    costs little; 1 compiles one, for full length. On one device only."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters of AV and AR in place of all their parameters; see `lm/lora.py`."""
     av_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=100, evaluate_every=25, checkpoint_every=50))
     ar_sft: ReconstructorWarmStartConfig = ReconstructorWarmStartConfig(
         LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100)
@@ -154,7 +156,7 @@ class ExperimentConfig:
 STAGES = {
     "extract": ("seed", "model", "corpus", "data", "extraction"),
     "explain": ("explainer", "templates"),
-    "av_sft": ("injection", "max_explanation_tokens", "av_sft"),
+    "av_sft": ("injection", "lora", "max_explanation_tokens", "av_sft"),
     "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
     "rl": ("rl",),
     "evaluate": ("evaluation",),
@@ -167,7 +169,7 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
     """Hash of the config fields that define a stage's result: its own and those of the stages before it.
 
     Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
-    scanned, and how many RL rounds there are.
+    scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched.
     """
     fields: dict[str, Any] = {}
     for name, own in STAGES.items():
@@ -178,8 +180,13 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         del fields["model"][choice]
     if not config.data.is_given:
         del fields["data"]  # as if there were no such field
+    if not config.lora.rank:
+        fields.pop("lora", None)  # likewise
+    for stage in ("av_sft", "ar_sft", "rl"):
+        if stage in fields:
+            del fields[stage]["loop"]["keep_checkpoints"], fields[stage]["length_buckets"]
     if "rl" in fields:
-        del fields["rl"]["loop"]["steps"]
+        del fields["rl"]["loop"]["steps"], fields["rl"]["guards"]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -231,9 +238,10 @@ def _build(kind: type, values: dict[str, Any]) -> Any:
         raise ValueError(
             f"unknown config fields {unknown} of {kind.__name__}: the run was made by another version"
         )
-    return kind(
-        **{
-            name: _build(fields[name].type, value) if isinstance(value, dict) else value
-            for name, value in values.items()
-        }
-    )
+
+    def field(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _build(fields[name].type, value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: field(name, value) for name, value in values.items()})

@@ -5,11 +5,12 @@ Axes: "data" splits batches, "fsdp" splits batches and weights, "tensor" splits 
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,6 +30,11 @@ PARTITION_RULES = (
     (r"embed/embedding$", P(None, "fsdp")),
     (r"(query|key|value|gate|up|lm_head)/kernel$", P("fsdp", "tensor")),
     (r"(out|down)/kernel$", P("tensor", "fsdp")),
+    # Adapters as the sides of the kernels that they add to; their rank stays whole.
+    (r"(query|key|value|gate|up)/lora_a$", P("fsdp", None)),
+    (r"(query|key|value|gate|up)/lora_b$", P(None, "tensor")),
+    (r"(out|down)/lora_a$", P("tensor", None)),
+    (r"(out|down)/lora_b$", P(None, "fsdp")),
     # Stacked experts are split within each expert, as the layers they stand for.
     (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"mlp/down$", P(None, "tensor", "fsdp")),
@@ -58,28 +64,38 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     return jax.make_mesh(tuple(sizes), axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
-    """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped."""
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh, *, gathered: bool = False) -> P:
+    """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped.
+
+    Args:
+      path: of the parameter.
+      shape: likewise.
+      mesh: what it is placed on.
+      gathered: whether it is whole along fsdp.
+    """
     if "blocks" in path.split("/"):
         # Stacked blocks are split as each alone would be.
-        return P(None, *parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh))
+        rest = parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh, gathered=gathered)
+        return P(None, *rest)
     spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     if len(spec) > len(shape):
         return P()
 
     def fits(axes: Any, size: int) -> bool:
         names = axes if isinstance(axes, tuple) else (axes,)
+        if gathered and "fsdp" in names:
+            return False
         return axes is not None and size % int(np.prod([mesh.shape[name] for name in names])) == 0
 
     return P(*(axes if fits(axes, size) else None for axes, size in zip(spec, shape, strict=False)))
 
 
-def tree_shardings(tree: Any, mesh: AnyMesh) -> Any:
+def tree_shardings(tree: Any, mesh: AnyMesh, *, gathered: bool = False) -> Any:
     """The sharding of every leaf of a parameter or training-state tree (optimizer moments follow their weights)."""
 
     def sharding(path, leaf):
         name = "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
-        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh, gathered=gathered))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -87,20 +103,67 @@ def tree_shardings(tree: Any, mesh: AnyMesh) -> Any:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Place host arrays with their rows split over the data and fsdp axes.
 
+    Args:
+      batch: arrays of all rows; each process of a run holds the same.
+      mesh: of the run.
+
     Raises:
       ValueError: rows that the two axes do not divide.
     """
+    return jax.tree.map(lambda array: _place(array, len(array), mesh, jax.device_put), batch)
+
+
+def shard_own_rows(batch: Any, count: int, mesh: Mesh) -> Any:
+    """As `shard_batch`, from the rows of `own_rows(count, mesh)` alone, which differ from process to process."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (count, *array.shape[1:]))
+
+    return jax.tree.map(lambda array: _place(array, count, mesh, put), batch)
+
+
+def _place(array: np.ndarray, count: int, mesh: Mesh, put: Callable) -> jax.Array:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if count % ways:
+        raise ValueError(
+            f"a batch of {count} rows does not divide over data * fsdp = {ways} devices; use a multiple of {ways}"
+        )
+    return put(array, NamedSharding(mesh, BATCH))
 
-    def place(array):
-        if array.shape[0] % ways:
-            raise ValueError(
-                f"a batch of {array.shape[0]} rows does not divide over data * fsdp = {ways} devices; "
-                f"use a multiple of {ways}"
-            )
-        return jax.device_put(array, NamedSharding(mesh, BATCH))
 
-    return jax.tree.map(place, batch)
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices, in order."""
+    indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((count,)).values()
+    spans = sorted({rows.indices(count)[:2] for (rows,) in indices})
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def own_part(batch: Any) -> Any:
+    """The rows of a placed batch that lie on this process's devices, on the host."""
+
+    def part(array: jax.Array) -> np.ndarray:
+        shards = {shard.index[0].indices(len(array))[0]: shard for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+    return jax.tree.map(part, batch)
+
+
+def to_host(batch: Any) -> Any:
+    """All rows of placed arrays, on the host of every process, which all have to ask for them."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(batch, tiled=True)
+    return jax.tree.map(np.asarray, batch)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Move parameters or training states to where the partition rules want them; what is there already is donated."""
+    return jax.jit(lambda x: x, out_shardings=tree_shardings(tree, mesh), donate_argnums=0)(tree)
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process of the run has come here, for instance because one has written what all will read."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def keep_rows_apart(x: jax.Array, *, looked_up: bool = False) -> jax.Array:

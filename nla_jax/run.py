@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from nla_jax.autoencoder.prompts import build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
@@ -20,6 +21,7 @@ from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.round_trip import Moments, RoundTrip
 from nla_jax.lm.attention_kernels import check_implementation
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.lora import Base, attach, init_adapters
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.lm.weights import LanguageModel, load_language_model
 from nla_jax.mesh import make_mesh, tree_shardings
@@ -27,6 +29,7 @@ from nla_jax.training.checkpoint import Checkpoints, restore_params
 from nla_jax.training.loop import return_freed_memory
 from nla_jax.training.metrics_log import MetricsLog
 from nla_jax.training.rl import TextCodec
+from nla_jax.training.state import TrainState
 
 
 def key_for(seed: int, purpose: str) -> jax.Array:
@@ -48,7 +51,9 @@ class Run:
     @functools.cached_property
     def target(self) -> LanguageModel:
         """The target LM, its weights placed on the mesh as they are read; `release_target` frees them."""
-        lm = load_language_model(self.config.model.path, mesh=self.mesh)
+        lora = self.config.lora
+        dtype = lora.base_dtype if lora.rank else "float32"
+        lm = load_language_model(self.config.model.path, mesh=self.mesh, dtype=dtype)
         return dataclasses.replace(lm, params=self.arranged(lm.params))
 
     def arranged(self, params: Any) -> Any:
@@ -65,10 +70,30 @@ class Run:
         return dataclasses.replace(self.target, params={})
 
     def release_target(self) -> None:
-        """Let go of the target's weights; the next use of `target` reads them again."""
+        """Let go of the target's weights, unless adapters need them; the next use of `target` reads them again."""
         assert self.lm.name  # what stays must be there before the rest goes
-        self.__dict__.pop("target", None)
+        if not self.config.lora.rank:
+            self.__dict__.pop("target", None)
         return_freed_memory()
+
+    @functools.cached_property
+    def bases(self) -> dict[str, Base]:
+        """The frozen weights of "av" and "ar" where adapters are trained, which are the target's own; else nothing."""
+        if not self.config.lora.rank:
+            return {}
+        lm, scale = self.target.params, self.config.lora.scale
+        return {
+            "av": Base(lm, scale),
+            "ar": Base(self.codec.reconstructor.init(lm)["lm"], scale),
+        }
+
+    def initial_state(self, model: str, optimizer: optax.GradientTransformation) -> TrainState:
+        """The "av" or "ar" as its warm start begins."""
+        part = {"av": self.codec.verbalizer, "ar": self.codec.reconstructor}[model]
+        params, lora = part.init(self.target.params), self.config.lora
+        if lora.rank:
+            params = init_adapters(lora, params, key_for(self.config.seed, f"{model} lora"))
+        return TrainState.create(params, optimizer)
 
     @functools.cached_property
     def lm_config(self) -> LMConfig:
@@ -103,11 +128,6 @@ class Run:
             config.max_explanation_tokens,
             config.max_reconstructor_tokens,
         )
-
-    @property
-    def length_buckets(self) -> int:
-        """What the config says; 1 where pieces are not packed, which leaves no padding out."""
-        return self.config.length_buckets if self.mesh.size == 1 else 1
 
     @functools.cached_property
     def tokens(self) -> Tokens:
@@ -165,7 +185,11 @@ class Run:
     def checkpoints(self, stage: str) -> Checkpoints:
         """Checkpoints of a training stage."""
         return Checkpoints(
-            self.directory / "checkpoints" / stage, digest=stage_digest(self.config, stage), keep=1
+            self.directory / "checkpoints" / stage,
+            digest=stage_digest(self.config, stage),
+            keep=getattr(self.config, stage).loop.keep_checkpoints,
+            # Cores that write would be missing where they compute.
+            background=jax.default_backend() != "cpu",
         )
 
     def warm_start_params(self, model: str) -> Any:
@@ -173,10 +197,18 @@ class Run:
         return self.trained_params(f"{model}_sft", model)
 
     def trained_params(self, stage: str, model: str, step: int | None = None) -> Any:
-        """Parameters of "av" or "ar" from a checkpoint of a stage, the latest by default."""
+        """Parameters of "av" or "ar" from a checkpoint of a stage, the latest by default; adapters with their base."""
+        return self.attached(model, self.restored_params(stage, model, step))
+
+    def restored_params(self, stage: str, model: str, step: int | None = None) -> Any:
+        """What was trained of "av" or "ar", from a checkpoint of a stage, the latest by default."""
         checkpoints = self.checkpoints(stage)
         step = step or checkpoints.latest()
         return self.arranged(restore_params(checkpoints.directory, model, step, self.mesh))
+
+    def attached(self, model: str, trained: Any) -> Any:
+        """The whole parameters of "av" or "ar" from what is trained of them."""
+        return attach(self.bases.get(model), trained)
 
     def timings(self) -> dict[str, float]:
         """Seconds that each finished stage took."""
@@ -184,7 +216,9 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a file of the run directory, atomically."""
+        """Write a file of the run directory, atomically; of several processes the first does."""
+        if jax.process_index() > 0:
+            return
         path = self.directory / name
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -18,13 +18,16 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("av_sft", "ar_sft", "rl")
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+def write_corpus(path: Path) -> Path:
     documents = load_corpus("docstrings", max_documents=64)
     rows = ({"id": d.id, "text": d.text, "genre": d.genre} for d in documents)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "texts.jsonl")
 
 
 def command(script: str, model: Path, corpus: Path, run_dir: Path, *more: str) -> list[str]:
@@ -125,8 +128,8 @@ def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, tiny_model_dir, c
         ), name
 
 
-def kill_when(arguments: list[str], condition) -> None:
-    """Start a run and SIGKILL it at the first moment that `condition()` holds."""
+def stop_when(arguments: list[str], condition, by: signal.Signals = signal.SIGKILL) -> int:
+    """Start a run, send it a signal at the first moment that `condition()` holds, and return its exit status."""
     process = subprocess.Popen(
         arguments, env=environment(1), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -134,9 +137,10 @@ def kill_when(arguments: list[str], condition) -> None:
         while process.poll() is None and not condition():
             time.sleep(0.001)
         assert process.poll() is None, "the run ended before the moment to kill it came"
+        process.send_signal(by)
+        return process.wait(timeout=300)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
 
 
 def test_killed_run_goes_on_bit_for_bit(finished_run, tiny_model_dir, corpus, tmp_path):
@@ -152,10 +156,12 @@ def test_killed_run_goes_on_bit_for_bit(finished_run, tiny_model_dir, corpus, tm
         # A save in progress: Orbax writes under a temporary name and renames at the end.
         return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
-    kill_when(arguments, lambda: len(list((run_dir / "data" / "base").glob("*.yaml"))) >= 1)
-    kill_when(arguments, lambda: saving("av_sft"))
-    kill_when(arguments, lambda: rows("ar_sft") >= 4)
-    kill_when(arguments, lambda: rows("rl") >= 3 and saving("rl"))
+    stop_when(arguments, lambda: len(list((run_dir / "data" / "base").glob("*.yaml"))) >= 1)
+    stop_when(arguments, lambda: saving("av_sft"))
+    # A machine that is taken back asks first, and gets a status that says so.
+    assert stop_when(arguments, lambda: rows("ar_sft") >= 4, signal.SIGTERM) == 75
+    assert (run_dir / "checkpoints" / "ar_sft").is_dir()
+    stop_when(arguments, lambda: rows("rl") >= 3 and saving("rl"))
     finish(arguments)
     assert read_metrics(run_dir) == read_metrics(finished_run)
     ours, theirs = (json.loads((d / "evaluation.json").read_text()) for d in (run_dir, finished_run))

@@ -19,7 +19,10 @@ from nla_jax.autoencoder.prompts import VerbalizerPrompt
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import init_params
-from nla_jax.mesh import MeshConfig, make_mesh, parameter_spec, shard_batch, tree_shardings
+from jax.sharding import NamedSharding
+from nla_jax.mesh import BATCH, MeshConfig, make_mesh, parameter_spec, shard_batch, tree_shardings
+from nla_jax.planning.hlo import read_traffic
+from nla_jax.training.rl import sampling_weights
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import VerbalizerBatch, av_sft_step, jit_step
 
@@ -43,7 +46,8 @@ optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=0).build()
 params = verbalizer.init(init_params(config, jax.random.key(0)))
 step = jit_step(av_sft_step, verbalizer=verbalizer, optimizer=optimizer)
 
-apart = jit_step(av_sft_step, verbalizer=dataclasses.replace(verbalizer, pack=False), optimizer=optimizer)
+apart_av = dataclasses.replace(verbalizer, pack=False)
+apart = jit_step(av_sft_step, verbalizer=apart_av, optimizer=optimizer)
 
 def run(place, step=step):
     state, metrics = place(TrainState.create(params, optimizer), batch)
@@ -69,6 +73,25 @@ for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4)]:
         )
     error = max(float(np.abs(flat[k] - expected[k]).max()) for k in expected)
     report["kept_apart"][str(sizes)] = [loss, norm, error]
+
+report["decode"] = {}
+for sizes in [(1, 8, 1), (1, 4, 2)]:
+    mesh = make_mesh(MeshConfig(*sizes))
+    rows = NamedSharding(mesh, BATCH)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, tree_shardings(params, mesh))
+        activations = shard_batch(np.ones((8, 16), np.float32), mesh)
+        for gather in (True, False):
+            weights = jax.jit(lambda p: sampling_weights(apart_av, p, mesh, gather=gather))(placed)
+            write = jax.jit(
+                lambda w, past, final: apart_av.write(w, past, final, jax.random.key(0), group=1, max_tokens=5),
+                out_shardings=rows,
+            )
+            prompt = jax.jit(apart_av.read)(weights, activations)
+            text = write.lower(weights, *prompt).compile().as_text()
+            sizes_of = [c.size for c in read_traffic(text).collectives]
+            tokens = write(weights, *prompt).tokens_BT
+            report["decode"][f"{sizes} {gather}"] = [max(sizes_of, default=0), np.asarray(tokens).tolist()]
 
 mesh = make_mesh(MeshConfig(2, 2, 2))
 paths = {
@@ -146,6 +169,17 @@ def test_a_step_whose_rows_are_kept_apart_equals_the_single_device_step(report, 
     loss, norm, error = report["kept_apart"][sizes]
     np.testing.assert_allclose([loss, norm], report["single"], rtol=1e-5)
     assert error < 1e-6
+
+
+def test_no_weight_moves_while_tokens_are_sampled_once_it_was_gathered(report):
+    # Bytes: all that devices have to tell each other is whether every row has ended.
+    largest, tokens = report["decode"]["(1, 8, 1) True"]
+    assert largest <= 8
+    split, same = report["decode"]["(1, 8, 1) False"]
+    assert split >= 16 * 16 * 4
+    # Along the tensor axis what moves are the tokens' own vectors and logits, 2 rows a device.
+    assert report["decode"]["(1, 4, 2) True"][0] <= 2 * 64 * 4
+    assert tokens == same == report["decode"]["(1, 4, 2) True"][1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 PATIENCE = 120.0
-"""Seconds after which a comparison is not repeated more than three times."""
+"""Seconds after which a comparison is not repeated more than twice."""
 
 
 class Disagreement(RuntimeError):
@@ -62,20 +62,20 @@ class Comparison:
 
 
 def alternate(*runs: Callable[[], Any], repeats: int) -> list[list[float]]:
-    """Seconds of `repeats` runs of each, taken in turn after one run of each that does not count.
+    """Seconds of `repeats` runs of each, taken in turn.
 
-    Long runs are repeated three times at least and no more than fill PATIENCE. The callables return when their work
-    is done.
+    Each counts after one run of its own that does not: memory that one side gave up while the other ran has to be
+    taken back from the system first, which a training loop does once and a benchmark in turns would do every time.
+    Long runs are repeated twice at least and no more than fill PATIENCE. The callables return when their work is done.
     """
-    for run in runs:
-        run()
     times: list[list[float]] = [[] for _ in runs]
     gc.collect()
     started = time.perf_counter()
     for index in range(repeats):
-        if index >= 3 and time.perf_counter() - started > PATIENCE:
+        if index >= 2 and time.perf_counter() - started > PATIENCE:
             break
         for run, seconds in zip(runs, times, strict=True):
+            run()
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)

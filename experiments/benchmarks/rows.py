@@ -190,10 +190,10 @@ class EndlessCodec(TextCodec):
 
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
-    def decode(self, samples: Any) -> list[str | None]:
+    def decode(self, tokens_BT: np.ndarray, *_: np.ndarray) -> list[str | None]:
         """All texts."""
-        self.seen[:] = [np.asarray(samples.tokens_BT)]
-        return self.texts(samples.tokens_BT)
+        self.seen[:] = [tokens_BT]
+        return self.texts(tokens_BT)
 
     def texts(self, tokens_BT: np.ndarray) -> list[str]:
         """Texts of answers, without their last token, in place of the closing one."""
@@ -231,9 +231,9 @@ def round_(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
 
     def ours() -> dict[str, Any]:
         nonlocal states, index
-        states, metrics = jax.block_until_ready(run(states, batch, index))
+        states, metrics = run(states, batch, index)
         index += 1
-        return metrics
+        return metrics()
 
     limits = {"ar_loss": 0.02, "ar_grad_norm": 0.1, "av_grad_norm": 0.1}
     # In the first round the policy is the reference; only the second one has a KL.

@@ -20,7 +20,7 @@ from nla_jax.data.splits import hash_fraction
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits
 from nla_jax.lm.transformer import Params, Transformer
-from nla_jax.mesh import shard_batch
+from nla_jax.mesh import shard_batch, to_host
 
 CONTINUATION_TOKENS = 16
 """Tokens of the true continuation that are kept for reading along."""
@@ -150,8 +150,7 @@ def extract(
             tokens_BT[row, : len(context.tokens)] = context.tokens
             positions_BP[row, : len(context.positions)] = context.positions
         activations_BPD, top_BPK = run(params, *shard_batch((tokens_BT, positions_BP), mesh))
-        activations_BPD = np.asarray(activations_BPD, np.float32)
-        top_BPK = None if top_BPK is None else np.asarray(top_BPK)
+        activations_BPD, top_BPK = to_host((activations_BPD, top_BPK))
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for row, context in enumerate(batch):
             whole = context.tokens + context.continuation

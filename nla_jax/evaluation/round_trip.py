@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nla_jax.autoencoder import metrics
 from nla_jax.data.batches import evaluation_batches
 from nla_jax.data.dataset import ActivationDataset
-from nla_jax.mesh import shard_batch
+from nla_jax.mesh import shard_batch, to_host
 from nla_jax.training.rl import TextCodec
 
 FIXED_TEXT = "This text is about a general topic and goes on with common words."
@@ -77,15 +77,16 @@ class RoundTrip:
         """One explanation for each activation, None where extraction failed; `desc` shows a progress bar."""
         texts: list[str | None] = []
         batches = evaluation_batches({"activations_BD": activations_ND}, self.batch_size)
+        quiet = desc is None or jax.process_index() > 0
         with tqdm(
-            total=len(activations_ND), desc=desc, unit="text", dynamic_ncols=True, disable=desc is None
+            total=len(activations_ND), desc=desc, unit="text", dynamic_ncols=True, disable=quiet
         ) as bar:
             for index, (batch, real) in enumerate(batches):
                 placed = shard_batch(batch["activations_BD"], self.mesh)
                 samples = self._sample(
                     av_params, placed, jax.random.fold_in(key, index), np.float32(temperature)
                 )
-                texts += self.codec.decode(samples)[:real]
+                texts += self.codec.decode(*to_host(samples.answers))[:real]
                 bar.update(real)
         return texts
 
@@ -95,7 +96,7 @@ class RoundTrip:
         rows = self.codec.encode(np.zeros((len(texts), width), np.float32), texts)
         return np.concatenate(
             [
-                np.asarray(
+                to_host(
                     self._reconstruct(
                         ar_params, *shard_batch((batch["prompts_BT"], batch["lengths_B"]), self.mesh)
                     )

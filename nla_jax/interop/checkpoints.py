@@ -216,14 +216,7 @@ def export_verbalizer(
     # For `generate`: the exported config names no token that ends a text.
     ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
     (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
-    if injection.affine:
-        affine = {
-            "weight": np.asarray(params["affine"]["kernel"]).T,
-            "bias": np.asarray(params["affine"]["bias"]),
-        }
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in affine.items()}, directory / AFFINE_FILE
-        )
+    export_extras(params, directory)
     scale, d_model = float(verbalizer.scale), verbalizer.config.d_model
     NLAMeta(
         "av",
@@ -304,8 +297,7 @@ def export_reconstructor(
     directory = Path(directory)
     config = reconstructor.config
     export_hf(params["lm"], config, directory, dtype=dtype)
-    head = np.ascontiguousarray(np.asarray(params["head"]["kernel"], np.float32).T)
-    save_file({"weight": head}, directory / HEAD_FILE)
+    export_extras(params, directory)
     _without_unused_bos(tokenizer).save_pretrained(directory)
     NLAMeta(
         "ar",
@@ -315,6 +307,16 @@ def export_reconstructor(
         mse_scale=config.d_model**0.5,
         layer=config.num_layers - 1,
     ).save(directory)
+
+
+def export_extras(params: dict[str, Any], directory: Path) -> None:
+    """Write what an AV or AR has beside its LM, in float32: the affine map of one, the head of the other."""
+    for part, file in (("affine", AFFINE_FILE), ("head", HEAD_FILE)):
+        if part in params:
+            named = {"weight": np.asarray(params[part]["kernel"], np.float32).T}
+            if "bias" in params[part]:
+                named["bias"] = np.asarray(params[part]["bias"], np.float32)
+            save_file({name: np.ascontiguousarray(value) for name, value in named.items()}, directory / file)
 
 
 def _without_unused_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

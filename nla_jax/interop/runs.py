@@ -12,11 +12,13 @@ from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.extraction import ExtractionConfig, extract, tokenize
 from nla_jax.interop.checkpoints import (
+    export_extras,
     export_reconstructor,
     export_verbalizer,
     load_reconstructor,
     load_verbalizer,
 )
+from nla_jax.lm.lora import export_peft, merge
 from nla_jax.lm.transformer import unstack_blocks
 from nla_jax.run import Run
 from nla_jax.training.rl import TextCodec
@@ -49,22 +51,15 @@ def export_run(
       FileNotFoundError: the run has no checkpoint of that stage yet.
     """
     directory, layer = Path(directory), run.config.model.layer
-    if stage == "rl":
-        checkpoints = run.checkpoints("rl")
-        step = step or checkpoints.pinned() or checkpoints.latest()
-        if step is None:
-            raise FileNotFoundError(
-                f"{run.directory} holds no checkpoint of joint training; export its warm starts, or train first"
-            )
-    stages = {name: "rl" if stage == "rl" else f"{name}_sft" for name in ("av", "ar")}
+    stages, step = _chosen(run, stage, step)
     codec, templates = run.codec, run.config.templates
     run.release_target()
-    params = unstack_blocks(run.trained_params(stages["av"], "av", step))
+    params = merge(unstack_blocks(run.trained_params(stages["av"], "av", step)))
     notes = export_verbalizer(
         codec.verbalizer, params, codec.tokenizer, templates, directory / "av", layer=layer, dtype=dtype
     )
     del params
-    params = unstack_blocks(run.trained_params(stages["ar"], "ar", step))
+    params = merge(unstack_blocks(run.trained_params(stages["ar"], "ar", step)))
     export_reconstructor(
         codec.reconstructor,
         params,
@@ -75,6 +70,49 @@ def export_run(
         dtype=dtype,
     )
     return notes
+
+
+def export_adapters(
+    run: Run,
+    directory: str | os.PathLike[str],
+    *,
+    stage: Literal["rl", "warm_start"] = "rl",
+    step: int | None = None,
+) -> None:
+    """Write the adapters of a run's AV and AR to `directory`/av and `directory`/ar in PEFT's format.
+
+    What else is trained lies beside them, as in `export_run`: the AR's head, the AV's affine map.
+
+    Args:
+      run: trained with `lora.rank`.
+      directory: created if need be.
+      stage: as in `export_run`.
+      step: as in `export_run`.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint of that stage yet.
+      ValueError: a run without adapters, or a family that PEFT cannot adapt so.
+    """
+    if not run.config.lora.rank:
+        raise ValueError(f"{run.directory} was trained without adapters (lora.rank=0); export it whole")
+    stages, step = _chosen(run, stage, step)
+    for name, part in (("av", run.codec.verbalizer), ("ar", run.codec.reconstructor)):
+        trained = run.restored_params(stages[name], name, step)
+        folder = Path(directory) / name
+        export_peft(trained["lm"], part.config, run.config.lora, run.lm.name, folder)
+        export_extras(trained, folder)
+
+
+def _chosen(run: Run, stage: str, step: int | None) -> tuple[dict[str, str], int | None]:
+    """The stage that each model is taken from, and the step."""
+    if stage == "rl":
+        checkpoints = run.checkpoints("rl")
+        step = step or checkpoints.pinned() or checkpoints.latest()
+        if step is None:
+            raise FileNotFoundError(
+                f"{run.directory} holds no checkpoint of joint training; export its warm starts, or train first"
+            )
+    return {name: "rl" if stage == "rl" else f"{name}_sft" for name in ("av", "ar")}, step
 
 
 class CheckpointRun(Run):

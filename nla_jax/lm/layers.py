@@ -21,7 +21,7 @@ ACTIVATIONS = {
 
 
 class Linear(nn.Module):
-    """A linear map, kernel (in, out), result in float32."""
+    """A linear map, kernel (in, out), result in float32; with an adapter if the parameters hold one (`lm/lora.py`)."""
 
     features: int
     dtype: jnp.dtype
@@ -32,6 +32,9 @@ class Linear(nn.Module):
         """Apply the map."""
         shape = (x.shape[-1], self.features)
         out = matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape), self.dtype)
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            out = out + matmul(matmul(x, a, self.dtype), b, self.dtype)
         return out + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else out
 
 

@@ -13,6 +13,7 @@ from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import head_kernel, logits
 from nla_jax.lm.transformer import Params, Past, Transformer, unstack_blocks
+from nla_jax.mesh import keep_rows_apart
 
 _BINS = 256
 """Tokens per bin of the two-level inverse CDF."""
@@ -33,6 +34,11 @@ class Samples:
     log_probs_BT: Float[Array, "B T"]
     lengths_B: Int[Array, "B"]
     closed_B: Bool[Array, "B"]
+
+    @property
+    def answers(self) -> tuple[Array, Array, Array]:
+        """What their texts are made of: tokens, lengths and whether they closed."""
+        return self.tokens_BT, self.lengths_B, self.closed_B
 
 
 def sample_token(
@@ -140,9 +146,8 @@ def sample(
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
-        drawn, log_prob = sample_token(
-            jax.random.fold_in(key, t), logits(params, config, final_BD), temperature
-        )
+        logits_BV = keep_rows_apart(logits(params, config, keep_rows_apart(final_BD)))
+        drawn, log_prob = sample_token(jax.random.fold_in(key, t), logits_BV, temperature)
         drawn, log_prob = jnp.where(ended, 0, drawn), jnp.where(ended, 0.0, log_prob)
         # `tokens` is led by `margin` impossible ids, so that the last tokens can be compared from the start.
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t + margin, axis=1)

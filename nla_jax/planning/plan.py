@@ -123,14 +123,7 @@ def make_plan(
     run = AbstractRun(config, lm, mesh, lengths)
     if blocks and (len(set(blocks)) != 2 or not 0 < min(blocks) <= max(blocks) <= lm.num_layers):
         raise ValueError(f"blocks={blocks} must be two depths between 1 and the model's {lm.num_layers}")
-    held = {
-        "target": {"target": bytes_per_device(run.target)},
-        "reference": {"reference": bytes_per_device(run.reference)},
-        "weights": {"sampling weights": bytes_per_device(run.reference)},
-    }
-    for name, state in run.states.items():
-        sizes = {"params": state.params, "optimizer": state.opt_state}
-        held[name] = {f"{name} {part}": bytes_per_device(tree) for part, tree in sizes.items()}
+    held = _held(run)
     shallow = {depth: AbstractRun(*_cut(config, lm, depth), mesh, lengths) for depth in blocks}
     plans = {}
     for name in steps:
@@ -147,6 +140,30 @@ def make_plan(
             plans[name] = StepPlan(name, None, resident, _inside(run, name), str(error))
     rl = config.rl
     return Plan(chip, dict(mesh.shape), plans, rl.activations * rl.group, tuple(sorted(blocks)))
+
+
+def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
+    """Bytes a device of what lives between steps, by the names in STAGE_MODELS and by what is shown."""
+    model, lora, sizes = run.config.model, run.config.lora, bytes_per_device
+    held = {
+        "target": {"target": sizes(run.target)},
+        "reference": {"reference": sizes(run.reference)},
+        "weights": {"sampling weights": sizes(run.weights)},
+    }
+    for name, state in run.states.items():
+        parts = {"params": state.params, "optimizer": state.opt_state}
+        held[name] = {f"{name} {part}": sizes(tree) for part, tree in parts.items()}
+    if not lora.rank:
+        return held
+    # The target's weights are everyone's base; copies are made where blocks lie or numbers are stored otherwise.
+    held["av"]["target"] = held["ar"]["target"] = sizes(run.target)
+    held["reference"] = {"reference": sizes(run.states["av"].params)}
+    if model.scan_blocks:
+        held["ar"]["base of the ar"] = sizes(run.bases["ar"].lm)
+    elif lora.base_dtype == model.dtype:
+        head = 0 if "lm_head" in run.target else sizes(run.weights["lm"]["lm_head"])
+        held["weights"] = {"sampling weights": sizes(run.states["av"].params) + head}
+    return held
 
 
 def _depth(config: ExperimentConfig, lm: LMConfig, step: str) -> int:

@@ -17,6 +17,7 @@ from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.config import ExperimentConfig
 from nla_jax.data.extraction import forward
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.lora import Base, attach, init_adapters
 from nla_jax.lm.transformer import init_params, stack_blocks
 from nla_jax.mesh import BATCH, AnyMesh, tree_shardings
 from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
@@ -91,23 +92,49 @@ class AbstractRun:
     @functools.cached_property
     def states(self) -> dict[str, Tree]:
         """Train states in joint training; the warm starts' are of the same size."""
-        models = {"av": self.verbalizer, "ar": self.reconstructor}
 
         def state(name: str) -> Tree:
             optimizer = getattr(self.config.rl, f"{name}_optimizer").build()
-            return self._placed(
-                lambda: TrainState.create(models[name].init(self._random_target()), optimizer)
-            )
+            return self._placed(lambda: TrainState.create(self._trained(name), optimizer))
 
-        return {name: state(name) for name in models}
+        return {name: state(name) for name in ("av", "ar")}
+
+    @functools.cached_property
+    def bases(self) -> dict[str, Base]:
+        """What adapters belong to, if there are any; the AR's shares what it has of the AV's, unless it is stacked."""
+        lora = self.config.lora
+        if not lora.rank:
+            return {}
+        reconstructor = self._placed(lambda: self.reconstructor.init(self._random_target())["lm"])
+        return {"av": Base(self.target, lora.scale), "ar": Base(reconstructor, lora.scale)}
 
     @functools.cached_property
     def reference(self) -> Tree:
         """The frozen warm-start AV."""
-        return self._placed(lambda: self.verbalizer.frozen(self.verbalizer.init(self._random_target())))
+        return self._placed(self._whole if self.bases else lambda: self.verbalizer.frozen(self._whole()))
+
+    @functools.cached_property
+    def weights(self) -> Tree:
+        """The copy of the AV that a round's sampling reads."""
+        gather = self.config.rl.gather_weights
+        return self._placed(
+            lambda: self.verbalizer.frozen(self._whole()),
+            lambda shapes: tree_shardings(shapes, self.mesh, gathered=gather),
+        )
+
+    def _whole(self) -> Tree:
+        """All parameters of the AV."""
+        return attach(Base(self._random_target(), 1.0) if self.bases else None, self._trained("av"))
+
+    def _trained(self, name: str) -> Tree:
+        params = {"av": self.verbalizer, "ar": self.reconstructor}[name].init(self._random_target())
+        lora = self.config.lora
+        return init_adapters(lora, params, jax.random.key(0)) if lora.rank else params
 
     def _random_target(self) -> Tree:
         params = init_params(self.lm, jax.random.key(0))
+        if self.config.lora.rank:
+            params = jax.tree.map(lambda x: x.astype(self.config.lora.base_dtype), params)
         return stack_blocks(params) if self.config.model.scan_blocks else params
 
     def step(self, name: str) -> Step:
@@ -138,7 +165,7 @@ class AbstractRun:
             "optimizer": optimizer,
             "micro_batches": config.micro_batches,
         }
-        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch), "av")
+        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch, self.bases.get("av")), "av")
 
     def _ar_sft(self) -> Step:
         return self._reconstruct(self.config.ar_sft.batch_size, self.config.ar_sft.micro_batches)
@@ -162,12 +189,12 @@ class AbstractRun:
             "optimizer": self.config.rl.ar_optimizer.build(),
             "micro_batches": micro_batches,
         }
-        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch), "ar")
+        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch, self.bases.get("ar")), "ar")
 
     def _prefill(self) -> Step:
         shape = self.config.rl.activations, self.lm.d_model
         activations_ND = self._rows(lambda: jnp.zeros(shape))
-        return Step(jax.jit(self.verbalizer.read), (self.reference, activations_ND))
+        return Step(jax.jit(self.verbalizer.read), (self.weights, activations_ND))
 
     def _decode(self) -> Step:
         rl, T = self.config.rl, self.config.max_explanation_tokens
@@ -185,7 +212,7 @@ class AbstractRun:
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, P()))
-        return Step(decode, (self.reference, past, final_ND, key))
+        return Step(decode, (self.weights, past, final_ND, key))
 
     def _prompt_sharding(self, tree: Tree) -> Tree:
         """Rows and heads split as the partitioner leaves them; a prefix's one row is everywhere."""
@@ -228,7 +255,8 @@ class AbstractRun:
             config=rl.policy,
             micro_batches=rl.micro_batches,
         )
-        return Step(step, (self.states["av"], self._rollouts, self.reference), "av")
+        arguments = self.states["av"], self._rollouts, self.reference, self.bases.get("av")
+        return Step(step, arguments, "av")
 
     def _rows(self, make: Callable[[], Tree]) -> Tree:
         """A batch, its rows split as `shard_batch` splits them."""

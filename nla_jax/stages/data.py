@@ -5,6 +5,7 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -17,6 +18,7 @@ from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS, split_of
+from nla_jax.mesh import wait_for_all
 from nla_jax.run import Run
 
 
@@ -38,7 +40,8 @@ def extract(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(contexts), config.shard_documents)
     digest = stage_digest(run.config, "extract")
-    with tqdm(total=len(contexts), desc="extract", unit="doc", dynamic_ncols=True) as bar:
+    quiet = jax.process_index() > 0
+    with tqdm(total=len(contexts), desc="extract", unit="doc", dynamic_ncols=True, disable=quiet) as bar:
         for start in starts:
             chunk = contexts[start : start + config.shard_documents]
             path = folder / f"base-{start // config.shard_documents:05d}.parquet"
@@ -67,7 +70,10 @@ def extract(run: Run) -> None:
                 positions_per_doc=config.positions_per_document,
             )
             rows = len(columns["doc_id"])
-            write_shard(path, columns, Sidecar(digest, "base", rows, extraction, git_commit=_git_commit()))
+            if jax.process_index() == 0:
+                write_shard(
+                    path, columns, Sidecar(digest, "base", rows, extraction, git_commit=_git_commit())
+                )
 
 
 def explain(run: Run) -> None:
@@ -86,14 +92,24 @@ def explain(run: Run) -> None:
         explained = dataclasses.replace(base, explanations=explainer.explain(base))
         split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
         splits = {split: explained.take(split_N == split) for split in SPLITS}
-    for split, part in tqdm(splits.items(), desc="explain", unit="split", dynamic_ncols=True):
+    quiet = jax.process_index() > 0
+    for split, part in tqdm(splits.items(), desc="explain", unit="split", dynamic_ncols=True, disable=quiet):
         stage = "av_sft" if split == "held_out" else split
         digest = stage_digest(config, "explain")
         write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
 
 
 def write_rows(run: Run, path: Path, part: ActivationDataset, *, stage: str, digest: str) -> None:
-    """Write rows with their texts as a data set of a stage (see `data/sidecar.py`) of this run's prompts."""
+    """Write rows with their texts as a data set of a stage (see `data/sidecar.py`) of this run's prompts.
+
+    Of several processes the first writes, and all return when it has.
+    """
+    if jax.process_index() == 0:
+        _write_rows(run, path, part, stage, digest)
+    wait_for_all(str(path))
+
+
+def _write_rows(run: Run, path: Path, part: ActivationDataset, stage: str, digest: str) -> None:
     columns = {
         "activation_vector": part.activations,
         "n_raw_tokens": part.n_raw_tokens,

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import platform
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,13 +54,15 @@ def evaluate(run: Run) -> None:
         "timings": run.timings(),
         "best_step": best,
     }
-    _write_examples(run, data, texts["after RL"], predictions["own"])
+    if jax.process_index() == 0:
+        _write_examples(run, data, texts["after RL"], predictions["own"])
     run.write_json("evaluation.json", result)
 
 
-def report(run: Run) -> Path:
+def report(run: Run) -> None:
     """Write report.html."""
-    return write_report(run.directory)
+    if jax.process_index() == 0:
+        write_report(run.directory)
 
 
 def evaluation_digest(run: Run) -> str:

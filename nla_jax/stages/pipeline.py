@@ -11,6 +11,7 @@ import time
 import jax
 
 from nla_jax.config import STAGES, save_config, stage_digest
+from nla_jax.mesh import wait_for_all
 from nla_jax.run import Run
 from nla_jax.stages.data import explain, extract
 from nla_jax.stages.evaluation import evaluate, evaluation_digest, report
@@ -30,7 +31,9 @@ def run_stages(run: Run, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     for stage in STAGES:
         is_done(run, stage)
     run.directory.mkdir(parents=True, exist_ok=True)
-    save_config(run.config, run.directory / "config.json")
+    wait_for_all("checked")
+    if jax.process_index() == 0:
+        save_config(run.config, run.directory / "config.json")
     for stage in stages:
         if is_done(run, stage):
             continue
@@ -41,6 +44,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = tuple(STAGES)) -> None:
         timings = run.timings()
         timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
         run.write_json("timings.json", timings)
+        wait_for_all(stage)
 
 
 def is_done(run: Run, stage: str) -> bool:

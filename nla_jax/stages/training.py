@@ -16,10 +16,10 @@ from nla_jax.lm.packing import token_budget
 from nla_jax.mesh import shard_batch
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
-from nla_jax.training.loop import run_stage, scalars
+from nla_jax.training.loop import abstract, run_stage, scalars
 from nla_jax.training.rl import make_round, optimizers
 from nla_jax.training.speed import Stopwatch
-from nla_jax.training.state import TrainState
+from nla_jax.training.state import TrainState, restart
 from nla_jax.training.supervised import (
     ReconstructorBatch,
     VerbalizerBatch,
@@ -53,7 +53,7 @@ def av_sft(run: Run) -> None:
         return float(sums[0] / sums[1])
 
     def evaluate(states):
-        params = states["av"].params
+        params = run.attached("av", states["av"].params)
         wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
         real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
         return {
@@ -67,9 +67,9 @@ def av_sft(run: Run) -> None:
         "av_sft",
         config,
         "av",
-        lambda: TrainState.create(verbalizer.init(run.target.params), optimizer),
+        lambda: run.initial_state("av", optimizer),
         lambda state, batch, tokens: step(
-            state, shard_batch(VerbalizerBatch(**batch), run.mesh), tokens=tokens
+            state, shard_batch(VerbalizerBatch(**batch), run.mesh), run.bases.get("av"), tokens=tokens
         ),
         codec.max_explanation_tokens,
         functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
@@ -94,7 +94,7 @@ def ar_sft(run: Run) -> None:
     )
 
     def evaluate(states):
-        params = states["ar"].params
+        params = run.attached("ar", states["ar"].params)
         texts, activations = held_out.explanations, held_out.activations
         return {"held_out_fve_nrm": run.round_trip.fve_nrm(params, texts, activations, run.moments)}
 
@@ -103,9 +103,9 @@ def ar_sft(run: Run) -> None:
         "ar_sft",
         config,
         "ar",
-        lambda: TrainState.create(codec.reconstructor.init(run.target.params), optimizer),
+        lambda: run.initial_state("ar", optimizer),
         lambda state, batch, tokens: step(
-            state, shard_batch(ReconstructorBatch(**batch), run.mesh), tokens=tokens
+            state, shard_batch(ReconstructorBatch(**batch), run.mesh), run.bases.get("ar"), tokens=tokens
         ),
         codec.max_reconstructor_tokens,
         functools.partial(codec.reconstructor.forward_flops, config.batch_size),
@@ -161,7 +161,9 @@ def _supervised(
 
     def one_step(states, batch, index):
         lap, lengths_B = stopwatch.lap(), batch["lengths_B"]
-        pieces = {"micro_batches": config.micro_batches, "buckets": run.length_buckets}
+        # Where rows are split over devices, they are not packed, and padding stays.
+        buckets = config.length_buckets if run.mesh.size == 1 else 1
+        pieces = {"micro_batches": config.micro_batches, "buckets": buckets}
         state, metrics = step(states[model], batch, token_budget(lengths_B, max_length, **pieces))
         lap.until("update", metrics["loss"])
 
@@ -186,31 +188,46 @@ def _supervised(
     )
 
 
+def _warm_started(run: Run) -> dict[str, TrainState]:
+    """AV and AR as joint training begins: adapters with the moments of their warm start, all parameters with none."""
+    states = {}
+    for model, optimizer in optimizers(run.config.rl).items():
+        stage = f"{model}_sft"
+        if run.config.lora.rank:
+            like = abstract(functools.partial(run.initial_state, model, optimizer), run.mesh)
+            restored, _ = run.checkpoints(stage).restore({model: like})
+            states[model] = restart(restored[model])
+        else:
+            states[model] = TrainState.create(run.restored_params(stage, model), optimizer)
+    return states
+
+
 def rl(run: Run) -> None:
     """Joint training from both warm starts; the best checkpoint by the frozen judge is kept."""
     config, codec = run.config.rl, run.codec
     monitor = run.held_out(run.config.evaluation.monitor_rows)
     run.release_target()
     seed = run.config.seed
-    first = {model: run.warm_start_params(model) for model in ("av", "ar")}
-    reference = jax.jit(codec.verbalizer.frozen)(first["av"])
+    # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.
+    reference = run.warm_start_params("av")
+    if not run.config.lora.rank:
+        reference = jax.jit(codec.verbalizer.frozen)(reference)
+    first = _warm_started(run)
 
     def initial():
-        # Called once. Nothing here holds on to the first parameters after that.
-        return {
-            name: TrainState.create(first.pop(name), optimizer)
-            for name, optimizer in optimizers(config).items()
-        }
+        # Called once. Nothing here holds on to the first states after that.
+        return {name: first.pop(name) for name in ("av", "ar")}
 
     def evaluate(states):
         key = key_for(seed, "monitor")
         temperature = run.config.evaluation.temperature
-        texts = run.round_trip.verbalize(states["av"].params, monitor.activations, key, temperature)
+        verbalizer = run.attached("av", states["av"].params)
+        texts = run.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
         # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
         return {
             f"{name}_fve_nrm": run.round_trip.fve_nrm(params(), texts, monitor.activations, run.moments)
             for name, params in (
-                ("own", lambda: states["ar"].params),
+                ("own", lambda: run.attached("ar", states["ar"].params)),
                 ("judge", lambda: run.warm_start_params("ar")),
             )
         }
@@ -220,7 +237,14 @@ def rl(run: Run) -> None:
         "rl",
         config.loop,
         initial=initial,
-        step=make_round(config, codec, reference, run.mesh, key_for(seed, "rollouts"), run.length_buckets),
+        step=make_round(
+            config,
+            codec,
+            reference,
+            run.mesh,
+            key_for(seed, "rollouts"),
+            run.bases,
+        ),
         batches=training_batches(rows, config.activations, seed),
         evaluate=evaluate,
         checkpoints=run.checkpoints("rl"),
@@ -228,4 +252,5 @@ def rl(run: Run) -> None:
         mesh=run.mesh,
         shown=("reward_mean", "kl", "judge_fve_nrm", "own_fve_nrm"),
         best="judge_fve_nrm",
+        guards=config.guards,
     )

@@ -9,6 +9,7 @@ than writing it and needs a second copy of it in memory.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -41,17 +43,20 @@ class Checkpoints:
       digest: identifies the part of the config that decides whether training may continue from a checkpoint;
         stored in each and compared whenever one is opened.
       keep: how many of the newest steps are kept, beside the pinned one.
+      background: whether `save` returns once the arrays are copied, and writes while training goes on.
 
     Raises:
       ValueError: keep < 1.
     """
 
-    def __init__(self, directory: Path, *, digest: str, keep: int = 2):
+    def __init__(self, directory: Path, *, digest: str, keep: int = 2, background: bool = False):
         if keep < 1:
             raise ValueError(f"keep={keep}; expected at least 1, or no checkpoint would survive its own save")
         self.directory = directory.absolute()
         self.digest = digest
         self.keep = keep
+        self.background = background
+        self._unfinished: Callable[[], None] | None = None
 
     def latest(self) -> int | None:
         """The newest complete step, or None. What a killed or failed save left is not seen.
@@ -82,21 +87,27 @@ class Checkpoints:
             marker.write_text(str(step))
             marker.replace(self.directory / "pinned")
 
-    def save(self, step: int, trees: Mapping[str, Tree], extra: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, trees: Mapping[str, Tree], extra: Mapping[str, Any], *, pin: bool = False
+    ) -> None:
         """Write a checkpoint, then delete the steps that are no longer kept.
 
-        A process killed at any moment leaves the previous checkpoints as they were.
+        A process killed at any moment leaves the previous checkpoints as they were. What is written in the background
+        counts from the next call of `save` or `wait` on.
 
         Args:
           step: greater than every saved step.
-          trees: pytrees of jax arrays by name; each can be restored alone.
+          trees: pytrees of jax arrays by name; each can be restored alone. They may be donated afterwards.
           extra: whatever JSON can hold: iterator states, seeds, counters.
+          pin: whether to keep this step from now on; see `pin`.
 
         Raises:
           ValueError: a step that is not newer than the latest, a directory of another digest, or an `extra`
             that JSON cannot hold.
-          CheckpointError: the write failed, for instance because the disk is full; what it left is removed.
+          CheckpointError: a write failed, this one or the last in the background, for instance because the disk is
+            full; what it left is removed.
         """
+        self.wait()
         latest = self.latest()
         if latest is not None and step <= latest:
             raise ValueError(
@@ -111,12 +122,38 @@ class Checkpoints:
             ) from error
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        metadata = {"digest": self.digest, "extra": dict(extra)}
+        fingerprints = {name: _fingerprints(tree) for name, tree in trees.items()}
+        metadata = {"digest": self.digest, "extra": dict(extra), "fingerprints": fingerprints}
+        # A number that is taken here is a damaged checkpoint: every complete one is older.
+        path, options = self.directory / str(step), {"overwrite": True, "custom_metadata": metadata}
+
+        def finish() -> None:
+            with self._cleaned_up(step, latest):
+                response.result()
+            if pin:
+                self.pin(step)
+            self._prune()
+
+        with self._cleaned_up(step, latest), _context():
+            response = ocp.save_checkpointables_async(path, dict(trees), **options)
+        self._unfinished = finish
+        if not self.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when what is being written is there.
+
+        Raises:
+          CheckpointError: as `save`.
+        """
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished()
+
+    @contextlib.contextmanager
+    def _cleaned_up(self, step: int, latest: int | None) -> Iterator[None]:
         try:
-            with _context():
-                # A number that is taken here is a damaged checkpoint: every complete one is older.
-                path = self.directory / str(step)
-                ocp.save_checkpointables(path, dict(trees), overwrite=True, custom_metadata=metadata)
+            yield
         except Exception as error:
             free = shutil.disk_usage(self.directory).free
             # Orbax's other writers go on for a moment after the first has failed.
@@ -128,7 +165,6 @@ class Checkpoints:
                 f"could not write step {step} to {self.directory} ({free:,} bytes were free); {survivor}. "
                 f"If the disk is full, free some space and resume, or lower keep={self.keep}. Cause: {error}"
             ) from error
-        self._prune()
 
     def restore(
         self, like: Mapping[str, Tree], step: int | None = None
@@ -163,7 +199,7 @@ class Checkpoints:
         abstract = _other_form(wanted, change) if change else wanted
         _check_fit(path, saved, abstract)
         # Orbax takes an empty request for a request of everything.
-        trees = _load(path, abstract) if abstract else {}
+        trees = _load(path, info, abstract) if abstract else {}
         if change:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
             trees = jax.jit(change, out_shardings=shardings, donate_argnums=0)(trees)
@@ -224,7 +260,7 @@ def restore_params(directory: Path, name: str, step: int | None = None, mesh: Me
         params,
         shardings,
     )
-    return _load(path, {name: {"params": abstract}})[name]["params"]
+    return _load(path, info, {name: {"params": abstract}})[name]["params"]
 
 
 def _context() -> ocp.Context:
@@ -235,9 +271,33 @@ def _context() -> ocp.Context:
     return context
 
 
-def _load(path: Path, abstract: dict[str, Tree]) -> dict[str, Tree]:
+def _load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[str, Tree]:
     with _context(), _readable(path):
-        return ocp.load_checkpointables(path, abstract)
+        trees = ocp.load_checkpointables(path, abstract)
+    saved = info["custom_metadata"].get("fingerprints", {})
+    with _readable(path):
+        for name in trees.keys() & saved.keys():
+            for leaf, found in _fingerprints(trees[name]).items():
+                if found != saved[name][leaf]:
+                    raise ValueError(f"the numbers of {name}/{leaf} are not those that were saved")
+    return trees
+
+
+def _fingerprints(tree: Tree) -> dict[str, int]:
+    """A number for each leaf that changes with any of its bits, the same on every mesh."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    numbers = jax.device_get([_fingerprint(leaf) for leaf in leaves])
+    return {_join(path): int(number) for path, number in zip(paths, numbers, strict=True)}
+
+
+@jax.jit
+def _fingerprint(x: jax.Array) -> jax.Array:
+    """Sum of all bit patterns, each times an odd number that its place decides, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    weights = jnp.uint32(1)
+    for axis, prime in zip(range(x.ndim), (2654435761, 2246822519, 3266489917, 668265263), strict=False):
+        weights = weights + 2 * jnp.uint32(prime) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
 
 
 def _saved_shapes(path: Path, name: str) -> Tree:
@@ -350,3 +410,72 @@ def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> N
             + (f"; and {more} more" if more > 0 else "")
             + ". Restore it with the config it was trained with"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a checkpoint holds, without its numbers."""
+
+    path: Path
+    step: int
+    pinned: bool
+    digest: str
+    extra: dict[str, Any]
+    trees: dict[str, dict[str, jax.ShapeDtypeStruct]]
+    """By name, the shape and dtype of each leaf by its path."""
+
+    def bytes_of(self, tree: str, part: str = "") -> int:
+        """Bytes of a tree, or of its leaves whose path begins with `part`."""
+        leaves = self.trees[tree].items()
+        return sum(x.size * x.dtype.itemsize for path, x in leaves if path.startswith(part))
+
+
+def describe(directory: Path) -> list[Description]:
+    """The checkpoints below a directory (of a run, of a stage, or a checkpoint itself), oldest first in each stage.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    directory = directory.absolute()
+    paths = (
+        [directory]
+        if _info(directory)
+        else sorted(path.parent for path in directory.rglob("_CHECKPOINT_METADATA"))
+    )
+    paths = [path for path in paths if path.name.isdecimal() and _info(path)]
+    if not paths:
+        raise FileNotFoundError(
+            f"no complete checkpoint in {directory}; give a run directory or one inside it"
+        )
+    descriptions = []
+    for path in sorted(paths, key=lambda path: (path.parent, int(path.name))):
+        info, marker = _info(path), path.parent / "pinned"
+        trees = {
+            name: {
+                _join(leaf): jax.ShapeDtypeStruct(x.shape, x.dtype)
+                for leaf, x in jax.tree_util.tree_leaves_with_path(_saved_shapes(path, name))
+            }
+            for name in sorted(info["item_handlers"])
+            if _saved_shapes(path, name) is not None
+        }
+        pinned = marker.exists() and marker.read_text() == path.name
+        custom = info["custom_metadata"]
+        descriptions.append(
+            Description(path, int(path.name), pinned, custom["digest"], custom["extra"], trees)
+        )
+    return descriptions
+
+
+def verify(description: Description) -> None:
+    """Read everything of a checkpoint and compare it with what was saved.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    for name in description.trees:
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            _saved_shapes(description.path, name),
+        )
+        _load(description.path, _info(description.path), {name: like})

@@ -1,23 +1,28 @@
 """The loop around every pure step: resume, batches, evaluation, checkpoints, metrics, progress."""
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from nla_jax.mesh import tree_shardings
+from nla_jax.mesh import place, tree_shardings
 from nla_jax.training.checkpoint import Checkpoints
+from nla_jax.training.guards import GuardConfig, GuardError, Watch
 from nla_jax.training.metrics_log import MetricsLog
-from nla_jax.training.state import TrainState, check_bad_steps
+from nla_jax.training.state import TooManyBadSteps, TrainState, check_bad_steps
 
 States = dict[str, TrainState]
 """The models that a stage trains, by name."""
@@ -38,6 +43,37 @@ class LoopConfig:
     """Steps between checkpoints; the last step is always saved."""
     max_bad_steps: int = 5
     """Updates in a row with gradients that are not finite before the run stops."""
+    keep_checkpoints: int = 1
+    """How many of the newest checkpoints are kept, beside the best."""
+
+
+class Preempted(RuntimeError):
+    """Raised after SIGTERM, when the state is saved."""
+
+
+class _Preemption(contextlib.AbstractContextManager):
+    """Notices SIGTERM, which is how machines are taken back, in place of dying of it."""
+
+    def __enter__(self):
+        self.noticed = False
+        # Only the main thread may ask for signals.
+        self.listens = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+        if self.listens:
+            self.before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_):
+        if self.listens:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _notice(self, *_):
+        self.noticed = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; all processes of a run get the same answer."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.noticed
 
 
 def run_stage(
@@ -53,6 +89,7 @@ def run_stage(
     mesh: Mesh,
     shown: tuple[str, ...],
     best: str | None = None,
+    guards: GuardConfig | None = None,
 ) -> None:
     """Train until `config.steps`, going on from the last checkpoint if there is one.
 
@@ -72,12 +109,17 @@ def run_stage(
       mesh: where states live.
       shown: metrics on the progress bar.
       best: evaluated metric whose highest checkpoint is kept besides the last ones.
+      guards: watched metrics of every step.
+
+    Raises:
+      TooManyBadSteps, GuardError: as the names say; the state is saved.
+      Preempted: SIGTERM came; the state is saved.
     """
     done = checkpoints.latest()
     top = -np.inf
     if done is None:
         states, done = initial(), 0
-        states = jax.device_put(states, tree_shardings(states, mesh))
+        states = place(states, mesh)
         log.cut(stage, -1)
         log.write(stage, 0, evaluate(states))
         return_freed_memory()
@@ -86,11 +128,29 @@ def run_stage(
         batches.set_state(json.loads(extra["batches"]))
         top = extra["best"]
         log.cut(stage, done)
-    with tqdm(total=config.steps, initial=done, desc=stage, unit="step", dynamic_ncols=True) as bar:
+    watch, quiet = Watch(guards), jax.process_index() > 0
+    with (
+        tqdm(
+            total=config.steps, initial=done, desc=stage, unit="step", dynamic_ncols=True, disable=quiet
+        ) as bar,
+        _Preemption() as preemption,
+    ):
 
-        def read(metrics: Metrics) -> dict[str, float]:
+        def save(now: int, pin: bool = False) -> None:
+            extra = {"batches": json.dumps(batches.get_state()), "best": float(top)}
+            checkpoints.save(now, states, extra, pin=pin)
+
+        def read(metrics: Metrics, now: int) -> dict[str, float]:
             row = metrics()
-            check_bad_steps(row, stage, config.max_bad_steps)
+            try:
+                check_bad_steps(row, stage, config.max_bad_steps)
+                warnings = watch.warnings(row)
+            except (TooManyBadSteps, GuardError) as error:
+                save(now)
+                checkpoints.wait()
+                raise type(error)(f"{stage}, step {now}: {error}. Step {now} is saved.") from None
+            for warning in warnings if not quiet else ():
+                bar.write(f"warning: {stage}, step {now}: {warning}", file=sys.stderr)
             return row
 
         def report(now: int, row: dict[str, float]) -> None:
@@ -102,15 +162,16 @@ def run_stage(
         for now in range(done + 1, config.steps + 1):
             states, metrics = step(states, next(batches), now - 1)
             if unread is not None:
-                report(now - 1, read(unread))
+                # The state is a step further than these metrics.
+                report(now - 1, read(unread, now))
             unread = metrics
-            last = now == config.steps
+            last, preempted = now == config.steps, preemption.reached(now)
             evaluated, saved = (
                 last or now % every == 0 for every in (config.evaluate_every, config.checkpoint_every)
             )
-            if not (evaluated or saved or now == done + 1):
+            if not (evaluated or saved or preempted or now == done + 1):
                 continue
-            row, unread, is_best = read(metrics), None, False
+            row, unread, is_best = read(metrics, now), None, False
             if now == done + 1:
                 return_freed_memory()
             if evaluated:
@@ -118,12 +179,12 @@ def run_stage(
                 is_best = best is not None and row[best] > top
                 top = max(top, row[best]) if best is not None else top
             report(now, row)
-            if saved or is_best:
-                checkpoints.save(
-                    now, states, {"batches": json.dumps(batches.get_state()), "best": float(top)}
-                )
-                if is_best:
-                    checkpoints.pin(now)
+            if saved or is_best or preempted:
+                save(now, pin=is_best)
+            if preempted and not last:
+                checkpoints.wait()
+                raise Preempted(f"{stage} was told to stop after step {now}, which is saved")
+    checkpoints.wait()
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

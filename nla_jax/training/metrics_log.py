@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 class MetricsLog:
     """Appends the metrics of every stage to one file, and to TensorBoard event files where asked.
 
-    Every row is a pure function of config and step, except for the keys that start with `speed/`.
+    Every row is a pure function of config and step, except for the keys that start with `speed/`. Of several processes
+    only the first writes.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None):
         self.path = path
         self.writer = None
-        if tensorboard is not None:
+        if tensorboard is not None and jax.process_index() == 0:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
@@ -39,6 +42,8 @@ class MetricsLog:
 
     def cut(self, stage: str, last_step: int) -> None:
         """Drop the rows of `stage` after `last_step`: they will be computed again."""
+        if jax.process_index() > 0:
+            return
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= last_step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -46,6 +51,8 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row."""
+        if jax.process_index() > 0:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
         if self.writer is not None:

@@ -9,13 +9,14 @@ Shape letters: N activations, G group, B = N * G rollouts, T time, D model.
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.metrics import reward
@@ -23,10 +24,12 @@ from nla_jax.autoencoder.prompts import decode_responses
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.data.batches import reconstructor_rows
+from nla_jax.lm.lora import Base, attach
 from nla_jax.lm.packing import token_budget
 from nla_jax.lm.sampling import Samples
-from nla_jax.mesh import shard_batch
+from nla_jax.mesh import BATCH, own_part, own_rows, shard_batch, shard_own_rows, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
+from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, States, Step, scalars
 from nla_jax.training.speed import Lap, Stopwatch
 from nla_jax.training.state import OptimizerConfig
@@ -52,6 +55,13 @@ class RLConfig:
     length_hinge_start: int | None = None
     """Tokens from which on each further one costs `length_hinge_slope` reward; start it before the cut."""
     length_hinge_slope: float = 0.02
+    length_buckets: int = 8
+    """Programs that an update is compiled to at most, for batches with more or fewer tokens, so that padding costs
+    little; 1 compiles one, for full length, which pays off in short runs. On one device only."""
+    gather_weights: bool = True
+    """Whether the copy of the AV that samples is whole along the mesh's fsdp axis: gathered once a round, not in every
+    token step. False saves its memory."""
+    guards: GuardConfig = GuardConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +74,30 @@ class TextCodec:
     max_explanation_tokens: int
     max_reconstructor_tokens: int
 
-    def decode(self, samples: Any) -> list[str | None]:
+    def decode(
+        self,
+        tokens_BT: Int[np.ndarray, "B T"],
+        lengths_B: Int[np.ndarray, "B"],
+        closed_B: Bool[np.ndarray, "B"],
+    ) -> list[str | None]:
         """Texts of sampled answers, None where extraction fails."""
-        arrays = (np.asarray(x) for x in (samples.tokens_BT, samples.lengths_B, samples.closed_B))
-        return decode_responses(self.tokenizer, self.verbalizer.prompt, *arrays)
+        return decode_responses(self.tokenizer, self.verbalizer.prompt, tokens_BT, lengths_B, closed_B)
 
     def encode(self, activations_BD: np.ndarray, texts: Sequence[str | None]) -> dict[str, np.ndarray]:
         """AR rows of texts."""
         prompt, length = self.reconstructor.prompt, self.max_reconstructor_tokens
         return dict(reconstructor_rows(activations_BD, texts, self.tokenizer, prompt, length))
+
+
+def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather: bool) -> Any:
+    """The copy of an AV that samples; with `gather` whole along fsdp, moved in compute dtype."""
+    weights = verbalizer.frozen(params)
+    if mesh.size == 1 or not gather:
+        return weights
+    for gathered in (False, True):
+        shardings = tree_shardings(weights, mesh, gathered=gathered)
+        weights = jax.lax.with_sharding_constraint(weights, shardings)
+    return weights
 
 
 def make_round(
@@ -81,7 +106,7 @@ def make_round(
     reference_params: Any,
     mesh: Mesh,
     key: jax.Array,
-    length_buckets: int = 1,
+    bases: Mapping[str, Base] | None = None,
 ) -> Step:
     """Compile one round of joint training as a step for `run_stage`.
 
@@ -91,7 +116,7 @@ def make_round(
       reference_params: the warm-start AV, best as `Verbalizer.frozen` gives it.
       mesh: rollouts are split over its data and fsdp axes.
       key: round i samples with fold_in(key, i).
-      length_buckets: of both updates; see `packing.token_budget`.
+      bases: the frozen weights of "av" and "ar" where what is trained are adapters.
 
     Returns:
       (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics to come). The metrics add
@@ -101,10 +126,16 @@ def make_round(
     """
     verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
     temperature, pieces = config.policy.temperature, config.micro_batches
-    frozen, read = jax.jit(verbalizer.frozen), jax.jit(verbalizer.read)
-    stopwatch = Stopwatch(verbalizer.config.dtype)
+    av_base, ar_base = ((bases or {}).get(model) for model in ("av", "ar"))
+    read = jax.jit(verbalizer.read)
 
     @jax.jit
+    def copied(base, trained):
+        return sampling_weights(verbalizer, attach(base, trained), mesh, gather=config.gather_weights)
+
+    stopwatch = Stopwatch(verbalizer.config.dtype)
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, BATCH))
     def write(params, past, final_ND, key):
         return verbalizer.write(params, past, final_ND, key, group=G, max_tokens=T, temperature=temperature)
 
@@ -115,7 +146,10 @@ def make_round(
         return reference_log_probs(params, activations_ND, tokens_NGT, lengths_NG, tokens=tokens, **static)
 
     def budget(lengths_B, max_length: int) -> int | None:
-        return token_budget(np.asarray(lengths_B), max_length, micro_batches=pieces, buckets=length_buckets)
+        if mesh.size > 1 or config.length_buckets == 1:
+            return None
+        buckets = config.length_buckets
+        return token_budget(np.asarray(lengths_B), max_length, micro_batches=pieces, buckets=buckets)
 
     @jax.jit
     def score(activations_ND, samples, mse_B, weights_B, reference_NGT):
@@ -160,7 +194,7 @@ def make_round(
 
     def sample(params: Any, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
         # The copy of the weights lives as long as this call.
-        weights = frozen(params)
+        weights = copied(av_base, params)
         past, final_ND = read(weights, activations_ND)
         lap.until("prefill", final_ND)
         samples = write(weights, past, final_ND, key)
@@ -176,15 +210,16 @@ def make_round(
         if config.policy.kl == "k3":
             reference_NGT = refer(reference_params, activations_ND, samples, tokens=answer_tokens)
             lap.until("reference", reference_NGT)
-        rows = codec.encode(np.repeat(batch["activations_BD"], G, axis=0), codec.decode(samples))
-        ar_batch = ReconstructorBatch(**shard_batch(rows, mesh))
+        own = own_rows(len(samples.lengths_B), mesh)
+        rows = codec.encode(batch["activations_BD"][own // G], codec.decode(*own_part(samples.answers)))
+        ar_batch = ReconstructorBatch(**shard_own_rows(rows, len(samples.lengths_B), mesh))
         texts_seconds = time.perf_counter() - started
         prompt_tokens = budget(rows["lengths_B"], codec.max_reconstructor_tokens)
-        ar, ar_metrics = ar_step(states["ar"], ar_batch, tokens=prompt_tokens)
+        ar, ar_metrics = ar_step(states["ar"], ar_batch, ar_base, tokens=prompt_tokens)
         lap.until("ar_update", ar_metrics["loss"])
         mse_B, weights_B = ar_metrics["mse_nrm_B"], ar_batch.weights_B
         rollouts, scores = score(activations_ND, samples, mse_B, weights_B, reference_NGT)
-        av, av_metrics = av_step(states["av"], rollouts, reference_params, tokens=answer_tokens)
+        av, av_metrics = av_step(states["av"], rollouts, reference_params, av_base, tokens=answer_tokens)
         lap.until("av_update", av_metrics["loss"])
 
         def metrics() -> dict[str, float]:

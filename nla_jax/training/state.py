@@ -69,6 +69,16 @@ class TrainState:
         return cls(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
+def restart(state: TrainState) -> TrainState:
+    """The state as another stage begins with it: the optimizer keeps its moments, its schedule starts anew."""
+
+    def is_schedule(path: Any, _: Any) -> bool:
+        return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+    opt_state = optax.tree_utils.tree_set(state.opt_state, is_schedule, count=jnp.int32(0))
+    return TrainState(state.params, opt_state, jnp.int32(0), jnp.int32(0))
+
+
 # Trees are rebuilt with shapes and shardings in place of arrays, so their fields are not checked.
 @typing.no_type_check
 @flax.struct.dataclass
@@ -164,7 +174,6 @@ def check_bad_steps(metrics: dict[str, float], stage: str, limit: int) -> None:
     """Raise TooManyBadSteps if `limit` updates in a row had gradients that were not finite."""
     if metrics["bad_steps"] >= limit:
         raise TooManyBadSteps(
-            f"{stage}: the gradients of {int(metrics['bad_steps'])} updates in a row were not finite "
-            f"(limit {limit}); lower the learning rate or raise {stage}.loop.max_bad_steps. "
-            "The last checkpoint is intact."
+            f"the gradients of {int(metrics['bad_steps'])} updates in a row were not finite "
+            f"(limit {limit}); lower the learning rate or raise {stage}.loop.max_bad_steps"
         )

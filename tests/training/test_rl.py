@@ -30,7 +30,7 @@ def rounds(tiny_lm):
     ar_prompt = build_reconstructor_prompt(tiny_lm.tokenizer, templates)
     reconstructor = Reconstructor(config.truncated(0), ar_prompt)
     codec = TextCodec(tiny_lm.tokenizer, verbalizer, reconstructor, 12, 32)
-    rl = RLConfig(activations=2, group=3)
+    rl = RLConfig(activations=2, group=3, length_buckets=1)
     trained = {"av": verbalizer.init(params), "ar": reconstructor.init(params)}
     reference = jax.jit(verbalizer.frozen)(trained["av"])
     states = {name: TrainState.create(trained[name], optimizer) for name, optimizer in optimizers(rl).items()}

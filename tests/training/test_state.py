@@ -10,6 +10,7 @@ from nla_jax.training.state import (
     TooManyBadSteps,
     TrainState,
     check_bad_steps,
+    restart,
     update,
 )
 
@@ -94,8 +95,8 @@ def test_denominator_of_zero_gives_a_finite_update():
 def test_check_bad_steps_names_stage_count_limit_and_remedy():
     check_bad_steps({"bad_steps": 4.0}, "rl", 5)
     message = (
-        r"rl: the gradients of 5 updates in a row were not finite \(limit 5\); lower the learning rate or raise "
-        r"rl\.loop\.max_bad_steps\. The last checkpoint is intact\."
+        r"the gradients of 5 updates in a row were not finite \(limit 5\); lower the learning rate or raise "
+        r"rl\.loop\.max_bad_steps$"
     )
     with pytest.raises(TooManyBadSteps, match=message):
         check_bad_steps({"bad_steps": 5.0}, "rl", 5)
@@ -145,3 +146,19 @@ def test_the_state_owns_its_parameters():
     state = TrainState.create(params, OPTIMIZER)
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
     assert state.params["w"].is_deleted() and not params["w"].is_deleted()
+
+
+def test_a_restarted_state_keeps_its_moments_and_warms_up_again():
+    optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=4).build()
+    state = TrainState.create(PARAMS, optimizer)
+    for _ in range(3):
+        state, _ = run(optimizer=optimizer, state=state)
+    again = restart(state)
+    assert int(again.step) == 0
+    _, (adam, _, schedule) = again.opt_state
+    _, (before, _, _) = state.opt_state
+    assert int(schedule.count) == 0 and int(adam.count) == 3
+    jax.tree.map(np.testing.assert_array_equal, (adam.mu, adam.nu), (before.mu, before.nu))
+    # The first step of a warm-up has a rate of zero.
+    after, _ = run(optimizer=optimizer, state=again)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)

@@ -1,0 +1,89 @@
+"""Kill a run at random moments, half of them while it saves, and compare what it ends with to a run left alone.
+
+`python tests/random_kills.py OUT --kills 30` takes about a quarter of an hour; pytest runs four chosen kills.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from test_end_to_end import ROOT, STAGES, command, environment, finish, read_metrics, write_corpus
+from tiny_model import write_tiny_model
+
+from nla_jax.training.checkpoint import Description, describe, verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="an empty directory")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model = write_tiny_model(args.out / "model")
+    corpus = write_corpus(args.out / "texts.jsonl")
+    longer = [word for stage in STAGES for word in (f"--{stage.replace('_', '-')}.loop.steps", "40")]
+    finish(command("train_nla.py", model, corpus, args.out / "alone", *longer))
+    run_dir, rng = args.out / "killed", random.Random(args.seed)
+    arguments = command("train_nla.py", model, corpus, run_dir, *longer)
+    saving = checked = 0
+    for number in range(args.kills):
+        was_saving = kill(arguments, run_dir, rng.uniform(6, 20), in_save=number % 2 == 1)
+        saving += was_saving
+        for description in complete(run_dir):
+            verify(description)
+            checked += 1
+        print(
+            f"kill {number + 1}: {'in a save' if was_saving else 'between'}, {progress(run_dir)}", flush=True
+        )
+    finish(arguments)
+    same = read_metrics(run_dir) == read_metrics(args.out / "alone")
+    print(
+        f"{args.kills} kills, {saving} in saves; {checked} checkpoints read, none damaged; same metrics: {same}"
+    )
+    raise SystemExit(not same)
+
+
+def kill(arguments: list[str], run_dir: Path, after: float, *, in_save: bool) -> bool:
+    """Start the run and kill it `after` so many seconds, or in the first save from then on; whether it was saving."""
+    process = subprocess.Popen(
+        arguments, env=environment(1), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def is_saving() -> bool:
+        return any((run_dir / "checkpoints").glob("*/*tmp*"))
+
+    started = time.perf_counter()
+    while time.perf_counter() - started < after or (in_save and not is_saving()):
+        if process.poll() is not None:
+            raise SystemExit("the run ended before all kills; give it more steps or fewer kills")
+        time.sleep(0.0005)
+    found = is_saving()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return found
+
+
+def complete(run_dir: Path) -> list[Description]:
+    try:
+        return describe(run_dir)
+    except FileNotFoundError:
+        return []
+
+
+def progress(run_dir: Path) -> str:
+    return ", ".join(
+        f"{path.name} {max((int(p.name) for p in path.iterdir() if p.name.isdecimal()), default=0)}"
+        for path in sorted((run_dir / "checkpoints").glob("*"))
+    )
+
+
+if __name__ == "__main__":
+    main()

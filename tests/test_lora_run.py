@@ -1,0 +1,93 @@
+"""A run that trains adapters in place of all parameters."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_end_to_end import ROOT, command, corpus, environment, finish, read_metrics  # noqa: F401
+
+from nla_jax.config import ExperimentConfig, ModelConfig, read_config
+from nla_jax.interop.runs import export_adapters
+from nla_jax.lm.lora import load_peft
+from nla_jax.run import Run
+from nla_jax.training.checkpoint import describe
+from nla_jax.training.loop import abstract
+from nla_jax.training.rl import optimizers
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model_dir, corpus, tmp_path_factory):  # noqa: F811
+    run_dir = tmp_path_factory.mktemp("run") / "lora"
+    more = ("--lora.rank", "4", "--lora.base-dtype", "bfloat16")
+    finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more))
+    return run_dir
+
+
+def test_checkpoints_hold_adapters_alone_and_joint_training_goes_on_with_their_moments(adapted):
+    assert json.loads((adapted / "evaluation.json").read_text())["systems"]
+    found = {description.path.parent.name: description for description in describe(adapted)}
+    assert found.keys() == {"av_sft", "ar_sft", "rl"}
+    for description in found.values():
+        for held in description.trees.values():
+            params = [path for path in held if path.startswith("params/")]
+            assert all("lora" in path or path.startswith("params/head") for path in params)
+    # Adam counts the steps of both stages: six of the warm start, six rounds.
+    run = Run(read_config(adapted / "config.json"), adapted)
+    like = {
+        name: abstract(lambda name=name, optimizer=optimizer: run.initial_state(name, optimizer), run.mesh)
+        for name, optimizer in optimizers(run.config.rl).items()
+    }
+    restored, _ = run.checkpoints("rl").restore(like)
+    for state in restored.values():
+        _, (adam, _, schedule) = state.opt_state
+        assert (int(adam.count), int(schedule.count), int(state.step)) == (12, 6, 6)
+
+
+def test_adapters_are_trained_and_the_reference_is_the_warm_start(adapted):
+    metrics = read_metrics(adapted)
+    assert metrics["av_sft", 6]["loss"] < metrics["av_sft", 1]["loss"]
+    assert abs(metrics["rl", 1]["kl"]) < 1e-3
+
+
+def test_export_of_adapters_and_of_the_whole(adapted, tmp_path):
+    script = str(ROOT / "experiments" / "convert.py")
+    finish([sys.executable, script, str(adapted), str(tmp_path / "adapters"), "--adapters"])
+    run = Run(read_config(adapted / "config.json"), adapted)
+    adapters, lora = load_peft(tmp_path / "adapters" / "av", run.lm_config)
+    assert lora.rank == 4
+    trained = run.restored_params("rl", "av", run.checkpoints("rl").pinned())
+    for name in ("lora_a", "lora_b"):
+        ours = trained["lm"]["blocks_2"]["mlp"]["up"][name]
+        np.testing.assert_array_equal(adapters["blocks_2"]["mlp"]["up"][name], ours)
+    assert load_file(tmp_path / "adapters" / "ar" / "value_head.safetensors")["weight"].shape == (32, 32)
+    finish([sys.executable, script, str(adapted), str(tmp_path / "whole")])
+    tensors = load_file(tmp_path / "whole" / "av" / "model.safetensors")
+    assert not any("lora" in name for name in tensors)
+    up = run.target.params["blocks_2"]["mlp"]["up"]["kernel"].astype(np.float32)
+    added = trained["lm"]["blocks_2"]["mlp"]["up"]
+    expected = up + run.config.lora.scale * added["lora_a"] @ added["lora_b"]
+    np.testing.assert_allclose(tensors["model.layers.2.mlp.up_proj.weight"].T, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):
+    script = [sys.executable, str(ROOT / "experiments" / "inspect_checkpoint.py")]
+    out = finish([*script, str(adapted), "--leaves"]).stdout
+    header, *lines = [line.split() for line in out.split("\n\n")[0].splitlines()]
+    assert header[:2] == ["stage", "step"]
+    assert [line[:2] for line in lines[:2]] == [["ar_sft", "6"], ["av_sft", "6"]]
+    assert {line[0] for line in lines[2:]} == {"rl"} and any("yes" in line for line in lines[2:])
+    assert "av/params/lm/blocks_0/attention/query/lora_a: float32 (32, 4)" in out
+    assert "every number is as it was saved" in finish([*script, str(adapted), "--verify"]).stdout
+    failed = subprocess.run(
+        [*script, str(tmp_path)], env=environment(1), capture_output=True, text=True, cwd=ROOT
+    )
+    assert failed.returncode == 1 and "error: no complete checkpoint in" in failed.stderr
+
+
+def test_a_run_without_adapters_has_none_to_export(tiny_model_dir, tmp_path):
+    config = ExperimentConfig("x", model=ModelConfig(path=str(tiny_model_dir), layer=2))
+    with pytest.raises(ValueError, match=r"was trained without adapters \(lora.rank=0\)"):
+        export_adapters(Run(config, tmp_path), tmp_path / "out")

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+
+from nla_jax.training.guards import REMEDIES, Guard, GuardConfig, GuardError, Watch
+
+GOOD = {
+    "entropy": 2.0,
+    "reward_std": 0.1,
+    "failed_fraction": 0.0,
+    "sampler_trainer_logprob_diff": 0.01,
+    "kl": 0.1,
+}
+
+
+def test_every_guard_has_a_remedy():
+    assert GuardConfig().guards.keys() == REMEDIES.keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "slightly", "badly"),
+    [
+        ("entropy", 0.2, 0.01),
+        ("reward_std", 1e-4, 0.0),
+        ("failed_fraction", 0.7, 1.0),
+        ("sampler_trainer_logprob_diff", 0.3, 2.0),
+        ("kl", 3.0, math.nan),
+    ],
+)
+def test_a_warning_first_and_a_stop_in_the_end(name, slightly, badly):
+    watch = Watch(GuardConfig(patience=3))
+    assert [len(watch.warnings(GOOD | {name: slightly})) for _ in range(5)] == [0, 0, 1, 0, 0]
+    assert watch.warnings(GOOD) == []
+    # The count begins anew after a good step.
+    assert [len(watch.warnings(GOOD | {name: badly})) for _ in range(2)] == [0, 0]
+    with pytest.raises(GuardError, match=f"{name} is .*, beyond .* for 3 steps: .* rl.guards.{name}.warn"):
+        watch.warnings(GOOD | {name: badly})
+
+
+def test_nothing_is_watched_without_a_config_or_a_metric():
+    assert Watch(None).warnings({"entropy": 0.0}) == []
+    assert Watch(GuardConfig(patience=1)).warnings({"loss": math.nan}) == []
+
+
+def test_thresholds_that_say_no_direction_are_an_error():
+    with pytest.raises(ValueError, match=r"warn=1.0 and stop=1.0 must differ"):
+        Guard(1.0, 1.0)
