@@ -10,6 +10,7 @@ from nla_jax.config import (
 )
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
 
@@ -26,6 +27,7 @@ def get_config() -> ExperimentConfig:
         max_reconstructor_tokens=96,
         av_sft=WarmStartConfig(loop, batch_size=8),
         ar_sft=ReconstructorWarmStartConfig(loop, batch_size=8),
-        rl=RLConfig(loop=loop),
+        # A random model closes no answer, so all rewards are the same.
+        rl=RLConfig(loop=loop, guards=GuardConfig(patience=100)),
         evaluation=EvaluationConfig(rows=16, monitor_rows=8, batch_size=8, bootstrap_samples=100),
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from test_end_to_end import ROOT, STAGES, command, environment, finish, read_metrics, write_corpus
+from processes import ROOT, command, environment, finish
+from test_end_to_end import STAGES, read_metrics, write_corpus
 from tiny_model import write_tiny_model
 
 from nla_jax.training.checkpoint import Description, describe, verify

@@ -1,7 +1,6 @@
 """The whole job as a user runs it, in real processes: on 1 and 8 devices, killed and resumed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import ROOT, command, environment, finish, finish_all
 
 from nla_jax.data.corpus import load_corpus
 
-ROOT = Path(__file__).parent.parent
 STAGES = ("av_sft", "ar_sft", "rl")
 
 
@@ -28,24 +27,6 @@ def write_corpus(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "texts.jsonl")
-
-
-def command(script: str, model: Path, corpus: Path, run_dir: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, str(ROOT / "experiments" / script), str(ROOT / "configs" / "tiny.py")),
-        *("--model.path", str(model), "--corpus.source", str(corpus), "--run-dir", str(run_dir), *more),
-    ]
-
-
-def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-
-
-def finish(arguments: list[str], devices: int = 1) -> subprocess.CompletedProcess:
-    done = subprocess.run(arguments, env=environment(devices), capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def read_metrics(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
@@ -105,13 +86,25 @@ def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, t
     run_dir = tmp_path / "eight_devices"
     done = finish(command("train_nla.py", tiny_model_dir, corpus, run_dir), devices=8)
     assert "Involuntary full rematerialization" not in done.stderr
-    one, eight = read_metrics(finished_run), read_metrics(run_dir)
-    assert one.keys() == eight.keys()
-    for key, row in one.items():
+    assert_same_supervised_metrics(finished_run, run_dir)
+
+
+def test_two_processes_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
+    run_dir = tmp_path / "two_processes"
+    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir)
+    finish_all(arguments, devices=4, processes=2, under_slurm=True)
+    assert (run_dir / "report.html").exists() and (run_dir / "evaluation.json").exists()
+    assert_same_supervised_metrics(finished_run, run_dir)
+
+
+def assert_same_supervised_metrics(one: Path, other: Path) -> None:
+    left, right = read_metrics(one), read_metrics(other)
+    assert left.keys() == right.keys()
+    for key, row in left.items():
         if key[0] != "rl":  # sampled tokens may part where two candidates lie within rounding
             for name, value in row.items():
                 if name != "stage":
-                    assert eight[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
+                    assert right[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
 
 
 def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, tiny_model_dir, corpus, tmp_path):

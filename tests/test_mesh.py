@@ -175,8 +175,7 @@ def test_no_weight_moves_while_tokens_are_sampled_once_it_was_gathered(report):
     # Bytes: all that devices have to tell each other is whether every row has ended.
     largest, tokens = report["decode"]["(1, 8, 1) True"]
     assert largest <= 8
-    split, same = report["decode"]["(1, 8, 1) False"]
-    assert split >= 16 * 16 * 4
+    _, same = report["decode"]["(1, 8, 1) False"]
     # Along the tensor axis what moves are the tokens' own vectors, 2 rows a device.
     assert report["decode"]["(1, 4, 2) True"][0] == 2 * 16 * 4
     assert tokens == same == report["decode"]["(1, 4, 2) True"][1]

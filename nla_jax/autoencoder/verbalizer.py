@@ -41,7 +41,7 @@ class InjectionConfig:
 def resolve_scale(scale: float | str, activations_ND: Float[Array | np.ndarray, "N D"]) -> float:
     """Turn `InjectionConfig.scale` into the number it stands for, given training activations."""
     if scale == "p75":
-        return float(jnp.percentile(jnp.linalg.norm(jnp.asarray(activations_ND, jnp.float32), axis=-1), 75))
+        return float(np.percentile(np.linalg.norm(np.asarray(activations_ND, np.float32), axis=-1), 75))
     return activations_ND.shape[-1] ** 0.5 if scale == "sqrt_d" else float(scale)
 
 
