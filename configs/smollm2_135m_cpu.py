@@ -47,7 +47,6 @@ def get_config() -> ExperimentConfig:
             policy=PolicyLossConfig(kl_coefficient=0.02),
             av_optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3),
             ar_optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=3),
-            length_buckets=1,
         ),
         evaluation=EvaluationConfig(batch_size=128),
     )

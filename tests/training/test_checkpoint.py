@@ -21,7 +21,14 @@ import tensorstore
 import nla_jax
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.mesh import MeshConfig, make_mesh, tree_shardings
-from nla_jax.training.checkpoint import CheckpointError, Checkpoints, restore_params
+from nla_jax.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    _fingerprint,
+    describe,
+    restore_params,
+    verify,
+)
 from nla_jax.training.state import TrainState
 
 WIDTH = 64
@@ -438,3 +445,73 @@ def test_bad_arguments_are_refused(checkpoints):
             ValueError, match=f"cannot save step {step}: .* already holds step 3; use another"
         ):
             checkpoints.save(step, trees, {})
+
+
+def test_one_changed_bit_is_noticed(checkpoints):
+    state = train_state(1)
+    checkpoints.save(1, {"av": state}, {})
+    largest = max(
+        (path for path in (checkpoints.directory / "1").rglob("*") if path.is_file()), key=os.path.getsize
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"could not read .*/1; .* delete it to resume from another step"
+    ):
+        checkpoints.restore({"av": abstract(state)})
+    (description,) = describe(checkpoints.directory)
+    with pytest.raises(CheckpointError):
+        verify(description)
+
+
+def test_numbers_that_are_not_those_that_were_saved_are_named(checkpoints):
+    state = train_state(1)
+    checkpoints.save(1, {"av": state}, {})
+    file = checkpoints.directory / "1" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    metadata["custom_metadata"]["fingerprints"]["av"]["params/embed/embedding"] += 1
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(CheckpointError, match="the numbers of av/params/embed/embedding are not those"):
+        restore_params(checkpoints.directory, "av")
+
+
+def test_places_and_bits_decide_a_fingerprint():
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    found = {int(_fingerprint(jnp.asarray(y))) for y in (x, x[::-1], x[:, ::-1], -x, x.T)}
+    assert len(found) == 5
+    assert int(_fingerprint(jnp.asarray(x))) == int(_fingerprint(jnp.asarray(x.copy())))
+    assert {int(_fingerprint(jnp.asarray(y))) for y in (np.int32(3), np.float32(3))} != {0}
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", digest="abc", keep=1, background=True)
+    state, expected = train_state(1, width=256), train_state(1, width=256)
+    checkpoints.save(1, {"av": state}, {})
+    # The next step donates what is being written.
+    other = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)(state)
+    checkpoints.wait()
+    assert checkpoints.latest() == 1
+    assert_same_bits(checkpoints.restore({"av": abstract(expected)})[0]["av"], expected)
+    checkpoints.save(2, {"av": other}, {}, pin=True)
+    checkpoints.save(3, {"av": other}, {})
+    checkpoints.wait()
+    assert checkpoints.pinned() == 2 and names(checkpoints) == {"2", "3", "pinned"}
+
+
+def test_a_background_save_that_failed_is_told_by_the_next_call(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run", digest="abc", background=True)
+    checkpoints.save(1, {"av": train_state(1)}, {})
+    checkpoints.wait()
+
+    class Failed:
+        def result(self):
+            raise OSError("no space left")
+
+    monkeypatch.setattr(
+        "nla_jax.training.checkpoint.ocp.save_checkpointables_async", lambda *_, **__: Failed()
+    )
+    checkpoints.save(2, {"av": train_state(1)}, {})
+    with pytest.raises(CheckpointError, match="could not write step 2 .*; step 1 is intact"):
+        checkpoints.wait()
+    assert checkpoints.latest() == 1
