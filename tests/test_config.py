@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nla_jax.cli import parse
+from nla_jax.cli import join_processes, parse
 from nla_jax.config import ExperimentConfig, load_config, read_config, save_config, stage_digest
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -74,3 +74,10 @@ def test_config_file_without_get_config(tmp_path):
 def test_directory_without_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         read_config(tmp_path / "config.json")
+
+
+def test_a_place_among_processes_that_makes_no_sense_is_an_error():
+    for value in ("localhost", "localhost:1,2,2", "localhost:1,2"):
+        with pytest.raises(ValueError, match=f"--distributed {value}: expected HOST:PORT,PROCESSES,INDEX"):
+            join_processes(["config.py", "--distributed", value])
+    assert join_processes(["config.py", "--mesh.fsdp", "2"]) == ["config.py", "--mesh.fsdp", "2"]

@@ -236,8 +236,9 @@ def round_(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
         return metrics()
 
     limits = {"ar_loss": 0.02, "ar_grad_norm": 0.1, "av_grad_norm": 0.1}
-    # In the first round the policy is the reference; only the second one has a KL.
-    for number, names in enumerate((limits, {"kl": 0.2})):
+    # In the first round the policy is the reference; only the second one has a KL. It is small after one update, and
+    # in bfloat16 about as large as what torch's reference loses by its rounded residual stream.
+    for number, names in enumerate((limits, {"kl": 0.6})):
         metrics = ours()
         metrics_there = theirs.update(repeated_BD, side.tensor(codec.seen[0]))
         for name in names:

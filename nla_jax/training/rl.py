@@ -127,13 +127,11 @@ def make_round(
     verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
     temperature, pieces = config.policy.temperature, config.micro_batches
     av_base, ar_base = ((bases or {}).get(model) for model in ("av", "ar"))
-    read = jax.jit(verbalizer.read)
+    stopwatch, read = Stopwatch(verbalizer.config.dtype), jax.jit(verbalizer.read)
 
     @jax.jit
     def copied(base, trained):
         return sampling_weights(verbalizer, attach(base, trained), mesh, gather=config.gather_weights)
-
-    stopwatch = Stopwatch(verbalizer.config.dtype)
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, BATCH))
     def write(params, past, final_ND, key):
@@ -206,10 +204,11 @@ def make_round(
         activations_ND = shard_batch(batch["activations_BD"], mesh)
         samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), lap)
         reference_NGT, answer_tokens = None, budget(samples.lengths_B, T)
-        started = time.perf_counter()
         if config.policy.kl == "k3":
             reference_NGT = refer(reference_params, activations_ND, samples, tokens=answer_tokens)
             lap.until("reference", reference_NGT)
+        jax.block_until_ready(samples)
+        started = time.perf_counter()
         own = own_rows(len(samples.lengths_B), mesh)
         rows = codec.encode(batch["activations_BD"][own // G], codec.decode(*own_part(samples.answers)))
         ar_batch = ReconstructorBatch(**shard_own_rows(rows, len(samples.lengths_B), mesh))
