@@ -38,7 +38,7 @@ def rounds(path: str, mesh: jax.sharding.Mesh, lora: LoraConfig) -> tuple[np.nda
     av_prompt = build_verbalizer_prompt(lm.tokenizer, templates)
     ar_prompt = build_reconstructor_prompt(lm.tokenizer, templates)
     verbalizer = Verbalizer(lm.config, av_prompt, InjectionConfig(), 3.0, **passes)
-    reconstructor = Reconstructor(lm.config.truncated(1), ar_prompt, **passes)
+    reconstructor = Reconstructor(lm.config.truncated(0), ar_prompt, **passes)
     optimizer = OptimizerConfig(learning_rate=1e-4, warmup_steps=2).build()
     models, states, bases = {"av": verbalizer, "ar": reconstructor}, {}, {}
     for name, part in models.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import finish_all
+from tiny_model import write_tiny_model
 
 PROGRAM = str(Path(__file__).parent / "recorded_rounds.py")
 
@@ -25,10 +26,11 @@ def recorded(
     ],
     ids=["all parameters", "adapters"],
 )
-def test_twenty_rounds_from_recorded_rollouts(rank, layouts, tiny_model_dir, tmp_path):
-    expected = recorded(tiny_model_dir, tmp_path / "one.npz", "1,1,1", rank, devices=1)
+def test_twenty_rounds_from_recorded_rollouts(rank, layouts, tmp_path):
+    model = write_tiny_model(tmp_path / "model", num_layers=2)
+    expected = recorded(model, tmp_path / "one.npz", "1,1,1", rank, devices=1)
     for sizes, devices, processes in layouts:
-        found = recorded(tiny_model_dir, tmp_path / "found.npz", sizes, rank, devices, processes)
+        found = recorded(model, tmp_path / "found.npz", sizes, rank, devices, processes)
         assert found.keys() == expected.keys() and len(found["losses"]) == 20
         assert all("lora" in name for name in found if "query" in name) == bool(rank)
         for name, value in expected.items():

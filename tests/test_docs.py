@@ -12,9 +12,8 @@ from processes import ROOT
 from nla_jax.cli import parse
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STAGE_SCRIPTS = [
-    path.name for path in (ROOT / "experiments").glob("*.py") if "nla_jax.cli import main" in path.read_text()
-]
+SCRIPTS = {path.name: path.read_text() for path in (ROOT / "experiments").glob("*.py")}
+STAGE_SCRIPTS = [name for name, text in SCRIPTS.items() if "nla_jax.cli import main" in text]
 PLACE = r"--distributed( [\w.\-]+:\d+,\d+,[\w$]+)?"
 
 

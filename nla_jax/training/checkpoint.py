@@ -292,12 +292,14 @@ def _fingerprints(tree: Tree) -> dict[str, int]:
 
 @jax.jit
 def _fingerprint(x: jax.Array) -> jax.Array:
-    """Sum of all bit patterns, each times an odd number that its place decides, modulo 2^32."""
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    weights = jnp.uint32(1)
+    """Sum over all numbers of a hash of their bits and place, modulo 2^32."""
+    mixed = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     for axis, prime in zip(range(x.ndim), (2654435761, 2246822519, 3266489917, 668265263), strict=False):
-        weights = weights + 2 * jnp.uint32(prime) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(bits * weights, dtype=jnp.uint32)
+        mixed += jnp.uint32(prime) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # The finalizer of MurmurHash3, without which flipped signs would cancel.
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def _saved_shapes(path: Path, name: str) -> Tree:

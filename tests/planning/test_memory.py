@@ -68,4 +68,5 @@ def test_memory_falls_with_the_number_of_devices_as_planned(report, rank):
         assert planned == pytest.approx(found, rel=0.1)
         held.append(found)
     for more, fewer in itertools.pairwise(held):
-        assert fewer < 0.62 * more
+        # Norms and the AR's head are on every device.
+        assert fewer < (0.85 if rank else 0.62) * more
