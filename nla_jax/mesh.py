@@ -160,6 +160,17 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda x: x, out_shardings=tree_shardings(tree, mesh), donate_argnums=0)(tree)
 
 
+def settle(tree: Any) -> Any:
+    """Wait for arrays on simulated devices, and on no others; returns them.
+
+    Simulated devices share one pool of threads, in which programs whose devices wait for each other must not overlap:
+    each may hold threads that the other needs.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.block_until_ready(tree)
+    return tree
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process of the run has come here, for instance because one has written what all will read."""
     if jax.process_count() > 1:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from nla_jax.mesh import place, tree_shardings
+from nla_jax.mesh import place, settle, tree_shardings
 from nla_jax.training.checkpoint import Checkpoints
 from nla_jax.training.guards import GuardConfig, GuardError, Watch
 from nla_jax.training.metrics_log import MetricsLog
@@ -161,6 +161,7 @@ def run_stage(
         unread = None
         for now in range(done + 1, config.steps + 1):
             states, metrics = step(states, next(batches), now - 1)
+            settle(states)
             if unread is not None:
                 # The state is a step further than these metrics.
                 report(now - 1, read(unread, now))

@@ -27,7 +27,7 @@ from nla_jax.data.batches import reconstructor_rows
 from nla_jax.lm.lora import Base, attach
 from nla_jax.lm.packing import token_budget
 from nla_jax.lm.sampling import Samples
-from nla_jax.mesh import BATCH, own_part, own_rows, shard_batch, shard_own_rows, tree_shardings
+from nla_jax.mesh import BATCH, own_part, own_rows, settle, shard_batch, shard_own_rows, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, States, Step, scalars
@@ -192,7 +192,7 @@ def make_round(
 
     def sample(params: Any, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
         # The copy of the weights lives as long as this call.
-        weights = copied(av_base, params)
+        weights = settle(copied(av_base, params))
         past, final_ND = read(weights, activations_ND)
         lap.until("prefill", final_ND)
         samples = write(weights, past, final_ND, key)
@@ -217,7 +217,7 @@ def make_round(
         ar, ar_metrics = ar_step(states["ar"], ar_batch, ar_base, tokens=prompt_tokens)
         lap.until("ar_update", ar_metrics["loss"])
         mse_B, weights_B = ar_metrics["mse_nrm_B"], ar_batch.weights_B
-        rollouts, scores = score(activations_ND, samples, mse_B, weights_B, reference_NGT)
+        rollouts, scores = settle(score(activations_ND, samples, mse_B, weights_B, reference_NGT))
         av, av_metrics = av_step(states["av"], rollouts, reference_params, av_base, tokens=answer_tokens)
         lap.until("av_update", av_metrics["loss"])
 

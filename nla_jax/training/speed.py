@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from nla_jax.mesh import settle
+
 
 @functools.cache
 def matmul_peak(dtype: str) -> float:
@@ -71,7 +73,7 @@ class Lap:
 
         The result must not be donated to a later program.
         """
-        self._times[phase] = self._stopwatch.watch(self._dispatched, result)
+        self._times[phase] = self._stopwatch.watch(self._dispatched, settle(result))
         self._dispatched = time.perf_counter()
 
     def metrics(self, flops: Mapping[str, float]) -> dict[str, float]:
