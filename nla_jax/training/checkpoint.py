@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
-from nla_jax.mesh import tree_shardings
+from nla_jax.mesh import settle, tree_shardings
 
 Tree = Any
 MISMATCHES_SHOWN = 5
@@ -286,7 +286,7 @@ def _load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[s
 def _fingerprints(tree: Tree) -> dict[str, int]:
     """A number for each leaf that changes with any of its bits, the same on every mesh."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    numbers = jax.device_get([_fingerprint(leaf) for leaf in leaves])
+    numbers = jax.device_get([settle(_fingerprint(leaf)) for leaf in leaves])
     return {_join(path): int(number) for path, number in zip(paths, numbers, strict=True)}
 
 
