@@ -26,7 +26,7 @@ from nla_jax.lm.families import table
 from nla_jax.lm.transformer import Params, unstack_blocks
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-Linear = Literal["query", "key", "value", "out", "gate", "up", "down"]
+Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoraConfig:
     rank: int = 0
     """0 trains all parameters."""
     alpha: float = 16.0
-    targets: tuple[Linear, ...] = ("query", "key", "value", "out", "gate", "up", "down")
+    targets: tuple[Target, ...] = ("query", "key", "value", "out", "gate", "up", "down")
     """The linear maps of every block that get one."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights. bfloat16 halves them; products round to `model.dtype` in any case."""

@@ -458,7 +458,6 @@ def describe(directory: Path) -> list[Description]:
                 for leaf, x in jax.tree_util.tree_leaves_with_path(_saved_shapes(path, name))
             }
             for name in sorted(info["item_handlers"])
-            if _saved_shapes(path, name) is not None
         }
         pinned = marker.exists() and marker.read_text() == path.name
         custom = info["custom_metadata"]
