@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import tyro
 
-from nla_jax.config import STAGES, ExperimentConfig, load_config
+from nla_jax.config import STAGES, ExperimentConfig, load_config, read_config
 from nla_jax.run import Run
 from nla_jax.stages.pipeline import run_stages
 from nla_jax.training.loop import Preempted
@@ -19,7 +19,7 @@ _USAGE = """usage: {script} CONFIG [--run-dir DIR] [--distributed [HOST:PORT,PRO
 
 {description}
 
-CONFIG    a Python file with get_config(), for instance one of configs/
+CONFIG    a Python file with get_config(), for instance one of configs/, or the directory of a run
 --run-dir where everything is written, default runs/NAME; an existing run goes on where it stopped
 --distributed
           one process of several that run the same command (docs/scaling.md): without a value on Cloud TPU, SLURM and
@@ -74,7 +74,7 @@ def join_processes(arguments: list[str]) -> list[str]:
 
 
 def parse(description: str, arguments: list[str]) -> tuple[ExperimentConfig, Path]:
-    """Read the config file named first, apply the overrides, and settle the run directory.
+    """Read the config file or the run named first, apply the overrides, and settle the run directory.
 
     Exits with a message on an unknown field or a value of the wrong type.
     """
@@ -82,8 +82,12 @@ def parse(description: str, arguments: list[str]) -> tuple[ExperimentConfig, Pat
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE.format(script=script, description=description))
         raise SystemExit(0 if arguments else 2)
-    config, rest = load_config(arguments[0]), arguments[1:]
-    run_dir = Path("runs") / config.name
+    given, rest = Path(arguments[0]), arguments[1:]
+    if given.is_dir():
+        config, run_dir = read_config(given / "config.json"), given
+    else:
+        config = load_config(given)
+        run_dir = Path("runs") / config.name
     if "--run-dir" in rest:
         at = rest.index("--run-dir")
         if at + 1 == len(rest):

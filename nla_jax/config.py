@@ -186,7 +186,7 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         if stage in fields:
             del fields[stage]["loop"]["keep_checkpoints"], fields[stage]["length_buckets"]
     if "rl" in fields:
-        del fields["rl"]["loop"]["steps"], fields["rl"]["guards"]
+        del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

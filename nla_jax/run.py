@@ -184,10 +184,12 @@ class Run:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Checkpoints of a training stage."""
+        # The second judge is a second warm start of the AR, and belongs to the same config.
+        configured = "ar_sft" if stage == "second_judge" else stage
         return Checkpoints(
             self.directory / "checkpoints" / stage,
-            digest=stage_digest(self.config, stage),
-            keep=getattr(self.config, stage).loop.keep_checkpoints,
+            digest=stage_digest(self.config, configured),
+            keep=getattr(self.config, configured).loop.keep_checkpoints,
             # Cores that write would be missing where they compute.
             background=jax.default_backend() != "cpu",
         )

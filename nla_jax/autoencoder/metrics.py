@@ -1,12 +1,9 @@
 """What "good" means here: the one place where direction MSE, FVE and the RL reward are defined.
 
-Functions of arrays are pure, compute in float32 and may be jitted; the bootstrap is numpy, for finished runs.
+Functions of arrays are pure, compute in float32 and may be jitted.
 Errors per row are means over the d coordinates: normalized vectors have a mean square of 1, so the
 denominator of `fve_nrm` reads as the share of them that the training mean leaves open.
 """
-
-import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +19,6 @@ MIN_LOG_MSE = 1e-6
 """Floor of the MSE inside the logarithm: a perfect reconstruction earns 13.8 instead of infinity."""
 FAILED_REWARD = -2.0
 """Reward of an explanation that could not be extracted: that of a prediction orthogonal to its target."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A number and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class FVEResult(Interval):
-    """An FVE with everything that it may not be reported without."""
-
-    n: int
-    """Number of activations."""
-    documents: int
-    """Number of documents they come from: the units that the bootstrap resamples."""
-    denominator: float
-    """Variance around the training mean, averaged over activations and coordinates."""
 
 
 def normalize(vector: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -162,67 +138,3 @@ def reward(
     if length_hinge_start is not None:
         value -= length_hinge_slope * jnp.maximum(0, lengths - length_hinge_start)
     return jnp.where(failed, FAILED_REWARD, value)
-
-
-def bootstrap_interval(
-    numerator_N: Float[Array, "N"],
-    denominator_N: Float[Array, "N"],
-    doc_ids: Sequence[str] | np.ndarray,
-    *,
-    seed: int,
-    samples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of `1 − Σ numerator / Σ denominator`, resampling whole documents.
-
-    Activations of one document are alike, so resampling rows would make the interval too narrow.
-    The result depends on the seed and on the set of rows, not on their order.
-
-    Raises:
-      ValueError: columns of different lengths, fewer than two documents, or no variance in the targets.
-    """
-    numerator_N, denominator_N = np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64)
-    if not len(numerator_N) == len(denominator_N) == len(doc_ids):
-        raise ValueError(
-            f"{len(numerator_N)} numerators, {len(denominator_N)} denominators and {len(doc_ids)} document "
-            "ids: expected one of each per activation"
-        )
-    documents, document_N = np.unique(np.asarray(doc_ids), return_inverse=True)
-    if len(documents) < 2:
-        raise ValueError(
-            f"{len(documents)} document(s): an interval over documents needs at least 2; "
-            "hold out more documents"
-        )
-    if not denominator_N.sum() > 0:
-        raise ValueError(
-            f"the denominator is {denominator_N.sum()}: FVE needs targets that differ from the training "
-            "mean; check that the activations are not all equal or NaN"
-        )
-    numerators, denominators = (np.bincount(document_N, column) for column in (numerator_N, denominator_N))
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(documents), size=len(documents)) for _ in range(samples))
-    values = [1 - numerators[draw].sum() / denominators[draw].sum() for draw in draws]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(1 - numerators.sum() / denominators.sum()), float(low), float(high))
-
-
-def fve_result(
-    numerator_N: Float[Array, "N"],
-    denominator_N: Float[Array, "N"],
-    doc_ids: Sequence[str] | np.ndarray,
-    *,
-    seed: int,
-    samples: int = 2000,
-) -> FVEResult:
-    """An FVE as it is reported, from `fve_terms` or `fve_nrm_terms`: 95% interval, n, documents, denominator.
-
-    Raises:
-      ValueError: as `bootstrap_interval`.
-    """
-    interval = bootstrap_interval(numerator_N, denominator_N, doc_ids, seed=seed, samples=samples)
-    return FVEResult(
-        **dataclasses.asdict(interval),
-        n=len(doc_ids),
-        documents=len(set(doc_ids)),
-        denominator=float(np.asarray(denominator_N, np.float64).mean()),
-    )

@@ -1,4 +1,4 @@
-"""One run as one HTML file: curves, systems against controls, and explanations to read.
+"""One run as one HTML file: curves, tables, and explanations to read.
 
 The file needs nothing but itself: plots are inline SVG, styles are in the page, its content policy forbids
 scripts and requests. Whatever a model wrote is escaped. Same run directory, same file, byte for byte.
@@ -19,16 +19,19 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nla_jax.evaluation.suites import SUITES
+
 Row = Mapping[str, Any]
 
 EXAMPLES_SHOWN = 20
 COLORS = ("#2a6db0", "#d9782d", "#3a8f6b")
 GROUPS = {
-    "gold": ("warm-start texts", "#d3a02c"),
     "nla": ("NLA", COLORS[0]),
+    "gold": ("sees the context", "#d3a02c"),
+    "baseline": ("baseline", COLORS[2]),
     "control": ("control", "#a3abb6"),
 }
-"""Group of a system -> its name in the legend and its color."""
+"""Group of a table's line -> its name in the legend and its color."""
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa3ae",
@@ -91,7 +94,7 @@ PANELS = (
     Panel(
         "rl",
         "RL: FVE of the round trip",
-        {"judge_fve_nrm": "judge", "own_fve_nrm": "own"},
+        {"judge_fve_nrm": "judge", "own_fve_nrm": "own", "shuffled_fve_nrm": "judge, shuffled"},
         "Own above judge, and growing apart: the pair agrees on habits that only its own AR understands.",
         in_overview=True,
     ),
@@ -123,6 +126,12 @@ PANELS = (
         {"failed_fraction": "failed explanations", "clip_fraction": "clipped ratios"},
         "Failed: no closing tag, or empty. Clipped: tokens whose update was held back.",
     ),
+    Panel(
+        "rl",
+        "RL: copying and repetition",
+        {"copied": "3-grams from the context", "repeated": "2-grams said twice"},
+        "Shares of the texts' runs of words. Copying that grows is reciting; repetition that grows is decay.",
+    ),
     Panel("rl", "RL: AR loss", {"ar_loss": "direction MSE"}, "The AR learning from the AV's own texts."),
     Panel("rl", "RL: AV loss", {"av_loss": "policy loss"}, "Hovers around zero by construction."),
     Panel("rl", "RL: entropy (nats per token)", {"entropy": "entropy"}, "Falling to zero means collapse."),
@@ -145,7 +154,6 @@ def write_report(run_dir: Path) -> Path:
       ValueError: a file that does not parse, or an evaluation without systems.
     """
     evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
-    systems = evaluation["systems"]
     best_step = evaluation.get("best_step")
     examples_path = run_dir / "examples.jsonl"
     environment = jinja2.Environment(
@@ -157,10 +165,17 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters.update(number=_number, duration=_duration, plain=_plain)
     page = environment.get_template("report.html").render(
-        **{"run": {}, "settings": {}, "timings": {}, "mean_is": None, "gains": [], **evaluation},
-        headline=[row for row in systems if row["group"] == "nla" and row.get("fve_nrm")],
+        **{"run": {}, "settings": {}, "timings": {}, "mean_is": None, **evaluation},
+        headline=[row for row in systems(evaluation) if row["group"] == "nla"],
         groups=GROUPS,
-        systems_plot=_svg("Systems", (9.0, 1.0 + 0.34 * len(systems)), draw_systems, systems),
+        columns=columns,
+        title=SUITES.get,
+        plots={
+            table["name"]: _svg(table["name"], (9.0, 1.0 + 0.3 * len(table["rows"])), draw_table, table)
+            for suite in evaluation["suites"].values()
+            for table in suite["tables"]
+            if table["plotted"] and table["rows"]
+        },
         curves=[
             (panel, _svg(panel.title, (5.2, 2.9), draw_panel, panel, rows, best_step))
             for panel in PANELS
@@ -190,7 +205,7 @@ def save_overview(run_dir: Path, directory: Path) -> Path:
                 draw_panel(ax, panel, rows, evaluation.get("best_step"))
             else:
                 ax.set_axis_off()
-        draw_systems(right.subplots(), evaluation["systems"])
+        draw_table(right.subplots(), find_table(evaluation, "controls", "systems"))
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "overview.png"
         figure.savefig(path, dpi=110)
@@ -214,11 +229,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """Read `evaluation.json`: run, settings, `mean_is`, systems, and optionally gains, timings, best step.
+    """Read `evaluation.json`: run, settings, `mean_is`, suites, and optionally timings and the best step.
 
     Raises:
       FileNotFoundError: there is none; run the evaluation.
-      ValueError: not JSON, or no list of systems in it.
+      ValueError: not JSON, or no suites in it.
     """
     path = run_dir / "evaluation.json"
     if not path.exists():
@@ -230,11 +245,31 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); run the evaluation stage again") from error
-    if not evaluation.get("systems"):
+    if not evaluation.get("suites"):
         raise ValueError(
-            f"{path} lists no systems (keys: {', '.join(evaluation)}); run the evaluation stage again"
+            f"{path} holds no suites (keys: {', '.join(evaluation)}); run the evaluation stage again"
         )
     return evaluation
+
+
+def find_table(evaluation: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The first of the named tables that an evaluation holds, or one without lines."""
+    tables = {table["name"]: table for suite in evaluation["suites"].values() for table in suite["tables"]}
+    empty = {"name": names[0], "title": names[0], "note": "", "plotted": None, "rows": []}
+    return next((tables[name] for name in names if name in tables), empty)
+
+
+def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the round trip's table."""
+    return find_table(evaluation, "systems")["rows"]
+
+
+def columns(table: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The labels and the figures that any line of a table has, in order of appearance."""
+    return tuple(
+        list(dict.fromkeys(key for row in table["rows"] for key in row[part]))
+        for part in ("labels", "figures")
+    )
 
 
 def curve(rows: Sequence[Row], stage: str, key: str) -> tuple[list[int], list[float]]:
@@ -269,34 +304,34 @@ def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], best_step: int | Non
     ax.margins(x=0.02)
 
 
-def draw_systems(ax: Axes, systems: Sequence[Row]) -> None:
-    """Draw `fve_nrm` of every system as a bar with its 95% interval, top to bottom in the order given."""
-    shown = [row for row in systems if row.get("fve_nrm")]
+def draw_table(ax: Axes, table: Mapping[str, Any]) -> None:
+    """Draw the plotted figure of each line as a bar with its 95% interval, top to bottom in the order given."""
+    plotted = table["plotted"]
+    shown = [row for row in table["rows"] if row["figures"].get(plotted)]
     for position, row in enumerate(shown):
-        fve = row["fve_nrm"]
-        ax.barh(position, fve["value"], height=0.62, color=GROUPS[row["group"]][1])
-        ax.plot([fve["low"], fve["high"]], [position, position], color="#1f2933", linewidth=1.2)
-        edge = max(fve["high"], 0)
+        figure = row["figures"][plotted]
+        ax.barh(position, figure["value"], height=0.62, color=GROUPS[row["group"]][1])
+        ax.plot([figure["low"], figure["high"]], [position, position], color="#1f2933", linewidth=1.2)
         ax.annotate(
-            _number(fve["value"], 2),
-            (edge, position),
+            _number(figure["value"], 2),
+            (max(figure["high"], 0), position),
             (5, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
         )
-    ax.set_yticks(range(len(shown)), [system_name(row) for row in shown])
+    ax.set_yticks(range(len(shown)), [line_name(row) for row in shown])
     ax.axvline(0, color="#4b5563", linewidth=1)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.1)
-    ax.set(title="Held-out fve_nrm with 95% intervals", xlabel="0 = training mean, 1 = exact")
+    ax.set(title=f"{table['title']}: {plotted}", xlabel=f"{plotted}, 95% intervals")
 
 
-def system_name(row: Row) -> str:
-    """A system's name with the AR that measured it, where one did."""
-    reconstructor = row.get("reconstructor", "-")
-    return row["name"] if reconstructor == "-" else f"{row['name']} ({reconstructor.replace('_', ' ')})"
+def line_name(row: Row) -> str:
+    """A line's name with its labels, such as the AR that measured it."""
+    labels = [value for value in row["labels"].values() if value != "-"]
+    return f"{row['name']} ({', '.join(labels)})" if labels else row["name"]
 
 
 def _svg(name: str, size: tuple[float, float], draw: Callable[..., None], *args: Any) -> Markup:

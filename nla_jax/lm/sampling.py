@@ -110,7 +110,7 @@ def sample(
     config: LMConfig,
     past: Past,
     final_ND: Float[Array, "N D"],
-    first_position: int,
+    first_position: int | Int[Array, "N"],
     key: Array,
     *,
     group: int,
@@ -126,7 +126,7 @@ def sample(
       config: their config.
       past: per block, the prompt's segments (row counts divide N).
       final_ND: the prompt's last final-norm output, from which the first token is drawn.
-      first_position: position of the first sampled token.
+      first_position: position of the first sampled token, one for all prompts or one each.
       key: random key; token t of the loop uses fold_in(key, t).
       group: continuations a prompt.
       max_tokens: rows are cut there, unclosed.
@@ -139,6 +139,7 @@ def sample(
     temperature = jnp.float32(temperature)
     closing_M = jnp.asarray(closing, jnp.int32)
     margin = len(closing) - 1
+    first_B = jnp.repeat(jnp.broadcast_to(jnp.int32(first_position), len(final_ND)), group)
 
     def empty() -> KVSegment:
         values = jnp.zeros((config.num_kv_heads, B, max_tokens, config.head_dim), config.cache_dtype)
@@ -156,7 +157,7 @@ def sample(
         closed = closed | (~ended & (recent == closing_M).all(axis=1))
         lengths = jnp.where(ended, lengths, t + 1)
         ended = ended | closed | (drawn == end_token)
-        positions = jnp.full((B, 1), first_position + t, jnp.int32)
+        positions = first_B[:, None] + t
         slots = [(buffer, t) for buffer in buffers]
         out = model.apply({"params": params}, drawn[:, None], positions, past=past, buffers=slots)
         filled = tuple(segment for (segment,) in out.segments)

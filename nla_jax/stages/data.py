@@ -71,9 +71,7 @@ def extract(run: Run) -> None:
             )
             rows = len(columns["doc_id"])
             if jax.process_index() == 0:
-                write_shard(
-                    path, columns, Sidecar(digest, "base", rows, extraction, git_commit=_git_commit())
-                )
+                write_shard(path, columns, Sidecar(digest, "base", rows, extraction, git_commit=git_commit()))
 
 
 def explain(run: Run) -> None:
@@ -144,7 +142,8 @@ def _check_splits(run: Run, doc_ids: list[str]) -> None:
         )
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """The commit that the library runs from; empty outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

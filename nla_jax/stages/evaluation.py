@@ -1,6 +1,7 @@
 """The last two stages: figures on held-out documents, and the report."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import platform
@@ -9,54 +10,47 @@ import jax
 import numpy as np
 
 from nla_jax.config import stage_digest
-from nla_jax.data.dataset import ActivationDataset
+from nla_jax.evaluation import suites
 from nla_jax.evaluation.report import write_report
-from nla_jax.evaluation.round_trip import evaluate_texts
-from nla_jax.run import Run, key_for
-from nla_jax.training.loop import return_freed_memory
+from nla_jax.evaluation.subject import Subject, subject_of
+from nla_jax.run import Run
+from nla_jax.stages.data import git_commit
+from nla_jax.stages.training import second_judge, second_judge_is_trained
 
 
 def evaluate(run: Run) -> None:
-    """Measure warm start and best RL step on held-out documents; write evaluation.json and examples.jsonl."""
+    """Measure the chosen suites on held-out documents; write evaluation.json, examples.jsonl and evaluation/."""
     config = run.config.evaluation
     run.release_target()
-    data = run.held_out(config.rows)
+    if config.second_judge_steps and not second_judge_is_trained(run):
+        second_judge(run)
+    subject = subject_of(run)
+    digest = _suite_digest(run)
+    found = suites.measure(subject, config.suites, run.directory / "evaluation", digest)
     checkpoints = run.checkpoints("rl")
-    best = checkpoints.pinned() or checkpoints.latest()
-    key = key_for(run.config.seed, "evaluate")
-    texts = {}
-    for name, stage, step in (("warm start", "av_sft", None), ("after RL", "rl", best)):
-        params = run.trained_params(stage, "av", step)
-        texts[name] = run.round_trip.verbalize(params, data.activations, key, config.temperature)
-        del params
-        return_freed_memory()
-    judges = {
-        "own": run.trained_params("rl", "ar", best),
-        "judge": run.warm_start_params("ar"),
-    }
-    fit = run.data("ar_sft").take(slice(0, config.rows))
-    systems, gains, predictions = evaluate_texts(
-        run.round_trip, texts, judges, fit, data, run.moments, config, run.config.seed
-    )
-    result = {
-        "digest": evaluation_digest(run),
-        "run": {
-            "name": run.config.name,
-            "model": run.lm.name,
-            "layer": run.config.model.layer,
-            "corpus": data.sidecar.extraction.corpus,
-            "machine": machine_class(),
-        },
-        "settings": dataclasses.asdict(config),
-        "mean_is": f"mean of {len(run.training_activations)} training activations",
-        "systems": systems,
-        "gains": gains,
-        "timings": run.timings(),
-        "best_step": best,
-    }
     if jax.process_index() == 0:
-        _write_examples(run, data, texts["after RL"], predictions["own"])
-    run.write_json("evaluation.json", result)
+        _write_examples(run, subject)
+    run.write_json(
+        "evaluation.json",
+        {
+            "digest": evaluation_digest(run),
+            "run": {
+                "name": run.config.name,
+                "model": run.lm.name,
+                "layer": run.config.model.layer,
+                "corpus": subject.data.sidecar.extraction.corpus,
+                "held-out rows": subject.digest(),
+                "config": digest,
+                "code": code_version(),
+                "machine": machine_class(),
+            },
+            "settings": dataclasses.asdict(config),
+            "mean_is": f"mean of {len(run.training_activations)} training activations",
+            "suites": found,
+            "timings": run.timings(),
+            "best_step": checkpoints.pinned() or checkpoints.latest(),
+        },
+    )
 
 
 def report(run: Run) -> None:
@@ -67,10 +61,19 @@ def report(run: Run) -> None:
 
 def evaluation_digest(run: Run) -> str:
     """Identifies what evaluation.json was made from."""
-    return f"{stage_digest(run.config, 'evaluate')}-{run.config.rl.loop.steps}"
+    return f"{_suite_digest(run)}-{'-'.join(suites.chosen(run.config.evaluation.suites))}"
 
 
-def _write_examples(run: Run, data: ActivationDataset, texts: list, prediction_ND: np.ndarray) -> None:
+def _suite_digest(run: Run) -> str:
+    """Identifies what one suite's figures were made from, whichever others are measured."""
+    any_suites = dataclasses.replace(run.config.evaluation, suites=())
+    config = dataclasses.replace(run.config, evaluation=any_suites)
+    return f"{stage_digest(config, 'evaluate')}-{run.config.rl.loop.steps}"
+
+
+def _write_examples(run: Run, subject: Subject) -> None:
+    data, texts = subject.data, subject.texts()
+    prediction_ND = subject.rebuilt(next(iter(subject.reconstructors)), texts)
     unit_pred = prediction_ND / np.linalg.norm(prediction_ND, axis=1, keepdims=True)
     unit_true = data.activations / np.linalg.norm(data.activations, axis=1, keepdims=True)
     cosine_N = (unit_pred * unit_true).sum(axis=1)
@@ -93,6 +96,12 @@ def _write_examples(run: Run, data: ActivationDataset, texts: list, prediction_N
         for i in chosen
     ]
     (run.directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def code_version() -> str:
+    """The version of this library, and its commit where it runs from a checkout."""
+    version, commit = importlib.metadata.version("nla_jax"), git_commit()
+    return f"{version} ({commit[:12]})" if commit else version
 
 
 def machine_class() -> str:

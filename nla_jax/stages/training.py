@@ -8,14 +8,16 @@ import jax
 import numpy as np
 
 from nla_jax.autoencoder.verbalizer import sft_loss
-from nla_jax.config import WarmStartConfig, stage_digest
+from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig, stage_digest
 from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
-from nla_jax.evaluation.round_trip import shuffled
+from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation.subject import shuffled
 from nla_jax.lm.packing import token_budget
 from nla_jax.mesh import shard_batch
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
+from nla_jax.training.guards import judge_drop
 from nla_jax.training.loop import abstract, run_stage, scalars
 from nla_jax.training.rl import make_round, optimizers
 from nla_jax.training.speed import Stopwatch
@@ -52,7 +54,7 @@ def av_sft(run: Run) -> None:
             sums += np.array(loss(params, shard_batch(VerbalizerBatch(**batch), run.mesh)))
         return float(sums[0] / sums[1])
 
-    def evaluate(states):
+    def evaluate(states, highest):
         params = run.attached("av", states["av"].params)
         wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
         real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
@@ -76,12 +78,32 @@ def av_sft(run: Run) -> None:
         rows(data),
         evaluate,
         ("loss", "gap"),
+        run.config.seed,
     )
 
 
 def ar_sft(run: Run) -> None:
     """Warm-start the AR on explainer texts and on the warm-start AV's; its last checkpoint is the frozen judge."""
-    config, codec = run.config.ar_sft, run.codec
+    _train_reconstructor(run, "ar_sft", run.config.ar_sft, run.config.seed)
+
+
+def second_judge(run: Run) -> None:
+    """Warm-start another AR on the same texts in another order, as a judge beside the first."""
+    config, steps = run.config.ar_sft, run.config.evaluation.second_judge_steps
+    loop = dataclasses.replace(config.loop, steps=steps, evaluate_every=steps, checkpoint_every=steps)
+    decay = config.optimizer.decay_steps and steps
+    optimizer = dataclasses.replace(config.optimizer, decay_steps=decay)
+    config = dataclasses.replace(config, loop=loop, optimizer=optimizer)
+    _train_reconstructor(run, "second_judge", config, run.config.seed + 1)
+
+
+def second_judge_is_trained(run: Run) -> bool:
+    """Whether its checkpoint is there."""
+    return (run.checkpoints("second_judge").latest() or 0) >= run.config.evaluation.second_judge_steps
+
+
+def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartConfig, seed: int) -> None:
+    codec = run.codec
     optimizer = config.optimizer.build()
     data = run.data("ar_sft")
     texts = _partly_verbalized(run, data, config.verbalized)
@@ -93,14 +115,14 @@ def ar_sft(run: Run) -> None:
         micro_batches=config.micro_batches,
     )
 
-    def evaluate(states):
-        params = run.attached("ar", states["ar"].params)
-        texts, activations = held_out.explanations, held_out.activations
-        return {"held_out_fve_nrm": run.round_trip.fve_nrm(params, texts, activations, run.moments)}
+    def evaluate(states, highest):
+        texts = held_out.explanations
+        rebuilt_ND = run.round_trip.reconstruct(run.attached("ar", states["ar"].params), texts)
+        return {"held_out_fve_nrm": run.moments.fve_nrm(rebuilt_ND, texts, held_out.activations)}
 
     _supervised(
         run,
-        "ar_sft",
+        stage,
         config,
         "ar",
         lambda: run.initial_state("ar", optimizer),
@@ -112,6 +134,7 @@ def ar_sft(run: Run) -> None:
         codec.encode(data.activations, texts),
         evaluate,
         ("loss", "held_out_fve_nrm"),
+        seed,
     )
 
 
@@ -151,6 +174,7 @@ def _supervised(
     rows: dict[str, np.ndarray],
     evaluate: Callable,
     shown: tuple[str, ...],
+    seed: int,
 ) -> None:
     def first_states():
         states = {model: initial()}
@@ -179,7 +203,7 @@ def _supervised(
         config.loop,
         initial=first_states,
         step=one_step,
-        batches=training_batches(rows, config.batch_size, run.config.seed),
+        batches=training_batches(rows, config.batch_size, seed),
         evaluate=evaluate,
         checkpoints=run.checkpoints(stage),
         log=run.log,
@@ -218,19 +242,31 @@ def rl(run: Run) -> None:
         # Called once. Nothing here holds on to the first states after that.
         return {name: first.pop(name) for name in ("av", "ar")}
 
-    def evaluate(states):
+    other = shuffled(range(len(monitor)), monitor.doc_ids, seed)
+
+    def evaluate(states, highest):
         key = key_for(seed, "monitor")
         temperature = run.config.evaluation.temperature
         verbalizer = run.attached("av", states["av"].params)
         texts = run.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
-        # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
-        return {
-            f"{name}_fve_nrm": run.round_trip.fve_nrm(params(), texts, monitor.activations, run.moments)
-            for name, params in (
-                ("own", lambda: run.attached("ar", states["ar"].params)),
-                ("judge", lambda: run.warm_start_params("ar")),
-            )
+        own, judge = (
+            run.round_trip.reconstruct(params, texts)
+            # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
+            for params in (run.attached("ar", states["ar"].params), run.warm_start_params("ar"))
+        )
+        swapped = [texts[i] for i in other]
+        row = {
+            "own_fve_nrm": run.moments.fve_nrm(own, texts, monitor.activations),
+            "judge_fve_nrm": run.moments.fve_nrm(judge, texts, monitor.activations),
+            "shuffled_fve_nrm": run.moments.fve_nrm(judge[other], swapped, monitor.activations),
+            "repeated": of_text.share(of_text.repeated_ngrams(text or "") for text in texts),
         }
+        if monitor.contexts is not None:
+            pairs = zip(texts, monitor.contexts, strict=True)
+            row["copied"] = of_text.share(
+                of_text.copied_ngrams(text or "", context) for text, context in pairs
+            )
+        return row | {"judge_drop": judge_drop(row, highest)}
 
     rows = {"activations_BD": run.data("rl").activations}
     run_stage(

@@ -1,6 +1,7 @@
 """Watching a run for the ways in which it goes wrong: a warning first, and in the end a stop with everything saved."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ class Guard:
 
     warn: float
     stop: float
+    patience: int | None = None
+    """Where another than the config's counts."""
 
     def __post_init__(self):
         if self.warn == self.stop:
@@ -42,8 +45,11 @@ class GuardConfig:
     """Nats a token by which sampler and trainer disagree about the same tokens."""
     kl: Guard = Guard(warn=2.0, stop=20.0)
     """Nats a token from the reference."""
+    judge_drop: Guard = Guard(warn=0.02, stop=float("inf"), patience=2)
+    """By how much `fve_nrm` of the frozen judge has fallen below its best while the own AR's is higher than ever: AV
+    and AR then agree on something that nobody else understands. A finite `stop` ends the run there."""
     patience: int = 5
-    """Steps in a row beyond a threshold before anything happens."""
+    """Steps (or evaluations, where a metric is one of those) in a row beyond a threshold before anything happens."""
 
     @property
     def guards(self) -> dict[str, Guard]:
@@ -58,7 +64,20 @@ REMEDIES = {
     "failed_fraction": "raise max_explanation_tokens, or penalise length (rl.length_hinge_start)",
     "sampler_trainer_logprob_diff": "use model.attention_dtype=float32 or model.dtype=float32",
     "kl": "raise rl.policy.kl_coefficient or lower rl.av_optimizer.learning_rate",
+    "judge_drop": "stop here and take the best step by the judge, or raise rl.policy.kl_coefficient",
 }
+
+
+def judge_drop(now: Mapping[str, float], highest: Mapping[str, float]) -> float:
+    """How far the judge's `fve_nrm` is below its best while the own AR's has never been higher; else 0.
+
+    Args:
+      now: `own_fve_nrm` and `judge_fve_nrm` of an evaluation.
+      highest: the highest of each in the evaluations before; may be empty.
+    """
+    own, judge = "own_fve_nrm", "judge_fve_nrm"
+    rises = now[own] > highest.get(own, -math.inf)
+    return max(0.0, highest.get(judge, now[judge]) - now[judge]) if rises else 0.0
 
 
 class Watch:
@@ -81,15 +100,16 @@ class Watch:
             if name not in metrics:
                 continue
             value = metrics[name]
+            patience = guard.patience or self.config.patience
             for level, threshold in (("stop", guard.stop), ("warn", guard.warn)):
                 beyond = self.beyond[name, level]
                 self.beyond[name, level] = 0 if guard.passes(value, threshold) else beyond + 1
             message = (
-                f"{name} is {value:.3g}, beyond {{}} for {self.config.patience} steps: {REMEDIES[name]}; "
+                f"{name} is {value:.3g}, beyond {{}} for {patience} times in a row: {REMEDIES[name]}; "
                 f"its thresholds are rl.guards.{name}.warn and .stop"
             )
-            if self.beyond[name, "stop"] >= self.config.patience:
+            if self.beyond[name, "stop"] >= patience:
                 raise GuardError(message.format(f"{guard.stop:g}"))
-            if self.beyond[name, "warn"] == self.config.patience:
+            if self.beyond[name, "warn"] == patience:
                 told.append(message.format(f"{guard.warn:g}"))
         return told

@@ -83,7 +83,7 @@ def run_stage(
     initial: Callable[[], States],
     step: Step,
     batches: grain.DatasetIterator,
-    evaluate: Callable[[States], dict[str, float]],
+    evaluate: Callable[[States, Mapping[str, float]], dict[str, float]],
     checkpoints: Checkpoints,
     log: MetricsLog,
     mesh: Mesh,
@@ -103,30 +103,30 @@ def run_stage(
       initial: makes the states; called only when nothing is there to resume.
       step: see `Step`.
       batches: endless; its state is part of the checkpoint.
-      evaluate: metrics on held-out documents.
+      evaluate: metrics on held-out documents; it is given the highest value that each has had so far.
       checkpoints: where states go.
       log: where metrics go.
       mesh: where states live.
       shown: metrics on the progress bar.
       best: evaluated metric whose highest checkpoint is kept besides the last ones.
-      guards: watched metrics of every step.
+      guards: watched metrics, of every step and of every evaluation.
 
     Raises:
       TooManyBadSteps, GuardError: as the names say; the state is saved.
       Preempted: SIGTERM came; the state is saved.
     """
     done = checkpoints.latest()
-    top = -np.inf
+    highest: dict[str, float] = {}
     if done is None:
         states, done = initial(), 0
         states = place(states, mesh)
         log.cut(stage, -1)
-        log.write(stage, 0, evaluate(states))
+        log.write(stage, 0, evaluate(states, highest))
         return_freed_memory()
     else:
         states, extra = checkpoints.restore(abstract(initial, mesh), done)
         batches.set_state(json.loads(extra["batches"]))
-        top = extra["best"]
+        highest = json.loads(extra["highest"])
         log.cut(stage, done)
     watch, quiet = Watch(guards), jax.process_index() > 0
     with (
@@ -137,13 +137,18 @@ def run_stage(
     ):
 
         def save(now: int, pin: bool = False) -> None:
-            extra = {"batches": json.dumps(batches.get_state()), "best": float(top)}
+            extra = {"batches": json.dumps(batches.get_state()), "highest": json.dumps(highest)}
             checkpoints.save(now, states, extra, pin=pin)
 
         def read(metrics: Metrics, now: int) -> dict[str, float]:
             row = metrics()
+            check(row, now)
+            return row
+
+        def check(row: dict[str, float], now: int) -> None:
             try:
-                check_bad_steps(row, stage, config.max_bad_steps)
+                if "bad_steps" in row:
+                    check_bad_steps(row, stage, config.max_bad_steps)
                 warnings = watch.warnings(row)
             except (TooManyBadSteps, GuardError) as error:
                 save(now)
@@ -151,7 +156,6 @@ def run_stage(
                 raise type(error)(f"{stage}, step {now}: {error}. Step {now} is saved.") from None
             for warning in warnings if not quiet else ():
                 bar.write(f"warning: {stage}, step {now}: {warning}", file=sys.stderr)
-            return row
 
         def report(now: int, row: dict[str, float]) -> None:
             log.write(stage, now, row)
@@ -176,10 +180,13 @@ def run_stage(
             if now == done + 1:
                 return_freed_memory()
             if evaluated:
-                row |= evaluate(states)
-                is_best = best is not None and row[best] > top
-                top = max(top, row[best]) if best is not None else top
+                held_out = evaluate(states, highest)
+                is_best = best is not None and held_out[best] > highest.get(best, -np.inf)
+                highest |= {name: max(value, highest.get(name, value)) for name, value in held_out.items()}
+                row |= held_out
             report(now, row)
+            if evaluated:
+                check(held_out, now)
             if saved or is_best or preempted:
                 save(now, pin=is_best)
             if preempted and not last:

@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,53 +149,3 @@ def test_reward_errors_name_the_remedy():
         metrics.reward(mse, failed, kind="mse")
     with pytest.raises(ValueError, match=r"length_hinge_start=5 needs .* lengths="):
         metrics.reward(mse, failed, length_hinge_start=5)
-
-
-def test_bootstrap_of_two_documents_by_hand():
-    # Documents a (FVE 1) and b (FVE 0), same weight: the resamples aa, ab, ba, bb give 1, 0.5, 0.5, 0.
-    numerator, denominator = np.array([0.0, 0.0, 1.0, 1.0]), np.ones(4)
-    interval = metrics.bootstrap_interval(numerator, denominator, ["a", "a", "b", "b"], seed=0)
-    assert interval == metrics.Interval(value=0.5, low=0.0, high=1.0)
-    # A quarter of the resamples is aa: the middle 40% is all 0.5.
-    middle = metrics.bootstrap_interval(numerator, denominator, ["a", "a", "b", "b"], seed=0, level=0.4)
-    assert (middle.low, middle.high) == (0.5, 0.5)
-
-
-def test_bootstrap_resamples_documents_not_rows():
-    doc_ids = np.repeat([f"doc-{i}" for i in range(10)], 20)
-    numerator, denominator = np.repeat(RNG.uniform(size=10), 20), np.ones(200)
-    by_document = metrics.bootstrap_interval(numerator, denominator, doc_ids, seed=1)
-    by_row = metrics.bootstrap_interval(numerator, denominator, np.arange(200).astype(str), seed=1)
-    # 20 copies of each row: treating them as independent shrinks the interval by about √20.
-    ratio = (by_document.high - by_document.low) / (by_row.high - by_row.low)
-    assert 3.5 < ratio < 5.5
-    assert by_document.value == pytest.approx(1 - numerator.mean())
-
-
-def test_bootstrap_depends_on_seed_and_rows_but_not_on_their_order():
-    numerator, denominator = RNG.uniform(size=(2, 30))
-    doc_ids, order = np.array([f"doc-{i % 7}" for i in range(30)]), RNG.permutation(30)
-    first = metrics.bootstrap_interval(numerator, denominator, doc_ids, seed=3)
-    shuffled = metrics.bootstrap_interval(numerator[order], denominator[order], doc_ids[order], seed=3)
-    np.testing.assert_allclose(dataclasses.astuple(shuffled), dataclasses.astuple(first), rtol=1e-12)
-    assert metrics.bootstrap_interval(numerator, denominator, doc_ids, seed=4) != first
-
-
-def test_bootstrap_errors_name_value_and_remedy():
-    ones = np.ones(3)
-    with pytest.raises(ValueError, match="3 numerators, 3 denominators and 2 document ids"):
-        metrics.bootstrap_interval(ones, ones, ["a", "b"], seed=0)
-    with pytest.raises(ValueError, match=r"1 document\(s\).*hold out more documents"):
-        metrics.bootstrap_interval(ones, ones, ["a", "a", "a"], seed=0)
-    with pytest.raises(ValueError, match=r"denominator is 0\.0.*differ from the training mean"):
-        metrics.bootstrap_interval(ones, 0 * ones, ["a", "b", "c"], seed=0)
-
-
-def test_fve_result_carries_what_every_report_needs():
-    mean = TARGET.mean(0)
-    doc_ids = [f"doc-{i % 8}" for i in range(40)]
-    result = metrics.fve_result(*metrics.fve_terms(PREDICTION, TARGET, mean), doc_ids, seed=0)
-    assert result.value == pytest.approx(float(metrics.fve(PREDICTION, TARGET, mean)), abs=1e-6)
-    assert result.low < result.value < result.high
-    assert (result.n, result.documents) == (40, 8)
-    assert result.denominator == pytest.approx(TARGET.var(0).mean(), rel=1e-5)

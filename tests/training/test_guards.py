@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nla_jax.training.guards import REMEDIES, Guard, GuardConfig, GuardError, Watch
+from nla_jax.training.guards import REMEDIES, Guard, GuardConfig, GuardError, Watch, judge_drop
 
 GOOD = {
     "entropy": 2.0,
@@ -10,6 +10,7 @@ GOOD = {
     "failed_fraction": 0.0,
     "sampler_trainer_logprob_diff": 0.01,
     "kl": 0.1,
+    "judge_drop": 0.0,
 }
 
 
@@ -33,8 +34,24 @@ def test_a_warning_first_and_a_stop_in_the_end(name, slightly, badly):
     assert watch.warnings(GOOD) == []
     # The count begins anew after a good step.
     assert [len(watch.warnings(GOOD | {name: badly})) for _ in range(2)] == [0, 0]
-    with pytest.raises(GuardError, match=f"{name} is .*, beyond .* for 3 steps: .* rl.guards.{name}.warn"):
+    with pytest.raises(
+        GuardError, match=f"{name} is .*, beyond .* for 3 times in a row: .* rl.guards.{name}.warn"
+    ):
         watch.warnings(GOOD | {name: badly})
+
+
+def test_a_judge_that_falls_while_the_own_ar_rises():
+    highest = {"own_fve_nrm": 0.3, "judge_fve_nrm": 0.28}
+    assert judge_drop({"own_fve_nrm": 0.35, "judge_fve_nrm": 0.22}, highest) == pytest.approx(0.06)
+    assert judge_drop({"own_fve_nrm": 0.25, "judge_fve_nrm": 0.22}, highest) == 0
+    assert judge_drop({"own_fve_nrm": 0.35, "judge_fve_nrm": 0.30}, highest) == 0
+    assert judge_drop({"own_fve_nrm": 0.1, "judge_fve_nrm": 0.1}, {}) == 0
+    watch = Watch(GuardConfig())
+    assert [len(watch.warnings({"judge_drop": 0.06})) for _ in range(4)] == [0, 1, 0, 0]
+    watch = Watch(GuardConfig(judge_drop=Guard(warn=0.02, stop=0.05, patience=2)))
+    watch.warnings({"judge_drop": 0.06})
+    with pytest.raises(GuardError, match="judge_drop is 0.06, beyond 0.05 for 2 times in a row"):
+        watch.warnings({"judge_drop": 0.06})
 
 
 def test_nothing_is_watched_without_a_config_or_a_metric():

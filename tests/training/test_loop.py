@@ -28,7 +28,7 @@ class Stage:
 
         return {"model": state.replace(step=state.step + 1)}, metrics
 
-    def evaluate(self, states):
+    def evaluate(self, states, highest):
         self.events.append(f"evaluate {int(states['model'].step)}")
         return {"held_out": 0.5}
 

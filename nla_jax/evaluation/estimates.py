@@ -1,0 +1,171 @@
+"""Figures with intervals: ratios of sums over rows, and what resampling whole documents says about them.
+
+Activations of one document are alike, so rows are never resampled on their own: intervals would be too narrow. All
+of it is numpy, for finished runs. Shape letters: N rows, S resamples, C columns.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+SAMPLES = 2000
+"""Resamples of an interval, unless told otherwise."""
+LEVEL = 0.95
+"""Coverage of an interval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure with everything that it may not be reported without."""
+
+    value: float
+    low: float
+    high: float
+    """Ends of the 95% interval by bootstrap over documents."""
+    n: int
+    """Number of rows (activations, unless the table says otherwise)."""
+    documents: int
+    """Number of documents they come from: the units that the bootstrap resamples."""
+    denominator: float
+    """Mean of what the figure is divided by: for an FVE the variance around the training mean, per coordinate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A figure `Σ numerator / Σ denominator`, kept as what each row adds, so that it can be resampled and paired."""
+
+    numerator_N: Float[np.ndarray, "N"]
+    denominator_N: Float[np.ndarray, "N"]
+    doc_ids: tuple[str, ...]
+
+    def __post_init__(self):
+        if not len(self.numerator_N) == len(self.denominator_N) == len(self.doc_ids):
+            raise ValueError(
+                f"{len(self.numerator_N)} numerators, {len(self.denominator_N)} denominators and "
+                f"{len(self.doc_ids)} document ids: expected one of each per row"
+            )
+
+    @classmethod
+    def of(cls, numerator_N, denominator_N, doc_ids: Sequence[str] | np.ndarray) -> "Ratio":
+        """From anything that is an array."""
+        return cls(np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64), tuple(doc_ids))
+
+    @classmethod
+    def mean(cls, values_N, doc_ids: Sequence[str] | np.ndarray) -> "Ratio":
+        """The mean of one value a row."""
+        values_N = np.asarray(values_N, np.float64)
+        return cls(values_N, np.ones(len(values_N)), tuple(doc_ids))
+
+    @classmethod
+    def explained(cls, error_N, variance_N, doc_ids: Sequence[str] | np.ndarray) -> "Ratio":
+        """An FVE from `fve_terms` or `fve_nrm_terms`: `1 − Σ error / Σ variance`."""
+        variance_N = np.asarray(variance_N, np.float64)
+        return cls(variance_N - np.asarray(error_N, np.float64), variance_N, tuple(doc_ids))
+
+    def estimate(self, *, seed: int = 0, samples: int = SAMPLES, level: float = LEVEL) -> Estimate:
+        """The figure and its percentile interval; it depends on the seed and the set of rows, not on their order.
+
+        Raises:
+          ValueError: fewer than two documents, or nothing to divide by.
+        """
+        return _estimate(self.doc_ids, [self], seed, samples, level)
+
+    def over(self, other: "Ratio", *, seed: int = 0, samples: int = SAMPLES) -> Estimate:
+        """This figure minus another of the same rows, with the paired interval.
+
+        Documents are resampled for both at once, so that what makes a document hard cancels.
+
+        Raises:
+          ValueError: as `estimate`, or figures of different rows.
+        """
+        if self.doc_ids != other.doc_ids:
+            raise ValueError("a paired interval needs two figures of the same rows in the same order")
+        return _estimate(self.doc_ids, [self, other], seed, samples, LEVEL)
+
+
+def _estimate(
+    doc_ids: Sequence[str] | np.ndarray, ratios: Sequence[Ratio], seed: int, samples: int, level: float
+) -> Estimate:
+    columns = [column for ratio in ratios for column in (ratio.numerator_N, ratio.denominator_N)]
+    for total in (ratio.denominator_N.sum() for ratio in ratios):
+        if not total > 0:
+            raise ValueError(
+                f"the denominator is {total}: a ratio needs something to divide by (for an FVE, targets that differ "
+                "from the training mean); check that the activations are not all equal or NaN"
+            )
+    sums_SC = resampled_sums(np.stack(columns, axis=1), doc_ids, seed=seed, samples=samples)
+
+    def figure(sums: np.ndarray) -> np.ndarray | np.floating:
+        first = sums[..., 0] / sums[..., 1]
+        return first - sums[..., 2] / sums[..., 3] if len(ratios) == 2 else first
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn_S = figure(sums_SC)
+    # A resample of documents that have nothing to divide by says nothing.
+    low, high = np.quantile(drawn_S[np.isfinite(drawn_S)], [(1 - level) / 2, (1 + level) / 2])
+    value = float(figure(np.stack([column.sum() for column in columns])))
+    return Estimate(
+        value,
+        float(low),
+        float(high),
+        n=len(doc_ids),
+        documents=len(set(doc_ids)),
+        denominator=float(columns[1].mean()),
+    )
+
+
+def resampled_sums(
+    columns_NC: Float[np.ndarray, "N C"], doc_ids: Sequence[str] | np.ndarray, *, seed: int, samples: int
+) -> Float[np.ndarray, "S C"]:
+    """Column sums over `samples` draws of as many documents as there are, with replacement.
+
+    Raises:
+      ValueError: fewer than two documents.
+    """
+    document_N, counts_SD = _draws(doc_ids, seed, samples)
+    sums_DC = np.stack(
+        [np.bincount(document_N, column, counts_SD.shape[1]) for column in columns_NC.T], axis=1
+    )
+    return counts_SD @ sums_DC
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    doc_ids: Sequence[str] | np.ndarray,
+    *,
+    seed: int = 0,
+    samples: int = 200,
+) -> Estimate:
+    """Any figure of weighted rows with its interval; resamples that leave it undefined (NaN) are left out.
+
+    Args:
+      statistic: takes how often each row was drawn (N,).
+      doc_ids: of the rows.
+      seed: of the draws.
+      samples: number of draws.
+
+    Raises:
+      ValueError: fewer than two documents, or a figure that is undefined for the rows as they are.
+    """
+    document_N, counts_SD = _draws(doc_ids, seed, samples)
+    value = statistic(np.ones(len(doc_ids)))
+    if not np.isfinite(value):
+        raise ValueError(
+            f"the figure is {value} for {len(doc_ids)} rows; it needs rows of both kinds, evaluate more"
+        )
+    drawn = np.array([statistic(counts_D[document_N]) for counts_D in counts_SD])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(value), float(low), float(high), len(doc_ids), counts_SD.shape[1], 1.0)
+
+
+def _draws(doc_ids: Sequence[str] | np.ndarray, seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The document of each row, and how often each document is in each draw."""
+    documents, document_N = np.unique(np.asarray(doc_ids), return_inverse=True)
+    if len(documents) < 2:
+        raise ValueError(
+            f"{len(documents)} document(s): an interval over documents needs at least 2; hold out more documents"
+        )
+    rng, D = np.random.default_rng(seed), len(documents)
+    return document_N, rng.multinomial(D, np.full(D, 1 / D), size=samples).astype(np.float64)

@@ -1,0 +1,193 @@
+"""Rewritten explanations: the same meaning in other words, to see what a reconstruction really hangs on.
+
+An explanation that carries its information in its meaning survives these; one that carries it in word choice, order
+or spelling does not. Rules do the light ones, a language model the heavy ones.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nla_jax.evaluation import text as of_text
+
+Edit = Callable[[str, np.random.Generator], str]
+Writer = Callable[[Sequence[str]], list[str]]
+"""Answers prompts: a chat model behind whatever interface."""
+
+_KEPT = "QUOTE"
+
+
+def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) -> list[str | None]:
+    """Apply an edit to every text, quoted spans left as they are, or taken out first.
+
+    Args:
+      texts: None stays None.
+      edit: a rule.
+      quotes: whether quoted spans are kept.
+      seed: the edit of a text depends on it and on the text's place.
+    """
+    results: list[str | None] = []
+    for index, text in enumerate(texts):
+        if text is None:
+            results.append(None)
+            continue
+        rng = np.random.default_rng([seed, index])
+        spans = [match.group() for match in of_text.QUOTE.finditer(text)] if quotes else []
+        bare = of_text.QUOTE.sub(f" {_KEPT} " if quotes else " ", text)
+        changed = edit(re.sub(r"\s+", " ", bare).strip(), rng)
+        for span in spans:
+            changed = changed.replace(_KEPT, span, 1)
+        results.append(changed.replace(_KEPT, "").strip())
+    return results
+
+
+def unchanged(text: str, rng: np.random.Generator) -> str:
+    """The text as it is: what taking out the quotes costs on its own."""
+    return text
+
+
+def shuffled_sentences(text: str, rng: np.random.Generator) -> str:
+    """The same sentences in another order."""
+    parts = of_text.sentences(text)
+    return " ".join(parts[i] for i in rng.permutation(len(parts)))
+
+
+def shuffled_lists(text: str, rng: np.random.Generator) -> str:
+    """The same sentences, the items of their lists in another order."""
+    done = []
+    for sentence in of_text.sentences(text):
+        *head, last = re.split(r"(?<=: )|(?<=\bNext )|(?<=\bThen )", sentence, maxsplit=1)
+        end = last[len(last.rstrip(".!?")) :]
+        items = last.removesuffix(end).split(", ") if end else last.split(", ")
+        if len(items) > 1:
+            last = ", ".join(items[i] for i in rng.permutation(len(items))) + end
+        done.append("".join([*head, last]))
+    return " ".join(done)
+
+
+def synonyms(text: str, rng: np.random.Generator) -> str:
+    """Words exchanged for others of their meaning, articles dropped, and small letters: light edits by rule."""
+
+    def exchange(match: re.Match) -> str:
+        word = match.group()
+        others = _SYNONYMS.get(word.lower())
+        return others[rng.integers(len(others))] if others else word
+
+    changed = re.sub(r"\b(the|a|an) ", "", re.sub(r"[A-Za-z]+", exchange, text), flags=re.I)
+    return changed[:1].lower() + changed[1:]
+
+
+def keywords(text: str, rng: np.random.Generator) -> str:
+    """The content words alone, in another order: the heaviest paraphrase that a rule can make."""
+    found = [
+        word for word in re.findall(r"[^\s,.;:!?()]+", text) if of_text.content_words(word) or word == _KEPT
+    ]
+    return ", ".join(found[i] for i in rng.permutation(len(found))) + "."
+
+
+RULES: dict[str, Edit] = {
+    "unchanged": unchanged,
+    "sentences shuffled": shuffled_sentences,
+    "lists shuffled": shuffled_lists,
+    "synonyms and light edits": synonyms,
+    "content words alone, shuffled": keywords,
+}
+
+ASKED: dict[str, tuple[str, ...]] = {
+    "paraphrase": ("Say this in other words, in one or two short sentences:\n{text}",),
+    "translation and back": (
+        "Translate this into French:\n{text}",
+        "Translate this into English:\n{text}",
+    ),
+    "summary": ("Sum this up in a few words:\n{text}",),
+}
+"""What a language model is asked for, one request after the other."""
+
+
+def asked(
+    texts: Sequence[str | None], requests: Sequence[str], write: Writer, *, quotes: bool
+) -> list[str | None]:
+    """Let a model rewrite the texts; with `quotes`, their quoted spans are put behind what it wrote."""
+    kept = [
+        [match.group() for match in of_text.QUOTE.finditer(text or "")] if quotes else [] for text in texts
+    ]
+    now = [of_text.without_quotes(text or "") for text in texts]
+    for request in requests:
+        # A text with nothing left in it is not worth asking about.
+        now = [
+            answer if text else ""
+            for text, answer in zip(now, write([request.format(text=text) for text in now]), strict=True)
+        ]
+    return [
+        None if text is None else " ".join([answer, *spans]).strip()
+        for text, answer, spans in zip(texts, now, kept, strict=True)
+    ]
+
+
+_SYNONYMS = {
+    word: [other for other in group.split("|") if other != word]
+    for group in (
+        "ends|finishes|closes|stops",
+        "end|finish|close",
+        "last|final|closing",
+        "words|terms",
+        "word|term",
+        "next|following|upcoming",
+        "then|afterwards|after that",
+        "likely|probable|expected",
+        "about|concerning|regarding",
+        "topic|subject|theme",
+        "on|regarding|concerning",
+        "text|passage|writing",
+        "begins|starts|opens",
+        "with|using",
+        "source|origin",
+        "from|out of",
+        "list|enumeration",
+        "array|matrix",
+        "function|routine|method",
+        "value|quantity",
+        "number|figure",
+        "error|mistake|fault",
+        "file|document",
+        "name|title",
+        "key|identifier",
+        "type|kind|sort",
+        "size|extent",
+        "user|person",
+        "return|give back",
+        "returns|gives back",
+        "create|make|build",
+        "creates|makes|builds",
+        "use|employ",
+        "used|employed",
+        "big|large",
+        "small|little",
+        "new|fresh",
+        "many|numerous",
+        "shows|displays",
+        "describes|explains",
+        "model|system",
+        "data|information",
+        "result|outcome",
+        "input|argument",
+        "output|result",
+        "set|group",
+        "first|initial",
+        "same|identical",
+        "other|different",
+        "optional|not required",
+        "default|standard",
+        "path|location",
+        "code|program",
+        "test|check",
+        "story|tale",
+        "news|report",
+        "people|persons",
+        "city|town",
+        "money|funds",
+    )
+    for word in group.split("|")
+    if " " not in word
+}

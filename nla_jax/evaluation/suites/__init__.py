@@ -1,0 +1,94 @@
+"""The suites of an evaluation: each a module with `measure(subject) -> tables`."""
+
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from nla_jax.evaluation.subject import Subject
+from nla_jax.evaluation.tables import write_ratios
+
+SUITES = {
+    "reconstruction": "what comes back through each AR, and where",
+    "controls": "controls, and baselines without a writer or reader",
+    "prediction": "questions answered from the explanation alone",
+    "faithfulness": "which claims are true, and whether the AR can tell",
+    "degeneracy": "copying, private codes, readability",
+    "cost": "tokens and seconds",
+    "sanity": "whether planted cheaters are found out",
+}
+"""Name -> what it is about."""
+ALL = tuple(name for name in SUITES if name != "sanity")
+"""What `all` stands for: everything about the NLA. `sanity` is about the evaluation itself."""
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """Suites by name, `all` spelled out, in the order of `SUITES`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if unknown := sorted(set(names) - {*SUITES, "all"}):
+        raise ValueError(f"unknown suites {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
+    wanted = {*names, *(ALL if "all" in names else ())}
+    return tuple(name for name in SUITES if name in wanted)
+
+
+def measure(subject: Subject, names: Sequence[str], directory: Path, digest: str) -> dict[str, Any]:
+    """Measure suites, keeping each as soon as it is done; those kept under the same digest are not measured again.
+
+    Args:
+      subject: what is evaluated.
+      names: of suites.
+      directory: takes `SUITE.json` (tables) and `SUITE.parquet` (what each row adds to each figure).
+      digest: identifies what the figures depend on.
+
+    Returns:
+      name -> {"digest", "seconds", "tables"} of all suites that are there.
+
+    Raises:
+      ValueError: data without the columns that a suite reads.
+      ModuleNotFoundError: a suite's packages are missing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    todo = [name for name in chosen(names) if name not in kept(directory, digest)]
+    bar = tqdm(todo, desc="evaluate", unit="suite", dynamic_ncols=True, disable=jax.process_index() > 0)
+    for name in bar:
+        bar.set_postfix_str(name)
+        try:
+            suite = importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the suite {name!r} needs the package {error.name}: pip install {error.name}, or choose other "
+                "suites with --suite"
+            ) from error
+        started = time.perf_counter()
+        tables = suite.measure(subject)
+        write_ratios(tables, directory / f"{name}.parquet")
+        samples = subject.config.bootstrap_samples
+        result = {
+            "digest": digest,
+            "seconds": time.perf_counter() - started,
+            "tables": [table.record(samples) for table in tables],
+        }
+        temporary = directory / f"{name}.tmp"
+        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        temporary.replace(directory / f"{name}.json")
+    return kept(directory, digest)
+
+
+def kept(directory: Path, digest: str) -> dict[str, Any]:
+    """The suites that were measured under a digest, in the order of `SUITES`."""
+    found = {}
+    for name in SUITES:
+        path = directory / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["digest"] == digest:
+                found[name] = result
+    return found

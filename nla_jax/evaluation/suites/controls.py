@@ -1,0 +1,107 @@
+"""Controls and baselines: what FVE is worth when the explanation is wrong, empty, or not needed at all."""
+
+import numpy as np
+
+from nla_jax.evaluation.baselines import (
+    PCACode,
+    dictionary_texts,
+    logit_lens_words,
+    nearest_by_activation,
+    nearest_by_text,
+    ridge_from_words,
+)
+from nla_jax.evaluation.subject import Subject, shuffled
+from nla_jax.evaluation.tables import Row, Table
+
+FIXED_TEXT = "This text is about a general topic and goes on with common words."
+"""The same sentence for every activation, as a control."""
+LENS_WORDS = 8
+
+
+def measure(subject: Subject) -> list[Table]:
+    """One table: controls that an NLA must beat, and baselines that it should."""
+    return [
+        Table(
+            "controls",
+            "Controls and baselines",
+            "Controls know nothing of the activation and must be low. Baselines do without a writer, without a "
+            "reader or without words: they say what an explanation of this length is up against.",
+            [*without_information(subject), *other_texts(subject), *without_reader(subject)],
+            plotted="fve_nrm",
+        )
+    ]
+
+
+def without_information(subject: Subject) -> list[Row]:
+    """Texts that cannot tell this activation from others, and the training mean."""
+    data, texts = subject.data, subject.texts()
+    mean_ND = np.broadcast_to(subject.moments.mean_D, data.activations.shape)
+    rows = [Row("training mean", subject.figures(mean_ND), "control", {"AR": "-"}, subject.ids)]
+    rows += subject.text_rows("AV, shuffled", shuffled(texts, data.doc_ids, subject.seed), "control")
+    if len(sibling := _siblings(subject)):
+        here = np.array(list(sibling))
+        for ar in subject.reconstructors:
+            figures = subject.text_figures(ar, [texts[sibling[i]] for i in here], here)
+            ids = [subject.ids[i] for i in here]
+            rows.append(Row("AV, another position of the document", figures, "control", {"AR": ar}, ids))
+    rows += subject.text_rows("empty text", [""] * len(data), "control")
+    return rows + subject.text_rows("fixed text", [FIXED_TEXT] * len(data), "control")
+
+
+def _siblings(subject: Subject) -> dict[int, int]:
+    """For each row the next other row of its document, where there is one."""
+    members: dict[str, list[int]] = {}
+    for row, doc in enumerate(subject.data.doc_ids):
+        members.setdefault(doc, []).append(row)
+    return {
+        row: rows[(at + 1) % len(rows)]
+        for rows in members.values()
+        if len(rows) > 1
+        for at, row in enumerate(rows)
+    }
+
+
+def other_texts(subject: Subject) -> list[Row]:
+    """Texts that some simple rule writes, read by the ARs."""
+    data, target, rows = subject.data, subject.target, []
+    if data.explanations is not None:
+        rows += subject.text_rows("explainer texts", data.explanations, "gold")
+    if data.contexts is not None:
+        lengths = [len(target.continuation(text or "")) for text in subject.texts()]
+        tails = [
+            target.tokenizer.decode(target.continuation(context)[-max(length, 1) :])
+            for context, length in zip(data.contexts, lengths, strict=True)
+        ]
+        rows += subject.text_rows("context tail of as many tokens", tails, "gold")
+    if "next_words" in data.extra:
+        expected = [", ".join(words) for words in data.extra["next_words"]]
+        rows += subject.text_rows("the target's next words", expected, "gold")
+    lens = [", ".join(words) for words in logit_lens_words(target, data.activations, LENS_WORDS)]
+    rows += subject.text_rows("logit lens words", lens, "baseline")
+    if subject.config.dictionary is not None:
+        texts = dictionary_texts(subject.config.dictionary, target, data.activations)
+        rows += subject.text_rows("sparse dictionary words", texts, "baseline")
+    return rows
+
+
+def without_reader(subject: Subject) -> list[Row]:
+    """Vectors from lookups, linear maps and codes."""
+    data, training = subject.data, subject.training
+    if training is None:
+        return []
+    written = [text or "" for text in subject.texts()]
+    vectors = {"nearest training activation": nearest_by_activation(data.activations, training.activations)}
+    if training.explanations is not None:
+        known = training.explanations, training.activations
+        vectors["nearest training text to the AV's"] = nearest_by_text(written, *known)
+        vectors["ridge from the AV's words"] = ridge_from_words(written, *known)
+        if data.explanations is not None:
+            vectors["ridge from the explainer's words"] = ridge_from_words(data.explanations, *known)
+    nats_N1, _ = subject.target.log_likelihood([""] * len(written), [[f" {text}"] for text in written])
+    bits = int(-nats_N1.mean() / np.log(2))
+    code = PCACode.fit(training.activations, max(bits, 1))
+    vectors[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
+    return [
+        Row(name, subject.figures(vector_ND), "baseline", {"AR": "-"}, subject.ids)
+        for name, vector_ND in vectors.items()
+    ]

@@ -1,0 +1,175 @@
+"""Degeneracy: copying, private codes, and texts that nobody could read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nla_jax.evaluation import rewrites
+from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.subject import Subject, Texts
+from nla_jax.evaluation.tables import Row, Table
+
+LONG_SPAN = 8
+"""Words of a copied span that count as long."""
+
+
+def measure(subject: Subject) -> list[Table]:
+    """Copying, rewriting, private codes and readability."""
+    subject.need("degeneracy", "contexts")
+    return [copying(subject), rewriting(subject), private_code(subject), readability(subject)]
+
+
+def _sources(subject: Subject) -> dict[str, Texts]:
+    sources: dict[str, Texts] = {f"AV {name}": subject.texts(name) for name in subject.verbalizers}
+    if subject.data.explanations is not None:
+        sources["explainer texts"] = subject.data.explanations
+    return sources
+
+
+def _group(name: str) -> str:
+    return "gold" if name == "explainer texts" else "nla"
+
+
+def _share(pairs: Sequence[tuple[int, int]], docs: Sequence[str]) -> Ratio | None:
+    hits, totals = np.array(pairs, float).reshape(-1, 2).T
+    return Ratio.of(hits, totals, docs) if totals.sum() else None
+
+
+def copying(subject: Subject) -> Table:
+    """How much of the texts stands in the context word for word."""
+    data, rows = subject.data, []
+    for name, texts in _sources(subject).items():
+        both = [(text or "", context) for text, context in zip(texts, data.contexts, strict=True)]
+        spans = np.array([of_text.longest_copied_span(*pair) for pair in both])
+        figures = {
+            "copied 3-grams": _share([of_text.copied_ngrams(*pair) for pair in both], data.doc_ids),
+            "longest span (words)": Ratio.mean(spans, data.doc_ids),
+            f"spans of {LONG_SPAN} words or more": Ratio.mean(spans >= LONG_SPAN, data.doc_ids),
+        }
+        rows.append(Row(name, figures, _group(name), ids=subject.ids))
+    return Table(
+        "copying",
+        "Copying from the context",
+        "The share of a text's runs of three words that stand in the context, and the longest run of words that "
+        "both share. The explainer's texts say how much quoting is in the form; more than that is an AV that "
+        "recites.",
+        rows,
+    )
+
+
+def rewriting(subject: Subject) -> Table:
+    """FVE of rewritten explanations, through every AR, with and without their quotes."""
+    rows: list[Row] = []
+
+    def add(name: str, quotes: bool, texts: Texts, changed: Texts) -> None:
+        count = len(changed)
+        for ar in subject.reconstructors:
+            before, after = (
+                subject.text_figures(ar, some, slice(count))["fve_nrm"] for some in (texts, changed)
+            )
+            # Of what was explained, how much still is; meaningless where next to nothing was.
+            explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
+            kept = Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids) if explains else None
+            labels = {"quotes": "kept" if quotes else "taken out", "AR": ar}
+            rows.append(Row(name, {"fve_nrm": after, "kept": kept}, "nla", labels, subject.ids[:count]))
+
+    texts = subject.texts()[: subject.config.rewrite_rows]
+    for name, edit in rewrites.RULES.items():
+        for quotes in (True, False):
+            add(name, quotes, texts, rewrites.edited(texts, edit, quotes=quotes, seed=subject.seed))
+    texts = texts[: subject.config.generated_rows]
+    for name, requests in rewrites.ASKED.items() if texts else ():
+        write = _writer(subject, name)
+        for quotes in (True, False):
+            changed = rewrites.asked(texts, requests, write, quotes=quotes)
+            add(f"{name} by the target LM", quotes, texts, changed)
+    return Table(
+        "rewriting",
+        "The same meaning in other words",
+        "FVE of rewritten explanations, and the share of the original's that is kept. A text that means what it "
+        "says survives its order and wording being changed; a private code does not. A weak model's paraphrases "
+        "lose meaning too: compare own and judge.",
+        rows,
+    )
+
+
+def _writer(subject: Subject, name: str) -> rewrites.Writer:
+    target, known = subject.target, {}
+    has_template = target.tokenizer.chat_template is not None
+
+    def prompt(request: str) -> str:
+        if not has_template:
+            return request + "\n"
+        chat = [{"role": "user", "content": request}]
+        return target.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+
+    def write(requests: Sequence[str]) -> list[str]:
+        fresh = [request for request in dict.fromkeys(requests) if request not in known]
+        if fresh:
+            answers = target.generate([prompt(request) for request in fresh], max_tokens=48, desc=name)
+            known.update(zip(fresh, answers, strict=True))
+        return [known[request] for request in requests]
+
+    return write
+
+
+def private_code(subject: Subject) -> Table:
+    """How much better the AV's own AR reads it than each judge does."""
+    rows = []
+    if "own" in subject.reconstructors:
+        for judge in subject.judges:
+            for name in subject.verbalizers:
+                texts = subject.texts(name)
+                own, other = (subject.text_figures(ar, texts)["fve_nrm"] for ar in ("own", judge))
+                rows.append(Row(f"AV {name}", {"own minus judge": own.over(other)}, labels={"AR": judge}))
+    return Table(
+        "private_code",
+        "Private code: own AR minus judge",
+        "What only the AR that trained with the AV can read. Near zero, the texts mean to others what they mean "
+        "to it. The line of the warm start shows how the two ARs differ on texts that neither of them shaped.",
+        rows,
+    )
+
+
+def readability(subject: Subject) -> Table:
+    """Whether texts are read as they were written, stay in their language, and are more than a form."""
+    data, rows = subject.data, []
+    for name, texts in _sources(subject).items():
+        written = [text or "" for text in texts]
+        filled = [text or "." for text in texts]
+        nats, tokens = subject.target.log_likelihood([""] * len(filled), [[f" {text}"] for text in filled])
+        figures = {
+            "nats a token": Ratio.of(-nats[:, 0], tokens[:, 0], data.doc_ids),
+            "repeated 2-grams": _share([of_text.repeated_ngrams(text) for text in written], data.doc_ids),
+            "boilerplate 4-grams": _share(of_text.boilerplate(written, data.doc_ids), data.doc_ids),
+            "letters outside ASCII": _share(
+                [of_text.foreign_letters(text) for text in written], data.doc_ids
+            ),
+            "failed": Ratio.mean([text is None for text in texts], data.doc_ids),
+        }
+        if subject.marker is not None:
+            figures["with the marker"] = Ratio.mean(
+                [subject.marker in text for text in written], data.doc_ids
+            )
+        if name == f"AV {subject.main}" and subject.tokens_of is not None:
+            figures["read as other tokens"] = Ratio.mean(_retokenized(subject, texts), data.doc_ids)
+        rows.append(Row(name, figures, _group(name), ids=subject.ids))
+    return Table(
+        "readability",
+        "Readability and drift",
+        "Surprise of the target LM at a text (nats a token), repetition inside a text, runs of four words that "
+        "other documents' texts have too, and signs of drift: foreign letters, the marker, tokens that the text "
+        "is not read back as.",
+        rows,
+    )
+
+
+def _retokenized(subject: Subject, texts: Texts) -> list[bool]:
+    """For each text, whether it is read as other tokens than were sampled."""
+    tokenizer = subject.target.tokenizer
+    sampled = subject.tokens_of(subject.data.activations)
+    return [
+        text is not None and tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != list(ids)
+        for text, ids in zip(texts, sampled, strict=True)
+    ]

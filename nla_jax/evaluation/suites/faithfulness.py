@@ -1,0 +1,221 @@
+"""Faithfulness: what explanations claim, how much of it is true, and whether the AR can tell.
+
+A claim about the context is checked against the context; a claim about what comes next against what the target
+expects there and what did come.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from nla_jax.autoencoder import metrics
+from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation.estimates import Estimate, Ratio, bootstrap
+from nla_jax.evaluation.subject import Subject, Texts, shuffled
+from nla_jax.evaluation.tables import Row, Table
+
+RECURRENCE_TOKENS = 10
+NEWLINE = " newline "
+"""How the built-in explainer writes a line break."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A claim, the held-out row that it is about, and what was found."""
+
+    claim: of_text.Claim
+    row: int
+    exact: bool
+    stem: bool
+    exact_elsewhere: bool
+    """Against the evidence of another document: what a claim scores that is true of anything."""
+    stem_elsewhere: bool
+
+    @property
+    def is_true(self) -> bool:
+        """Whether its own evidence holds it."""
+        return self.exact or self.stem
+
+
+def measure(subject: Subject) -> list[Table]:
+    """Claims, their recurrence over neighboring tokens, and what leaving each out costs."""
+    subject.need("faithfulness", "contexts")
+    sources: dict[str, Texts] = {f"AV {subject.main}": subject.texts()}
+    if subject.data.explanations is not None:
+        sources["explainer texts"] = subject.data.explanations
+    checked = {name: check(subject, texts) for name, texts in sources.items()}
+    main = checked[f"AV {subject.main}"]
+    return [claims(subject, checked), left_out(subject, main), recurrence(subject)]
+
+
+def evidence(subject: Subject) -> tuple[list[str], list[str]]:
+    """For each row the context, and what is expected or true to come after it; line breaks count as a word too."""
+    data = subject.data
+    contexts = [f"{text}\n{text.replace(chr(10), NEWLINE)}" for text in data.contexts]
+    nothing = [""] * len(data)
+    words = [" ".join(row) for row in data.extra.get("next_words", [[]] * len(data))]
+    after = data.extra.get("true_continuation", nothing)
+    return contexts, [f"{a} {b}" for a, b in zip(words, after, strict=True)]
+
+
+def check(subject: Subject, texts: Texts) -> list[Checked]:
+    """All claims of one text a row, each compared with its own and with another document's evidence."""
+    contexts, after = evidence(subject)
+    frame = of_text.frame_words(text or "" for text in texts)
+    partner = shuffled(range(len(texts)), subject.data.doc_ids, subject.seed)
+    found = []
+    for row, text in enumerate(texts):
+        for claim in of_text.claims(text or "", frame):
+            own, other = (
+                after[where] if claim.kind == "expectation" else contexts[where]
+                for where in (row, partner[row])
+            )
+            found.append(Checked(claim, row, *_says(claim, own, frame), *_says(claim, other, frame)))
+    return found
+
+
+def _says(claim: of_text.Claim, context: str, frame: Collection[str]) -> tuple[bool, bool]:
+    """Whether the evidence holds a claim exactly, and by word stem."""
+    if claim.kind == "detail":
+        exact = of_text.stands_in(claim.text, context)
+    else:
+        exact = of_text.says_exactly(claim.text, context, frame)
+    return exact, of_text.says_by_stem(claim.text, context, frame)
+
+
+def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
+    """Share of true claims by kind, beside the share that is true of another document."""
+    rows, docs, n = [], subject.data.doc_ids, len(subject.data)
+    for name, found in checked.items():
+        margins = entailed(subject, found)
+        for kind, meaning in of_text.KINDS.items():
+            chosen = [c for c in found if c.claim.kind == kind]
+            if len({docs[c.row] for c in chosen}) < 2:
+                continue
+            of = [docs[c.row] for c in chosen]
+            counts = Counter(c.row for c in chosen)
+            figures = {
+                "a text": Ratio.mean([counts[row] for row in range(n)], docs),
+                "in the context": Ratio.mean([c.exact for c in chosen], of),
+                "in another": Ratio.mean([c.exact_elsewhere for c in chosen], of),
+                "by stem": Ratio.mean([c.is_true for c in chosen], of),
+                "in another by stem": Ratio.mean([c.exact_elsewhere or c.stem_elsewhere for c in chosen], of),
+            }
+            judged = [(margins[i], docs[c.row]) for i, c in enumerate(found) if c in chosen and i in margins]
+            if len({doc for _, doc in judged}) > 1:
+                hits, of_judged = zip(*judged, strict=True)
+                figures["made likelier"] = Ratio.mean([hit > 0 for hit in hits], of_judged)
+            group = "gold" if name == "explainer texts" else "nla"
+            rows.append(Row(f"{kind}: {meaning}", figures, group, {"texts": name}))
+    return Table(
+        "claims",
+        "What explanations claim, and how much of it is true",
+        "Claims a text, and the share that stands in the context (claims about what comes next: among the "
+        "target's expected words or in what came), word for word or by word stem, beside the same for another "
+        "document. Made likelier: the target LM gives the claim a higher likelihood after its own context than "
+        "after another; a half is chance.",
+        rows,
+    )
+
+
+def entailed(subject: Subject, found: Sequence[Checked]) -> dict[int, float]:
+    """Index of a claim -> its log-likelihood after its own context less that after another's, for the first rows."""
+    contexts, docs = subject.data.contexts, subject.data.doc_ids
+    rows = range(min(subject.config.prediction_rows, len(contexts)))
+    if len({docs[row] for row in rows}) < 2:
+        return {}
+    partner = shuffled(rows, [docs[row] for row in rows], subject.seed)
+    # Every context is read once, with all claims that are compared in it.
+    asked: dict[int, list[int]] = {row: [] for row in rows}
+    for index, checked in enumerate(found):
+        if checked.row in asked:
+            asked[checked.row].append(index)
+            asked[partner[checked.row]].append(index)
+    most = max(map(len, asked.values()))
+    if not most:
+        return {}
+    options = [
+        [f" {found[i].claim.text}" for i in asked[row]] + [" ."] * (most - len(asked[row])) for row in rows
+    ]
+    nats_NG, _ = subject.target.log_likelihood([contexts[row] for row in rows], options, desc="claims")
+    score = {(row, i): nats_NG[row, at] for row in rows for at, i in enumerate(asked[row])}
+    chosen = [i for i, checked in enumerate(found) if checked.row in asked]
+    return {i: score[found[i].row, i] - score[partner[found[i].row], i] for i in chosen}
+
+
+def left_out(subject: Subject, found: Sequence[Checked]) -> Table:
+    """What the reconstruction loses without a claim, and how well that tells true claims from false ones."""
+    texts, docs = subject.texts(), subject.data.doc_ids
+    rows = []
+    for ar in subject.reconstructors if found else ():
+        whole_N = np.asarray(metrics.direction_mse(subject.rebuilt(ar, texts), subject.data.activations))
+        at = np.array([c.row for c in found], int)
+        rest = subject.rebuilt(ar, [c.claim.rest for c in found])
+        loss = np.asarray(metrics.direction_mse(rest, subject.data.activations[at])) - whole_N[at]
+        for kind in (None, *of_text.KINDS):
+            chosen = [i for i, c in enumerate(found) if kind in (None, c.claim.kind)]
+            of = [docs[found[i].row] for i in chosen]
+            if len(set(of)) < 2:
+                continue
+            true = np.array([found[i].is_true for i in chosen])
+            figures = {"all": Ratio.mean(loss[chosen], of), "AUROC": _auroc(true, loss[chosen], of)}
+            for name, mask in (("true", true), ("false", ~true)):
+                some = np.flatnonzero(mask)
+                enough = len({of[i] for i in some}) > 1
+                figures[name] = Ratio.mean(loss[chosen][some], [of[i] for i in some]) if enough else None
+            rows.append(Row(kind or "all claims", figures, labels={"AR": ar}))
+    return Table(
+        "left_out",
+        "What the AR loses without a claim",
+        "Rise of the direction MSE when one claim is left out: large for claims that it relies on. AUROC: how "
+        "well that rise tells true claims from false ones; 0.5 is chance.",
+        rows,
+    )
+
+
+def _auroc(true: np.ndarray, score: np.ndarray, docs: Sequence[str]) -> Estimate | None:
+    def auroc(weights: np.ndarray) -> float:
+        kept = weights > 0
+        if len(set(true[kept])) < 2:
+            return float("nan")
+        return roc_auc_score(true[kept], score[kept], sample_weight=weights[kept])
+
+    return bootstrap(auroc, docs) if len(set(true)) > 1 else None
+
+
+def recurrence(subject: Subject) -> Table:
+    """Whether what is claimed at a token is also claimed at the tokens before it."""
+    data, target, count = subject.data, subject.target, subject.config.recurrence_rows
+    long = [i for i, text in enumerate(data.contexts) if len(target.encode(text)) > RECURRENCE_TOKENS][:count]
+    rows = []
+    if len({data.doc_ids[i] for i in long}) > 1:
+        activations_NPD = target.activations([data.contexts[i] for i in long], RECURRENCE_TOKENS)
+        flat = subject.explain(activations_NPD.reshape(-1, activations_NPD.shape[-1]), desc="last tokens")
+        texts = np.array([text or "" for text in flat], object).reshape(len(long), RECURRENCE_TOKENS)
+        frame = of_text.frame_words(texts.ravel())
+        docs = [data.doc_ids[i] for i in long]
+        partner = shuffled(range(len(long)), docs, subject.seed)
+        seen: dict[str, list[tuple[float, float, str]]] = {}
+        for row, doc in enumerate(docs):
+            for claim in of_text.claims(texts[row, -1], frame):
+                again, elsewhere = (
+                    np.mean([of_text.says_by_stem(claim.text, text, frame) for text in texts[where, :-1]])
+                    for where in (row, partner[row])
+                )
+                seen.setdefault(claim.kind, []).append((again, elsewhere, doc))
+        for kind in of_text.KINDS:
+            if len({doc for *_, doc in seen.get(kind, [])}) > 1:
+                again, elsewhere, of = zip(*seen[kind], strict=True)
+                figures = {"same document": Ratio.mean(again, of), "another": Ratio.mean(elsewhere, of)}
+                rows.append(Row(kind, figures))
+    return Table(
+        "recurrence",
+        f"Does a claim recur over the last {RECURRENCE_TOKENS} tokens?",
+        "Share of the other tokens' explanations that hold the words of a claim made at the last token. What is "
+        "true of the text should recur more often than in another document; what is about the next token need "
+        "not.",
+        rows,
+    )

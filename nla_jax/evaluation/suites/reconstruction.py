@@ -1,0 +1,202 @@
+"""Reconstruction: how much of an activation comes back from its explanation, through every AR, and where."""
+
+import numpy as np
+
+from nla_jax.autoencoder import metrics
+from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.subject import Subject, Texts, shuffled
+from nla_jax.evaluation.tables import Row, Table
+
+PREFIX_TOKENS = (5, 10, 20, 40, 80)
+QUANTILES = 4
+
+
+def measure(subject: Subject) -> list[Table]:
+    """All tables of the suite."""
+    return [
+        systems(subject),
+        gains(subject),
+        best_of_n(subject),
+        prefixes(subject),
+        slices(subject),
+        splice(subject),
+    ]
+
+
+def systems(subject: Subject) -> Table:
+    """Each AV, and the explainer's texts, through each AR."""
+    rows = []
+    if subject.data.explanations is not None:
+        rows += subject.text_rows("explainer texts", subject.data.explanations, "gold")
+    for name in subject.verbalizers:
+        rows += subject.text_rows(f"AV {name}", subject.texts(name))
+    return Table(
+        "systems",
+        "Round trip of held-out activations",
+        "The own AR trained beside the AV and may have learned its habits; the judges never saw a text from "
+        "joint training. Where own and judge disagree, believe the judge. A failed explanation counts as the "
+        "training mean.",
+        sorted(rows, key=lambda row: list(subject.reconstructors).index(row.labels["AR"])),
+        plotted="fve_nrm",
+    )
+
+
+def gains(subject: Subject) -> Table:
+    """What each AV gains over the one before it, with paired intervals."""
+    names = list(subject.verbalizers)
+    rows = []
+    for ar in subject.reconstructors:
+        found = [subject.text_figures(ar, subject.texts(name))["fve_nrm"] for name in names]
+        for before, after, name, last in zip(found, found[1:], names[1:], names, strict=False):
+            rows.append(Row(f"{name} over {last}", {"fve_nrm": after.over(before)}, labels={"AR": ar}))
+    return Table(
+        "gains",
+        "What joint training gained",
+        "Differences of two figures of the table above; documents are resampled for both at once.",
+        rows,
+    )
+
+
+def best_of_n(subject: Subject) -> Table:
+    """The best of several samples, chosen by one AR and measured by all."""
+    n = subject.config.samples
+    drawn = [subject.texts(sample=index) for index in range(n)]
+    errors = {ar: np.stack([_errors(subject, ar, texts) for texts in drawn]) for ar in subject.reconstructors}
+    rows = []
+    for size in sorted({1, n}):
+        for chooser in subject.reconstructors:
+            best_N = errors[chooser][:size].argmin(axis=0)
+            chosen = [drawn[best][row] for row, best in enumerate(best_N)]
+            for ar in subject.reconstructors:
+                figures = subject.text_figures(ar, chosen)
+                labels = {"chosen by": chooser if size > 1 else "-", "AR": ar}
+                rows.append(
+                    Row(
+                        f"best of {size}" if size > 1 else "one sample",
+                        figures,
+                        labels=labels,
+                        ids=subject.ids,
+                    )
+                )
+            if size == 1:
+                break
+    return Table(
+        "best_of_n",
+        f"Best of {n} samples at temperature 1",
+        "Chosen and measured by the same AR, the best sample flatters; chosen by one and measured by another, "
+        "what is left is what both agree on.",
+        rows,
+    )
+
+
+def _errors(subject: Subject, ar: str, texts: Texts) -> np.ndarray:
+    failed_N = np.array([text is None for text in texts])
+    error_N = metrics.direction_mse(subject.rebuilt(ar, texts), subject.data.activations)
+    return np.where(failed_N, np.inf, np.asarray(error_N))
+
+
+def prefixes(subject: Subject) -> Table:
+    """The first tokens of each explanation alone."""
+    rows, tokenizer = [], subject.target.tokenizer
+    for count in PREFIX_TOKENS:
+        cut = [
+            None
+            if text is None
+            else tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:count])
+            for text in subject.texts()
+        ]
+        rows += subject.text_rows(f"first {count} tokens", cut)
+        if cut == subject.texts():
+            break
+    return Table(
+        "prefixes",
+        "The beginning of each explanation alone",
+        "Where the curve is flat, the words that follow tell the AR nothing more.",
+        rows,
+    )
+
+
+def slices(subject: Subject) -> Table:
+    """Where in the data the AV does well: by context length, place in the sentence, norm and genre."""
+    data, texts = subject.data, subject.texts()
+    columns: dict[str, list[str]] = {
+        "tokens of context": _quantiles(data.n_raw_tokens, "d"),
+        "norm of the activation": _quantiles(np.linalg.norm(data.activations, axis=1), ".0f"),
+    }
+    if data.contexts is not None:
+        since = [len(of_text.words(of_text.sentences(context or ".")[-1])) for context in data.contexts]
+        columns["words since the sentence began"] = _quantiles(np.array(since), "d")
+    if genres := data.extra.get("genre"):
+        common = [g for g in sorted(set(genres)) if genres.count(g) >= len(genres) / 20]
+        columns["genre"] = [genre if genre in common else "all others" for genre in genres]
+    rows = []
+    for title, values in columns.items():
+        for value in dict.fromkeys(sorted(values, key=lambda v: (len(v), v))):
+            chosen = np.array([i for i, own in enumerate(values) if own == value])
+            if len({data.doc_ids[i] for i in chosen}) < 2:
+                continue
+            for ar in subject.reconstructors:
+                figures = subject.text_figures(ar, [texts[i] for i in chosen], chosen)
+                ids = [subject.ids[i] for i in chosen]
+                rows.append(Row(f"{title}: {value}", figures, labels={"AR": ar}, ids=ids))
+    return Table(
+        "slices",
+        "Where it works",
+        "The same explanations, by what they explain. Each slice has its own denominator: compare ARs within a "
+        "slice, and slices with care.",
+        rows,
+    )
+
+
+def _quantiles(values_N: np.ndarray, form: str) -> list[str]:
+    """The quantile that each value falls in, as "low to high"."""
+    edges = np.unique(np.quantile(values_N, np.linspace(0, 1, QUANTILES + 1)).astype(values_N.dtype))
+    bins = np.clip(np.searchsorted(edges, values_N, side="right") - 1, 0, max(len(edges) - 2, 0))
+    high = edges[1:] if len(edges) > 1 else edges
+    return [f"{edges[b]:{form}} to {high[b]:{form}}" for b in bins]
+
+
+def splice(subject: Subject) -> Table:
+    """What the target LM loses when the rebuilt activation takes the place of the true one."""
+    subject.need("reconstruction", "contexts")
+    data, moments, docs = subject.data, subject.moments, subject.data.doc_ids
+    norm = np.linalg.norm(data.activations, axis=1, keepdims=True)
+    partner_N = np.array(shuffled(range(len(data)), docs, subject.seed))
+    vectors: dict[tuple[str, str], np.ndarray] = {
+        ("training mean", "-"): np.broadcast_to(moments.mean_D, data.activations.shape)
+    }
+    vectors["another document's activation", "-"] = data.activations[partner_N]
+    for ar in subject.reconstructors:
+        sources: dict[str, Texts] = {f"AV {subject.main}": subject.texts()}
+        if data.explanations is not None:
+            sources = {"explainer texts": data.explanations} | sources
+        for name, texts in sources.items():
+            rebuilt = subject.rebuilt(ar, texts)
+            vectors[name, ar] = rebuilt / np.linalg.norm(rebuilt, axis=1, keepdims=True) * norm
+    stacked_NVD = np.stack(list(vectors.values()), axis=1).astype(np.float32)
+    kl_NV, there_ND = subject.target.divergence(data.contexts, stacked_NVD, desc="splice")
+    # A context whose text reads as other tokens than it was made of has another activation at its end.
+    same_N = np.asarray(metrics.direction_mse(there_ND, data.activations)) < 0.02
+    kept = np.flatnonzero(same_N)
+    rows = []
+    if len({docs[i] for i in kept}) > 1:
+        ids, kept_docs = [subject.ids[i] for i in kept], [docs[i] for i in kept]
+        baseline_N = kl_NV[kept, 0]
+        for column, (name, ar) in enumerate(vectors):
+            kl_N = kl_NV[kept, column]
+            group = "nla" if name.startswith("AV") else "gold" if name == "explainer texts" else "control"
+            figures = {
+                "KL (nats)": Ratio.mean(kl_N, kept_docs),
+                "share recovered": Ratio.explained(kl_N, baseline_N, kept_docs),
+            }
+            rows.append(Row(name, figures, group, {"AR": ar}, ids))
+    return Table(
+        "splice",
+        "Put back into the model",
+        "The KL divergence of the target's next token when the rebuilt direction, at the true norm, takes the "
+        f"activation's place, and the share of the training mean's damage that it undoes. {len(data) - len(kept)} "
+        f"of {len(data)} rows are left out, whose stored text is read as other tokens.",
+        rows,
+        plotted="share recovered",
+    )

@@ -1,0 +1,53 @@
+"""Sanity: planted systems whose place is known, to see that the evaluation itself can be trusted."""
+
+from nla_jax.evaluation import planted, rewrites
+from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.subject import Subject
+from nla_jax.evaluation.suites.degeneracy import copying
+from nla_jax.evaluation.tables import Row, Table
+
+SYSTEMS = {
+    "oracle (ĥ = h)": planted.oracle,
+    "training mean": planted.mean,
+    "copies the context": planted.copier,
+    "private code": planted.private_code,
+}
+
+
+def measure(subject: Subject) -> list[Table]:
+    """One line a planted system, and the evaluated AV beside them."""
+    subject.need("sanity", "contexts")
+    rows = [_row(f"AV {subject.main}", subject, "nla")]
+    rows += [_row(name, make(subject), "control") for name, make in SYSTEMS.items()]
+    return [
+        Table(
+            "sanity",
+            "Planted systems",
+            "The oracle must reach 1 and the mean 0 (on raw fve); the copier must show in copied 3-grams, and in "
+            "what is left of its text when content words are shuffled; the private code in own minus judge and "
+            "in the same.",
+            rows,
+        )
+    ]
+
+
+def _row(name: str, subject: Subject, group: str) -> Row:
+    texts, own = subject.texts(), "own" if "own" in subject.reconstructors else subject.judge
+    own_figures, judged = subject.text_figures(own, texts), subject.text_figures(subject.judge, texts)
+    before = own_figures["fve_nrm"]
+    changed = rewrites.edited(texts, rewrites.keywords, quotes=False, seed=subject.seed)
+    after = subject.text_figures(own, changed)["fve_nrm"]
+    explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
+    figures = {
+        "fve, own": own_figures["fve"],
+        "fve_nrm, own": before,
+        "fve_nrm, judge": judged["fve_nrm"],
+        "own minus judge": before.over(judged["fve_nrm"]),
+        "copied 3-grams": next(r for r in copying(subject).rows if r.group == "nla").figures[
+            "copied 3-grams"
+        ],
+        "kept as shuffled words": Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids)
+        if explains
+        else None,
+    }
+    return Row(name, figures, group, ids=subject.ids)

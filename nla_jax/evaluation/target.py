@@ -1,0 +1,247 @@
+"""What the target LM says about texts and activations: likelihoods, spliced activations, short generations.
+
+Prompts and options are padded to a few lengths, so that few programs are compiled. Shape letters: N rows, G options
+a row, V variants of an activation, T time, D model.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from nla_jax.autoencoder.prompts import pad
+from nla_jax.data.extraction import forward
+from nla_jax.evaluation.round_trip import progress
+from nla_jax.lm.attention import PAD_POSITION
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.logits import logits, token_statistics
+from nla_jax.lm.sampling import for_decoding, sample
+from nla_jax.lm.transformer import Injection, Transformer
+from nla_jax.lm.weights import LanguageModel
+
+PROMPT_LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+OPTION_LENGTHS = (4, 8, 12, 16, 32, 64, 128, 256)
+"""Lengths that are compiled for; what is longer loses its beginning (prompts) or its end (options)."""
+
+
+class TargetLM:
+    """The target LM as a judge and as a reader, in batches of about `batch_tokens` tokens."""
+
+    def __init__(self, lm: LanguageModel, config: LMConfig, layer: int, *, batch_tokens: int = 8192):
+        """Take a loaded LM, its config with this run's dtypes, and the layer that is explained."""
+        self.lm, self.config, self.layer, self.batch_tokens = lm, config, layer, batch_tokens
+        self.tokenizer = lm.tokenizer
+        self.model = Transformer(config, pack=True)
+        self._likelihood = jax.jit(self._likelihood_of)
+        self._divergence = jax.jit(self._divergence_of)
+        self._last = jax.jit(self._last_of)
+        self._write = jax.jit(self._write_after, static_argnames="max_tokens")
+
+    @functools.cached_property
+    def _decoding(self) -> Any:
+        return jax.jit(functools.partial(for_decoding, config=self.config))(self.lm.params)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text as the model reads it from its start; one token at least."""
+        start = self.tokenizer.bos_token_id
+        ids = self.tokenizer.encode(text)
+        return ids or [self.tokenizer.eos_token_id if start is None else start]
+
+    def continuation(self, text: str) -> list[int]:
+        """Tokens of a text that goes on from another."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def log_likelihood(
+        self, prompts: Sequence[str], options: Sequence[Sequence[str]], desc: str | None = None
+    ) -> tuple[Float[np.ndarray, "N G"], Float[np.ndarray, "N G"]]:
+        """Log-probability (nats) of each option after its prompt, and each option's number of tokens.
+
+        Args:
+          prompts: one a row.
+          options: as many for each row; they begin with a space if they go on with a new word.
+          desc: names a progress bar.
+
+        Raises:
+          ValueError: rows with different numbers of options, or an empty option.
+        """
+        counts = sorted({len(row) for row in options})
+        if len(counts) != 1 or len(prompts) != len(options):
+            raise ValueError(
+                f"{len(prompts)} prompts with {counts} options each: expected as many options for every prompt"
+            )
+        read = [self.encode(prompt) for prompt in prompts]
+        answers = [[self.continuation(option) for option in row] for row in options]
+        if any(not answer for row in answers for answer in row):
+            raise ValueError("an option has no tokens; give every option a text")
+        G = counts[0]
+        total, tokens = np.zeros((len(prompts), G)), np.zeros((len(prompts), G))
+        groups = _buckets([len(ids) for ids in read], [max(map(len, row)) for row in answers])
+        with progress(desc, len(prompts), "row") as bar:
+            for (prompt_length, option_length), rows in groups.items():
+                per_batch = max(1, self.batch_tokens // (prompt_length + G * (option_length + 1)))
+                for start in range(0, len(rows), per_batch):
+                    chosen = rows[start : start + per_batch]
+                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
+                    before, at = pad([read[i][:-1][-prompt_length:] for i in filled], prompt_length)
+                    # Each option is led by the prompt's last token, which predicts its first.
+                    after = [[read[i][-1], *answer[:option_length]] for i in filled for answer in answers[i]]
+                    pieces, lengths = pad(after, option_length + 1)
+                    found = self._likelihood(self.lm.params, before, at, pieces, lengths)
+                    n = len(chosen)
+                    total[chosen] = np.asarray(found, np.float64).reshape(per_batch, G)[:n]
+                    tokens[chosen] = (lengths - 1).reshape(per_batch, G)[:n]
+                    bar.update(n)
+        return total, tokens
+
+    def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B):
+        final_BTD = self._after(params, prompts_NT, prompt_lengths_N, options_BT, lengths_B).final_BTD[1]
+        found = token_statistics(params, self.config, final_BTD[:, :-1], options_BT[:, 1:])
+        mask_BT = jnp.arange(1, options_BT.shape[1]) < lengths_B[:, None]
+        return jnp.sum(found.log_prob * mask_BT, axis=1)
+
+    def _after(self, params, prompts_NT, prompt_lengths_N, later_BT, lengths_B, inject=None):
+        """One pass over prompts and what follows each of them."""
+        starts_B = jnp.repeat(prompt_lengths_N, len(later_BT) // len(prompts_NT))
+        return self.model.apply(
+            {"params": params},
+            (prompts_NT, later_BT),
+            (_positions(prompts_NT, prompt_lengths_N), _positions(later_BT, lengths_B, starts_B)),
+            inject=inject,
+        )
+
+    def divergence(
+        self, contexts: Sequence[str], vectors_NVD: Float[np.ndarray, "N V D"], desc: str | None = None
+    ) -> tuple[Float[np.ndarray, "N V"], Float[np.ndarray, "N D"]]:
+        """What the model loses when the activation at a context's end is exchanged: KL (nats) of its next token.
+
+        Args:
+          contexts: texts whose last token's residual stream is exchanged after block `layer`.
+          vectors_NVD: raw vectors that are put there.
+          desc: names a progress bar.
+
+        Returns:
+          KL(undisturbed || exchanged), and the activations that were there.
+        """
+        N, V, D = vectors_NVD.shape
+        read = [self.encode(context) for context in contexts]
+        found, there = np.zeros((N, V)), np.zeros((N, D), np.float32)
+        with progress(desc, N, "row") as bar:
+            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * N).items():
+                per_batch = max(1, self.batch_tokens // (length + V + 1))
+                for start in range(0, len(rows), per_batch):
+                    chosen = rows[start : start + per_batch]
+                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
+                    before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
+                    last = np.array([read[i][-1] for i in filled], np.int32)
+                    kl, own = self._divergence(self.lm.params, before, lengths, last, vectors_NVD[filled])
+                    found[chosen], there[chosen] = (
+                        np.asarray(kl)[: len(chosen)],
+                        np.asarray(own)[: len(chosen)],
+                    )
+                    bar.update(len(chosen))
+        return found, there
+
+    def _divergence_of(self, params, prompts_NT, lengths_N, last_N, vectors_NVD):
+        N, V, _ = vectors_NVD.shape
+        # Each row's last token once as it is and once a variant. What it is exchanged for is only known after the
+        # block that is captured, so the true activations come from a pass of their own.
+        ones_N = jnp.ones(N, jnp.int32)
+        own = self._last_activation(params, prompts_NT, lengths_N, last_N)
+        vectors = jnp.concatenate([own[:, None], vectors_NVD], axis=1).reshape(N * (V + 1), -1)
+        later = jnp.repeat(last_N, V + 1)[:, None]
+        inject = Injection(vectors, piece=1, slot=0, layer=self.layer)
+        out = self._after(params, prompts_NT, lengths_N, later, jnp.repeat(ones_N, V + 1), inject)
+        log_p = jax.nn.log_softmax(logits(params, self.config, out.final_BTD[1][:, 0]))
+        log_p = log_p.reshape(N, V + 1, -1)
+        return jnp.sum(jnp.exp(log_p[:, :1]) * (log_p[:, :1] - log_p[:, 1:]), axis=-1), own
+
+    def _last_activation(self, params, prompts_NT, lengths_N, last_N):
+        positions = _positions(prompts_NT, lengths_N), lengths_N[:, None]
+        out = self.model.apply(
+            {"params": params},
+            (prompts_NT, last_N[:, None]),
+            positions,
+            capture=(self.layer,),
+            stop_after=self.layer,
+        )
+        return out.resid[self.layer][1][:, 0]
+
+    def activations(self, texts: Sequence[str], last: int = 1) -> Float[np.ndarray, "N P D"]:
+        """The activations (N, last, D) at the last tokens of texts that have so many.
+
+        Raises:
+          ValueError: a text with fewer tokens.
+        """
+        read = [self.encode(text) for text in texts]
+        if (shortest := min(map(len, read))) < last:
+            raise ValueError(f"a text has {shortest} tokens, fewer than the {last} that are asked for")
+        found = np.zeros((len(texts), last, self.config.d_model), np.float32)
+        for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
+            per_batch = max(1, self.batch_tokens // length)
+            for start in range(0, len(rows), per_batch):
+                chosen = rows[start : start + per_batch]
+                filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
+                tokens, lengths = pad([read[i][-length:] for i in filled], length)
+                at = (lengths[:, None] - last + np.arange(last)).astype(np.int32)
+                found[chosen] = np.asarray(self._last(self.lm.params, tokens, at))[: len(chosen)]
+        return found
+
+    def _last_of(self, params, tokens_NT, at_NP):
+        return forward(params, tokens_NT, at_NP, config=self.config, layer=self.layer, top=0)[0]
+
+    def generate(self, prompts: Sequence[str], max_tokens: int, *, desc: str | None = None) -> list[str]:
+        """What the model writes after each prompt, greedily, up to the end of its turn or `max_tokens`."""
+        read, texts = [self.encode(prompt) for prompt in prompts], [""] * len(prompts)
+        with progress(desc, len(prompts), "text") as bar:
+            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
+                per_batch = max(1, min(64, self.batch_tokens // length))
+                for start in range(0, len(rows), per_batch):
+                    chosen = rows[start : start + per_batch]
+                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
+                    before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
+                    last = np.array([[read[i][-1]] for i in filled], np.int32)
+                    written = self._write(self._decoding, before, lengths, last, max_tokens=max_tokens)
+                    for i, tokens, n in zip(chosen, *map(np.asarray, written), strict=False):
+                        texts[i] = self.tokenizer.decode(tokens[:n], skip_special_tokens=True).strip()
+                    bar.update(len(chosen))
+        return texts
+
+    def _write_after(self, params, prompts_NT, lengths_N, last_N1, max_tokens):
+        out = self._after(params, prompts_NT, lengths_N, last_N1, jnp.ones(len(last_N1), jnp.int32))
+        end = self.tokenizer.eos_token_id
+        found = sample(
+            params,
+            self.config,
+            out.segments,
+            out.final_BTD[1][:, 0],
+            lengths_N + 1,
+            jax.random.key(0),
+            group=1,
+            max_tokens=max_tokens,
+            closing=(end,),
+            end_token=end,
+            temperature=0.0,
+        )
+        return found.tokens_BT, found.lengths_B
+
+
+def _positions(tokens_BT, lengths_B, starts_B=0):
+    steps_T = jnp.arange(tokens_BT.shape[1])
+    starts_B1 = jnp.broadcast_to(jnp.asarray(starts_B), lengths_B.shape)[:, None]
+    return jnp.where(steps_T < lengths_B[:, None], starts_B1 + steps_T, PAD_POSITION)
+
+
+def _buckets(prompts: Sequence[int], options: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """Rows by the lengths that they are padded to."""
+
+    def up(length: int, lengths: Sequence[int]) -> int:
+        return next((one for one in lengths if one >= length), lengths[-1])
+
+    found: dict[tuple[int, int], list[int]] = {}
+    for row, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
+        found.setdefault((up(prompt, PROMPT_LENGTHS), up(option, OPTION_LENGTHS)), []).append(row)
+    return found

@@ -1,0 +1,234 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from nla_jax.autoencoder import metrics
+from nla_jax.evaluation import planted, suites
+from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.subject import check_judges, check_unseen
+from nla_jax.evaluation.suites import (
+    controls,
+    cost,
+    degeneracy,
+    faithfulness,
+    prediction,
+    reconstruction,
+    sanity,
+)
+from nla_jax.evaluation.tables import paired, read_ratios, row_key
+from nla_jax.evaluation.tasks import tasks
+from nla_jax.evaluation.text import words
+
+
+def figure(table, row, name, **labels):
+    (found,) = [
+        r.figures[name] for r in table.rows if r.name == row and labels.items() <= dict(r.labels).items()
+    ]
+    return found.estimate() if isinstance(found, Ratio) else found
+
+
+@pytest.fixture(scope="module")
+def everything(subject, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, suites.measure(subject, ["all", "sanity"], folder, "digest")
+
+
+def test_every_suite_fills_its_tables_with_intervals(everything):
+    _, found = everything
+    assert list(found) == list(suites.SUITES)
+    for suite in found.values():
+        for table in suite["tables"]:
+            assert table["rows"], table["name"]
+            for row in table["rows"]:
+                for name, estimate in row["figures"].items():
+                    if estimate is not None:
+                        assert estimate["low"] <= estimate["value"] + 1e-9, (table["name"], row["name"], name)
+                        assert estimate["value"] <= estimate["high"] + 1e-9, (
+                            table["name"],
+                            row["name"],
+                            name,
+                        )
+                        assert estimate["documents"] > 1
+
+
+def test_what_is_done_is_kept_and_not_measured_again(subject, everything, monkeypatch, tmp_path):
+    folder, first = everything
+    monkeypatch.setattr(cost, "measure", lambda subject: pytest.fail("measured again"))
+    assert suites.measure(subject, ["cost"], folder, "digest") == first
+    monkeypatch.setattr(cost, "measure", lambda subject: [])
+    suites.measure(subject, ["cost"], tmp_path, "one")
+    assert suites.kept(tmp_path, "another") == {} and suites.kept(tmp_path, "one")["cost"]["tables"] == []
+
+
+def test_unknown_suites_and_missing_columns_are_named(subject):
+    with pytest.raises(ValueError, match="unknown suites magic; there are: all, reconstruction"):
+        suites.chosen(["magic"])
+    bare = dataclasses.replace(
+        subject, data=dataclasses.replace(subject.data, contexts=None, extra={}), training=None
+    )
+    with pytest.raises(ValueError, match="'prediction' needs contexts, true_continuation, training rows"):
+        prediction.measure(bare)
+    with pytest.raises(ValueError, match="'faithfulness' needs contexts"):
+        faithfulness.measure(bare)
+
+
+def test_documents_that_were_trained_on_are_refused(subject):
+    check_unseen(subject.data, {"av_sft": subject.training})
+    with pytest.raises(
+        ValueError, match=r"16 of 16 documents to evaluate on were trained on in rl \(doc-100"
+    ):
+        check_unseen(subject.data, {"rl": subject.data})
+    # The same texts under other names.
+    renamed = dataclasses.replace(subject.data, doc_ids=[f"x{doc}" for doc in subject.data.doc_ids])
+    with pytest.raises(ValueError, match="16 of 16 documents"):
+        check_unseen(renamed, {"rl": subject.data})
+
+
+def test_a_judge_that_is_the_own_ar_is_refused(subject):
+    check_judges(subject)
+    same = {**subject.reconstructors, "judge": subject.reconstructors["own"]}
+    with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
+        check_judges(dataclasses.replace(subject, reconstructors=same))
+
+
+def test_oracle_and_mean_land_where_they_should(subject):
+    oracle = planted.oracle(subject)
+    texts = oracle.texts()
+    assert oracle.text_figures("judge", texts)["fve"].estimate().value == pytest.approx(1, abs=1e-9)
+    assert oracle.text_figures("judge", texts)["fve_nrm"].estimate().value == pytest.approx(1, abs=1e-6)
+    splice = reconstruction.splice(oracle)
+    assert figure(splice, "AV planted", "share recovered", AR="judge").value == pytest.approx(1, abs=1e-3)
+    mean = planted.mean(subject)
+    assert mean.text_figures("own", mean.texts())["fve"].estimate().value == pytest.approx(0, abs=1e-6)
+    assert figure(splice, "training mean", "share recovered").value == 0
+
+
+def test_fve_nrm_is_what_numpy_makes_of_its_definition(subject):
+    h, mean = subject.data.activations.astype(np.float64), subject.training.activations.astype(np.float64)
+
+    def directions(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True) * np.sqrt(x.shape[1])
+
+    texts = subject.texts()
+    rebuilt = subject.rebuilt("judge", texts).astype(np.float64)
+    rebuilt[[text is None for text in texts]] = mean.mean(axis=0)
+    error = ((directions(rebuilt) - directions(h)) ** 2).mean()
+    spread = ((directions(h) - directions(mean).mean(axis=0)) ** 2).mean()
+    found = figure(reconstruction.systems(subject), "AV after RL", "fve_nrm", AR="judge")
+    assert found.value == pytest.approx(1 - error / spread, abs=1e-6)
+    failed = figure(reconstruction.systems(subject), "AV after RL", "failed", AR="judge")
+    assert failed.value == np.mean([text is None for text in texts])
+
+
+def test_the_copier_is_found_out(subject):
+    honest = degeneracy.copying(subject).rows
+    (ours,) = [row for row in honest if row.name == "AV after RL"]
+    (copied,) = [row for row in degeneracy.copying(planted.copier(subject)).rows if row.group == "nla"]
+    assert copied.figures["copied 3-grams"].estimate().value == 1
+    assert copied.figures["longest span (words)"].estimate().low >= 10
+    assert ours.figures["copied 3-grams"].estimate().value < 0.5
+
+
+def test_a_copy_loses_more_by_a_paraphrase_without_quotes_than_plain_words_do(subject):
+    """A reader of word order: what a copied context tells it is gone when its words are shuffled."""
+    data = subject.data
+    tails = {" ".join(words(c)[-12:]): h for c, h in zip(data.contexts, data.activations, strict=True)}
+
+    def read(texts):
+        return np.stack([tails.get(text or "", subject.moments.mean_D) for text in texts])
+
+    readers = {"own": read, "judge": subject.reconstructors["judge"]}
+    copier = dataclasses.replace(planted.copier(subject), reconstructors=readers, training=None)
+    row = sanity._row("copier", copier, "control")
+    assert row.figures["fve, own"].estimate().value == pytest.approx(1, abs=1e-6)
+    assert row.figures["kept as shuffled words"].estimate().high < 0.2
+
+
+def test_the_private_code_is_found_out(subject):
+    coder = planted.private_code(subject)
+    (row,) = degeneracy.private_code(dataclasses.replace(coder, reconstructors=_two(coder))).rows
+    assert row.figures["own minus judge"].low > 0.2
+    found = sanity._row("private code", coder, "control")
+    assert found.figures["fve_nrm, own"].estimate().low > 0.4
+    assert found.figures["kept as shuffled words"].estimate().high < 0.5
+    ours = sanity._row("ours", subject, "nla").figures["own minus judge"]
+    assert ours.high < row.figures["own minus judge"].low
+
+
+def _two(subject):
+    return {name: subject.reconstructors[name] for name in ("own", "judge")}
+
+
+def test_controls_are_below_the_av(subject):
+    table = controls.measure(subject)[0]
+    for ar in subject.reconstructors:
+        av = figure(reconstruction.systems(subject), "AV after RL", "fve_nrm", AR=ar).value
+        for control in ("AV, shuffled", "empty text", "fixed text"):
+            assert figure(table, control, "fve_nrm", AR=ar).value < av, control
+    assert figure(table, "training mean", "fve").value == pytest.approx(0, abs=1e-6)
+
+
+def test_pca_codes_of_more_bits_explain_more(subject):
+    from nla_jax.evaluation.baselines import PCACode
+
+    known, h = subject.training.activations, subject.data.activations
+    mean = metrics.mean_of_normalized(known)
+    found = [float(metrics.fve_nrm(PCACode.fit(known, bits)(h), h, mean)) for bits in (4, 16, 64, 160)]
+    assert found == sorted(found) and found[-1] > found[0] + 0.3
+
+
+def test_claims_of_the_planted_texts_are_checked(subject):
+    checked = faithfulness.check(subject, subject.data.explanations)
+    by_kind = {
+        kind: [c for c in checked if c.claim.kind == kind] for kind in ("detail", "theme", "expectation")
+    }
+    # Quotes, topics and next words were taken from the text itself.
+    assert all(c.exact for c in by_kind["detail"])
+    assert np.mean([c.exact_elsewhere for c in by_kind["detail"]]) < 0.5
+    table = faithfulness.claims(subject, {"explainer texts": checked})
+    assert figure(table, "detail: a quoted span", "in the context").value == 1
+
+
+def test_leaving_out_a_true_claim_costs_more_than_a_false_one(subject):
+    data = subject.data
+    lies = [f"{text} On wizard{i} lore{i}." for i, text in enumerate(data.explanations)]
+    liar = dataclasses.replace(subject, verbalizers={"liar": lambda h, **_: lies})
+    checked = faithfulness.check(liar, lies)
+    table = faithfulness.left_out(liar, checked)
+    (row,) = [row for row in table.rows if row.name == "all claims" and row.labels["AR"] == "judge"]
+    found = row.figures
+    assert found["true"].estimate().value > found["false"].estimate().value
+    assert found["AUROC"].value > 0.5
+
+
+def test_planted_texts_never_repeat_and_end_alike():
+    for task in tasks():
+        examples = task.examples(64, 3)
+        contexts = [example.context for example in examples]
+        assert len(set(contexts)) == 64 and contexts == [e.context for e in task.examples(64, 3)]
+        if not task.behavior:
+            counts = [sum(e.label == label for e in examples) for label in task.answers]
+            assert max(counts) - min(counts) <= 1
+    with pytest.raises(ValueError, match="too few fillers"):
+        dataclasses.replace(tasks()[0], write=lambda rng, label: "same").examples(2, 0)
+
+
+def test_ratios_come_back_from_disk_and_pair_by_row(subject, everything):
+    folder, _ = everything
+    found = read_ratios(folder / "reconstruction.parquet")
+    ids, ratio = found["systems", row_key("AV after RL", {"AR": "judge"}), "fve_nrm"]
+    assert ids == subject.ids
+    direct = reconstruction.systems(subject)
+    assert ratio.estimate() == figure(direct, "AV after RL", "fve_nrm", AR="judge")
+    some = ids[3:9]
+    a, b = paired((ids, ratio), (some[::-1], Ratio.mean(np.arange(6), ["d"] * 6)))
+    assert a.doc_ids == ratio.doc_ids[3:9] and b.numerator_N.tolist() == [5, 4, 3, 2, 1, 0]
+    assert paired((ids, ratio), (["else"], Ratio.mean([1], ["d"]))) is None
+
+
+def test_results_are_plain_json(everything):
+    folder, found = everything
+    for name, result in found.items():
+        assert json.loads((folder / f"{name}.json").read_text()) == result
