@@ -38,6 +38,15 @@ def key_for(seed: int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a file, atomically; of several processes the first does."""
+    if jax.process_index() > 0:
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class Run:
     """A run directory and its config, with everything that its stages and its readers share."""
 
@@ -219,12 +228,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file of the run directory, atomically; of several processes the first does."""
-        if jax.process_index() > 0:
-            return
-        path = self.directory / name
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(self.directory / name, value)
 
     def split_paths(self) -> dict[str, Path]:
         """The data file of each split."""

@@ -28,7 +28,7 @@ def adapted(tiny_model_dir, corpus, tmp_path_factory):  # noqa: F811
 
 
 def test_checkpoints_hold_adapters_alone_and_joint_training_goes_on_with_their_moments(adapted):
-    assert json.loads((adapted / "evaluation.json").read_text())["systems"]
+    assert json.loads((adapted / "evaluation.json").read_text())["suites"]
     found = {description.path.parent.name: description for description in describe(adapted)}
     assert found.keys() == {"av_sft", "ar_sft", "rl"}
     for description in found.values():

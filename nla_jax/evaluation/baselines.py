@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file
@@ -21,6 +20,7 @@ from nla_jax.data.extraction import next_words
 from nla_jax.evaluation.target import TargetLM
 from nla_jax.lm.layers import Norm
 from nla_jax.lm.logits import logits
+from nla_jax.mesh import to_host
 
 _WORD_PATTERN = r"(?u)\b\w+\b"
 
@@ -113,7 +113,7 @@ def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], cou
         for name in ("embed", "final_norm", "lm_head")
         if name in target.lm.params
     }
-    found = np.concatenate([np.asarray(top(params, jnp.asarray(v))) for v in _chunks(vectors_ND, 256)])
+    found = np.concatenate([to_host(top(params, v)) for v in _chunks(vectors_ND, 256)])
     return [next_words(ids, target.tokenizer, count) for ids in found.tolist()]
 
 

@@ -293,7 +293,7 @@ def subject_of(run: Run) -> Subject:
         run.data("ar_sft"),
         run.moments,
         verbalizers,
-        {name: _reconstructor(run, *where) for name, where in ars.items()},
+        {name: reconstructor_of(run, *where) for name, where in ars.items()},
         functools.cache(lambda: TargetLM(run.target, run.lm_config, config.model.layer)),
         config.evaluation,
         config.seed,
@@ -317,7 +317,7 @@ def subject_of_checkpoint(
       ValueError: a judge that is the AV's own AR.
     """
     own = _RunVerbalizer(run, "rl", 1)
-    reconstructors = {"own": _reconstructor(run, "rl", 1)} | ({"judge": judge} if judge else {})
+    reconstructors = {"own": reconstructor_of(run, "rl", 1)} | ({"judge": judge} if judge else {})
     subject = Subject(
         data.take(slice(0, rows)),
         None,
@@ -334,7 +334,8 @@ def subject_of_checkpoint(
     return subject
 
 
-def _reconstructor(run: Run, stage: str, step: int | None) -> Reconstructor:
+def reconstructor_of(run: Run, stage: str = "rl", step: int | None = None) -> Reconstructor:
+    """The AR of a run, its weights read when they are first needed."""
     params = functools.cache(lambda: run.trained_params(stage, "ar", step))
     return lambda texts: run.round_trip.reconstruct(params(), texts)
 

@@ -22,6 +22,7 @@ from nla_jax.lm.logits import logits, token_statistics
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
+from nla_jax.mesh import to_host
 
 PROMPT_LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 OPTION_LENGTHS = (4, 8, 12, 16, 32, 64, 128, 256)
@@ -92,7 +93,7 @@ class TargetLM:
                     pieces, lengths = pad(after, option_length + 1)
                     found = self._likelihood(self.lm.params, before, at, pieces, lengths)
                     n = len(chosen)
-                    total[chosen] = np.asarray(found, np.float64).reshape(per_batch, G)[:n]
+                    total[chosen] = to_host(found).astype(np.float64).reshape(per_batch, G)[:n]
                     tokens[chosen] = (lengths - 1).reshape(per_batch, G)[:n]
                     bar.update(n)
         return total, tokens
@@ -138,10 +139,7 @@ class TargetLM:
                     before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
                     last = np.array([read[i][-1] for i in filled], np.int32)
                     kl, own = self._divergence(self.lm.params, before, lengths, last, vectors_NVD[filled])
-                    found[chosen], there[chosen] = (
-                        np.asarray(kl)[: len(chosen)],
-                        np.asarray(own)[: len(chosen)],
-                    )
+                    found[chosen], there[chosen] = (x[: len(chosen)] for x in to_host((kl, own)))
                     bar.update(len(chosen))
         return found, there
 
@@ -187,7 +185,7 @@ class TargetLM:
                 filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
                 tokens, lengths = pad([read[i][-length:] for i in filled], length)
                 at = (lengths[:, None] - last + np.arange(last)).astype(np.int32)
-                found[chosen] = np.asarray(self._last(self.lm.params, tokens, at))[: len(chosen)]
+                found[chosen] = to_host(self._last(self.lm.params, tokens, at))[: len(chosen)]
         return found
 
     def _last_of(self, params, tokens_NT, at_NP):
@@ -205,7 +203,7 @@ class TargetLM:
                     before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
                     last = np.array([[read[i][-1]] for i in filled], np.int32)
                     written = self._write(self._decoding, before, lengths, last, max_tokens=max_tokens)
-                    for i, tokens, n in zip(chosen, *map(np.asarray, written), strict=False):
+                    for i, tokens, n in zip(chosen, *to_host(written), strict=False):
                         texts[i] = self.tokenizer.decode(tokens[:n], skip_special_tokens=True).strip()
                     bar.update(len(chosen))
         return texts

@@ -5,15 +5,18 @@ import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from nla_jax.config import stage_digest
+from nla_jax.data.dataset import ActivationDataset
 from nla_jax.evaluation import suites
 from nla_jax.evaluation.report import write_report
-from nla_jax.evaluation.subject import Subject, subject_of
-from nla_jax.run import Run
+from nla_jax.evaluation.subject import Reconstructor, Subject, subject_of, subject_of_checkpoint
+from nla_jax.run import Run, write_json
 from nla_jax.stages.data import git_commit
 from nla_jax.stages.training import second_judge, second_judge_is_trained
 
@@ -24,33 +27,62 @@ def evaluate(run: Run) -> None:
     run.release_target()
     if config.second_judge_steps and not second_judge_is_trained(run):
         second_judge(run)
-    subject = subject_of(run)
-    digest = _suite_digest(run)
-    found = suites.measure(subject, config.suites, run.directory / "evaluation", digest)
-    checkpoints = run.checkpoints("rl")
-    if jax.process_index() == 0:
-        _write_examples(run, subject)
-    run.write_json(
-        "evaluation.json",
-        {
-            "digest": evaluation_digest(run),
-            "run": {
-                "name": run.config.name,
-                "model": run.lm.name,
-                "layer": run.config.model.layer,
-                "corpus": subject.data.sidecar.extraction.corpus,
-                "held-out rows": subject.digest(),
-                "config": digest,
-                "code": code_version(),
-                "machine": machine_class(),
-            },
-            "settings": dataclasses.asdict(config),
-            "mean_is": f"mean of {len(run.training_activations)} training activations",
-            "suites": found,
-            "timings": run.timings(),
-            "best_step": checkpoints.pinned() or checkpoints.latest(),
-        },
+    best = run.checkpoints("rl").pinned() or run.checkpoints("rl").latest()
+    _measure(
+        subject_of(run),
+        run,
+        run.directory,
+        _suite_digest(run),
+        {"digest": evaluation_digest(run), "timings": run.timings(), "best_step": best},
     )
+
+
+def evaluate_checkpoint(
+    run: Run, data: ActivationDataset, directory: Path, *, judge: Reconstructor | None = None
+) -> None:
+    """The same for an AV and an AR that come without their run, with a report of what was measured.
+
+    Args:
+      run: reads the checkpoint (`interop.runs.CheckpointRun`).
+      data: held-out rows; whether the models were trained on them cannot be checked.
+      directory: where everything is written; created if need be.
+      judge: an AR that never saw the AV's texts.
+
+    Raises:
+      ValueError: data of another model, layer or tokenizer, or a judge that is the AV's own AR.
+    """
+    run.check(data.sidecar)
+    subject = subject_of_checkpoint(run, data, judge=judge)
+    directory.mkdir(parents=True, exist_ok=True)
+    digest = f"{subject.digest()}-{run.directory}"
+    _measure(subject, run, directory, digest, {"digest": digest})
+    (directory / "metrics.jsonl").touch()
+    write_report(directory)
+
+
+def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: dict[str, Any]) -> None:
+    config = run.config.evaluation
+    found = suites.measure(subject, config.suites, directory / "evaluation", digest)
+    if jax.process_index() == 0:
+        _write_examples(subject, directory)
+    description = {
+        "name": run.config.name,
+        "model": run.lm.name,
+        "layer": run.config.model.layer,
+        "corpus": subject.data.sidecar.extraction.corpus,
+        "held-out rows": subject.digest(),
+        "config": digest,
+        "code": code_version(),
+        "machine": machine_class(),
+    }
+    result = {
+        "run": description,
+        "settings": dataclasses.asdict(config),
+        "mean_is": f"mean of {len(run.training_activations)} training activations",
+        "suites": found,
+        **about,
+    }
+    write_json(directory / "evaluation.json", result)
 
 
 def report(run: Run) -> None:
@@ -71,14 +103,14 @@ def _suite_digest(run: Run) -> str:
     return f"{stage_digest(config, 'evaluate')}-{run.config.rl.loop.steps}"
 
 
-def _write_examples(run: Run, subject: Subject) -> None:
+def _write_examples(subject: Subject, directory: Path) -> None:
     data, texts = subject.data, subject.texts()
     prediction_ND = subject.rebuilt(next(iter(subject.reconstructors)), texts)
     unit_pred = prediction_ND / np.linalg.norm(prediction_ND, axis=1, keepdims=True)
     unit_true = data.activations / np.linalg.norm(data.activations, axis=1, keepdims=True)
     cosine_N = (unit_pred * unit_true).sum(axis=1)
-    order = np.random.default_rng(run.config.seed).permutation(len(data))
-    chosen = order[: run.config.evaluation.examples]
+    order = np.random.default_rng(subject.seed).permutation(len(data))
+    chosen = order[: subject.config.examples]
     # Data sets made elsewhere need not hold what is only for reading along.
     nothing = [""] * len(data)
     contexts, continuations = data.contexts or nothing, data.extra.get("true_continuation", nothing)
@@ -89,13 +121,13 @@ def _write_examples(run: Run, subject: Subject) -> None:
                 "context_tail": contexts[i][-240:],
                 "next_tokens": continuations[i],
                 "explanation": texts[i],
-                "explainer_text": data.explanations[i],
+                "explainer_text": (data.explanations or nothing)[i],
                 "cosine": float(cosine_N[i]),
             }
         )
         for i in chosen
     ]
-    (run.directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def code_version() -> str:

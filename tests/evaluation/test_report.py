@@ -20,26 +20,33 @@ def fve(value, denominator=0.4321):
     }
 
 
-def system(name, group, reconstructor, value, **extra):
-    return {
-        "name": name,
-        "group": group,
-        "reconstructor": reconstructor,
-        "fve_nrm": fve(value),
-        "fve": fve(value - 0.01, 123.4),
-        "cosine_mean": 0.7,
-        "failed_fraction": 0.0,
-        **extra,
-    }
+def line(name, group, reconstructor, value):
+    figures = {"fve_nrm": fve(value), "fve": fve(value - 0.01, 123.4), "failed": fve(0.017, 1.0)}
+    return {"name": name, "group": group, "labels": {"AR": reconstructor}, "figures": figures}
 
 
 SYSTEMS = [
-    system("explainer text → AR", "gold", "own", 0.478),
-    system("AV → AR", "nla", "judge", 0.216, failed_fraction=0.017),
-    system("AV → AR", "nla", "own", 0.257),
-    system("shuffled <activations> & $x", "control", "judge", -0.376),
-    {"name": "training mean", "group": "control", "reconstructor": "-", "fve": fve(0.0, 123.4)},
+    line("explainer text", "gold", "own", 0.478),
+    line("AV after RL", "nla", "judge", 0.216),
+    line("AV after RL", "nla", "own", 0.257),
 ]
+CONTROLS = [
+    line("shuffled <activations> & $x", "control", "judge", -0.376),
+    {
+        "name": "training mean",
+        "group": "control",
+        "labels": {"AR": "-"},
+        "figures": {"fve": fve(0.0), "fve_nrm": None},
+    },
+]
+
+
+def table(name, rows, plotted="fve_nrm"):
+    return {"name": name, "title": name.capitalize(), "note": f"On {name}.", "plotted": plotted, "rows": rows}
+
+
+def suite(*tables):
+    return {"digest": "x", "seconds": 1.0, "tables": list(tables)}
 
 
 def metrics_rows():
@@ -66,8 +73,10 @@ def write_run(directory):
         "run": {"model": "SmolLM2-135M", "layer": 20, "corpus": "Brown", "command": f"train {ATTACK}"},
         "settings": {"group_size": 8, "reward": "neg_mse"},
         "mean_is": "2376 training activations",
-        "systems": SYSTEMS,
-        "gains": [system("after RL over warm start", "", "judge", 0.111)],
+        "suites": {
+            "reconstruction": suite(table("systems", SYSTEMS), table("empty", [])),
+            "controls": suite(table("controls", CONTROLS), table("more", SYSTEMS[:1], plotted=None)),
+        },
         "timings": {"extract": 42.0, "rl": 3723.0},
         "best_step": 4,
     }
@@ -132,8 +141,8 @@ def page(html):
 
 def test_every_number_is_in_the_page(page):
     for expected in (
-        "0.216 [0.176, 0.256]",
-        "−0.376 [−0.416, −0.336]",
+        "0.216 [0.176, 0.256] of 0.4321",
+        "−0.376 [−0.416, −0.336] of 0.4321",
         "600 activations from 97 held-out documents",
         "0.4321",
         "123.4000",
@@ -148,8 +157,11 @@ def test_every_number_is_in_the_page(page):
         assert expected in page.text, expected
 
 
-def test_before_and_after_stand_side_by_side(page):
-    assert "Gain AR fve_nrm after RL over warm start judge 0.111 [0.071, 0.151]" in page.text
+def test_tables_stand_under_their_suites(page):
+    assert "Reconstruction: what comes back through each AR, and where Systems On systems." in page.text
+    assert "Controls: controls, and baselines without a writer or reader Controls On controls." in page.text
+    # A figure that a line does not have is a dash, and tables without lines are left out.
+    assert "training mean - – 0.000" in page.text and "On empty." not in page.text
 
 
 def test_what_models_and_users_wrote_is_text_only(page, html):
@@ -169,7 +181,7 @@ def test_page_needs_nothing_but_itself(page, html):
 
 
 def test_one_svg_per_plot_that_has_data(page):
-    assert page.elements.count("svg") == EXPECTED_CURVES + 1
+    assert page.elements.count("svg") == EXPECTED_CURVES + 2
     titles = [value for key, value in page.attributes if key == "aria-label"]
     assert "RL: reward" in titles and "RL: explanation length (tokens)" not in titles
     # Plots share one document: an id used twice would clip a curve with another plot's frame.
@@ -187,10 +199,12 @@ def test_same_run_same_bytes(run_dir, html):
 
 def test_a_minimal_evaluation_is_enough(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "evaluation.json").write_text(json.dumps({"systems": SYSTEMS[-1:]}))
+    (tmp_path / "evaluation.json").write_text(
+        json.dumps({"suites": {"cost": suite(table("cost", CONTROLS[-1:], None))}})
+    )
     page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
     assert "training mean" in page.text and "Examples" not in page.text
-    assert page.elements.count("svg") == 1
+    assert page.elements.count("svg") == 0
 
 
 def test_curve_takes_the_later_of_two_rows_for_a_step():
@@ -218,7 +232,7 @@ def test_a_metrics_line_cut_short_is_tolerated_at_the_end_alone(run_dir):
 def test_missing_or_broken_files_name_the_stage_to_run(run_dir):
     path = run_dir / "evaluation.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"lists no systems .* run the evaluation stage again"):
+    with pytest.raises(ValueError, match=r"holds no suites .* run the evaluation stage again"):
         report.write_report(run_dir)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"not valid JSON .* run the evaluation stage again"):
@@ -231,9 +245,9 @@ def test_missing_or_broken_files_name_the_stage_to_run(run_dir):
         report.read_metrics(run_dir)
 
 
-def test_overview_is_one_picture_with_all_systems(run_dir, tmp_path, monkeypatch):
+def test_overview_is_one_picture_with_the_controls(run_dir, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report, "draw_systems", lambda ax, systems: drawn.append(len(systems)))
+    monkeypatch.setattr(report, "draw_table", lambda ax, table: drawn.append(table["name"]))
     path = report.save_overview(run_dir, tmp_path / "docs" / "pictures")
     assert path.read_bytes().startswith(b"\x89PNG") and path.name == "overview.png"
-    assert drawn == [len(SYSTEMS)]
+    assert drawn == ["controls"]

@@ -7,13 +7,12 @@ import pytest
 from nla_jax.autoencoder import metrics
 from nla_jax.evaluation import planted, suites
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.subject import check_judges, check_unseen
+from nla_jax.evaluation.subject import check_judges, check_unseen, shuffled
 from nla_jax.evaluation.suites import (
     controls,
     cost,
     degeneracy,
     faithfulness,
-    prediction,
     reconstruction,
     sanity,
 )
@@ -68,8 +67,10 @@ def test_unknown_suites_and_missing_columns_are_named(subject):
     bare = dataclasses.replace(
         subject, data=dataclasses.replace(subject.data, contexts=None, extra={}), training=None
     )
-    with pytest.raises(ValueError, match="'prediction' needs contexts, true_continuation, training rows"):
-        prediction.measure(bare)
+    with pytest.raises(
+        ValueError, match="'degeneracy' needs contexts, which the held-out data does not carry"
+    ):
+        degeneracy.measure(bare)
     with pytest.raises(ValueError, match="'faithfulness' needs contexts"):
         faithfulness.measure(bare)
 
@@ -232,3 +233,13 @@ def test_results_are_plain_json(everything):
     folder, found = everything
     for name, result in found.items():
         assert json.loads((folder / f"{name}.json").read_text()) == result
+
+
+def test_shuffled_never_keeps_a_document():
+    for n in (6, 12):
+        documents = [f"d{i // 3}" for i in range(n)]
+        partner = shuffled(list(range(n)), documents, seed=0)
+        assert all(documents[p] != own for p, own in zip(partner, documents, strict=True))
+    uneven = ["a"] * 7 + ["b"] * 2
+    partner = shuffled(list(range(9)), uneven, seed=0)
+    assert all(uneven[p] != own for p, own in zip(partner, uneven, strict=True))

@@ -15,9 +15,12 @@ from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_con
 from nla_jax.data.dataset import stage_columns, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS
+from nla_jax.evaluation.report import systems
+from nla_jax.evaluation.subject import reconstructor_of
 from nla_jax.interop import runs
 from nla_jax.interop.checkpoints import load_reconstructor, load_verbalizer
 from nla_jax.run import Run
+from nla_jax.stages.evaluation import evaluate_checkpoint
 from nla_jax.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent.parent
@@ -106,6 +109,24 @@ def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_
             runs.CheckpointRun(exported / "av", exported / "ar", str(tiny_model_dir))
         finally:
             meta.write_text(text)
+
+
+def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
+    monkeypatch.setattr(runs, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
+    models = runs.CheckpointRun(
+        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
+    )
+    out = tmp_path / "out"
+    evaluate_checkpoint(models, run.data("held_out"), out)
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert list(evaluation["suites"]) == ["reconstruction", "controls"]
+    names = {(row["name"], row["labels"]["AR"]) for row in systems(evaluation)}
+    assert names == {("explainer texts", "own"), ("AV checkpoint", "own")}
+    assert "AV checkpoint" in (out / "report.html").read_text()
+    with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
+        evaluate_checkpoint(models, run.data("held_out"), out, judge=reconstructor_of(models))
 
 
 def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):

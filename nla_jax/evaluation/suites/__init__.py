@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import write_ratios
+from nla_jax.mesh import wait_for_all
+from nla_jax.run import write_json
 
 SUITES = {
     "reconstruction": "what comes back through each AR, and where",
@@ -69,16 +71,16 @@ def measure(subject: Subject, names: Sequence[str], directory: Path, digest: str
             ) from error
         started = time.perf_counter()
         tables = suite.measure(subject)
-        write_ratios(tables, directory / f"{name}.parquet")
-        samples = subject.config.bootstrap_samples
-        result = {
-            "digest": digest,
-            "seconds": time.perf_counter() - started,
-            "tables": [table.record(samples) for table in tables],
-        }
-        temporary = directory / f"{name}.tmp"
-        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        temporary.replace(directory / f"{name}.json")
+        if jax.process_index() == 0:
+            seconds, samples = time.perf_counter() - started, subject.config.bootstrap_samples
+            result = {
+                "digest": digest,
+                "seconds": seconds,
+                "tables": [table.record(samples) for table in tables],
+            }
+            write_ratios(tables, directory / f"{name}.parquet")
+            write_json(directory / f"{name}.json", result)
+        wait_for_all(f"suite {name}")
     return kept(directory, digest)
 
 

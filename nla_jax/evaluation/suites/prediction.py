@@ -25,8 +25,8 @@ OPTION_WORDS = 6
 
 def measure(subject: Subject) -> list[Table]:
     """Suffix prediction, planted tasks, and the labels of the data itself."""
-    subject.need("prediction", "contexts", "true_continuation", "training rows")
-    return [suffixes(subject), questions(subject)]
+    known = subject.data.contexts is not None and "true_continuation" in subject.data.extra
+    return [*([suffixes(subject)] if known else []), questions(subject)]
 
 
 def answered(
@@ -50,9 +50,8 @@ def suffixes(subject: Subject) -> Table:
         "other documents": _options_of_others(subject, rows),
         "the same document": _options_of_same(subject, rows),
     }
-    explainer = PredictiveExplainer(
-        PredictiveConfig(topic_words=3), seed=0, background=subject.training.contexts or []
-    )
+    background = (subject.data if subject.training is None else subject.training).contexts or []
+    explainer = PredictiveExplainer(PredictiveConfig(topic_words=3), seed=0, background=background)
     texts = subject.texts()
     table = []
     for origin, options in sets.items():
@@ -145,7 +144,8 @@ def questions(subject: Subject) -> Table:
             labels = _behavior(subject, contexts, labels)
         # The first half is asked about, the probe learns from the second.
         rows.append(_ask(subject, task, contexts[:count], labels[:count], activations_ND, labels[count:]))
-    if genres := subject.data.extra.get("genre"):
+    genres = subject.data.extra.get("genre")
+    if genres and subject.training is not None and subject.data.contexts is not None:
         common = sorted({genre for genre in genres if genres.count(genre) >= len(genres) / 12})
         chosen = [i for i, genre in enumerate(genres) if genre in common][:count]
         # Genres of the training rows teach the probe.

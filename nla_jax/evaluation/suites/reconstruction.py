@@ -14,13 +14,14 @@ QUANTILES = 4
 
 def measure(subject: Subject) -> list[Table]:
     """All tables of the suite."""
+    spliced = [] if subject.data.contexts is None else [splice(subject)]
     return [
         systems(subject),
         gains(subject),
         best_of_n(subject),
         prefixes(subject),
         slices(subject),
-        splice(subject),
+        *spliced,
     ]
 
 
@@ -159,7 +160,6 @@ def _quantiles(values_N: np.ndarray, form: str) -> list[str]:
 
 def splice(subject: Subject) -> Table:
     """What the target LM loses when the rebuilt activation takes the place of the true one."""
-    subject.need("reconstruction", "contexts")
     data, moments, docs = subject.data, subject.moments, subject.data.doc_ids
     norm = np.linalg.norm(data.activations, axis=1, keepdims=True)
     partner_N = np.array(shuffled(range(len(data)), docs, subject.seed))
