@@ -25,9 +25,9 @@ def get_config() -> ExperimentConfig:
         templates=PromptTemplates(closing="<|im_end|>"),
         max_explanation_tokens=24,
         max_reconstructor_tokens=96,
-        av_sft=WarmStartConfig(loop, batch_size=8),
-        ar_sft=ReconstructorWarmStartConfig(loop, batch_size=8),
+        av_sft=WarmStartConfig(loop, batch_size=8, length_buckets=1),
+        ar_sft=ReconstructorWarmStartConfig(loop, batch_size=8, length_buckets=1),
         # A random model closes no answer, so all rewards are the same.
-        rl=RLConfig(loop=loop, guards=GuardConfig(patience=100)),
+        rl=RLConfig(loop=loop, length_buckets=1, guards=GuardConfig(patience=100)),
         evaluation=EvaluationConfig(rows=16, monitor_rows=8, batch_size=8, bootstrap_samples=100),
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from nla_jax.autoencoder import metrics
 from nla_jax.evaluation.baselines import (
     PCACode,
     dictionary_texts,
@@ -89,19 +90,22 @@ def without_reader(subject: Subject) -> list[Row]:
     data, training = subject.data, subject.training
     if training is None:
         return []
-    written = [text or "" for text in subject.texts()]
-    vectors = {"nearest training activation": nearest_by_activation(data.activations, training.activations)}
+    written, known = [text or "" for text in subject.texts()], training.activations
+    nearest = {"nearest training activation": nearest_by_activation(data.activations, known)}
+    directions = {}
     if training.explanations is not None:
-        known = training.explanations, training.activations
-        vectors["nearest training text to the AV's"] = nearest_by_text(written, *known)
-        vectors["ridge from the AV's words"] = ridge_from_words(written, *known)
+        pairs = training.explanations, known
+        nearest["nearest training text to the AV's"] = nearest_by_text(written, *pairs)
+        directions["ridge from the AV's words"] = ridge_from_words(written, *pairs)
         if data.explanations is not None:
-            vectors["ridge from the explainer's words"] = ridge_from_words(data.explanations, *known)
+            directions["ridge from the explainer's words"] = ridge_from_words(data.explanations, *pairs)
     nats_N1, _ = subject.target.log_likelihood([""] * len(written), [[f" {text}"] for text in written])
-    bits = int(-nats_N1.mean() / np.log(2))
-    code = PCACode.fit(training.activations, max(bits, 1))
-    vectors[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
+    bits = max(int(-nats_N1.mean() / np.log(2)), 1)
+    directions[f"PCA code of {bits} bits, as the texts carry"] = PCACode.fit(known, bits)(data.activations)
+    # One scalar takes directions to raw vectors, as it does for the ARs.
+    scale = float(metrics.least_squares_scale(metrics.normalize(known), known))
     return [
-        Row(name, subject.figures(vector_ND), "baseline", {"AR": "-"}, subject.ids)
+        Row(name, subject.figures(vector_ND, scale=factor), "baseline", {"AR": "-"}, subject.ids)
+        for vectors, factor in ((nearest, 1.0), (directions, scale))
         for name, vector_ND in vectors.items()
     ]

@@ -137,15 +137,13 @@ def slices(subject: Subject) -> Table:
             chosen = np.array([i for i, own in enumerate(values) if own == value])
             if len({data.doc_ids[i] for i in chosen}) < 2:
                 continue
-            for ar in subject.reconstructors:
-                figures = subject.text_figures(ar, [texts[i] for i in chosen], chosen)
-                ids = [subject.ids[i] for i in chosen]
-                rows.append(Row(f"{title}: {value}", figures, labels={"AR": ar}, ids=ids))
+            figures = subject.text_figures(subject.judge, [texts[i] for i in chosen], chosen)
+            ids = [subject.ids[i] for i in chosen]
+            rows.append(Row(f"{title}: {value}", figures, labels={"AR": subject.judge}, ids=ids))
     return Table(
         "slices",
         "Where it works",
-        "The same explanations, by what they explain. Each slice has its own denominator: compare ARs within a "
-        "slice, and slices with care.",
+        "The same explanations, by what they explain. Each slice has its own denominator: compare with care.",
         rows,
     )
 
