@@ -182,6 +182,28 @@ def test_verbalize_prints_one_explanation_a_token(finished_run):
     assert [item["position"] for item in json.loads(done.stdout)] == [len(found) - 1] * 3
 
 
+def test_a_run_is_evaluated_further_and_compared(finished_run, tmp_path):
+    run_dir, scripts = tmp_path / "run", ROOT / "experiments"
+    shutil.copytree(finished_run, run_dir)
+    evaluate = [sys.executable, str(scripts / "evaluate.py"), str(run_dir), "--suite", "cost"]
+    finish(evaluate)
+    suites = json.loads((run_dir / "evaluation.json").read_text())["suites"]
+    assert list(suites) == ["reconstruction", "controls", "cost"]
+    out = tmp_path / "differences.json"
+    compare = [sys.executable, str(scripts / "compare.py"), str(finished_run), str(run_dir)]
+    assert "reconstruction: systems" in finish([*compare, "--json", str(out)]).stdout
+    differences = json.loads(out.read_text())
+    assert {d["suite"] for d in differences} == {"reconstruction", "controls"}
+    assert all(d["difference"]["low"] == d["difference"]["high"] == 0 for d in differences)
+    # With another judge nothing that was measured before is the same.
+    finish([*evaluate, "--evaluation.second-judge-steps", "2"])
+    suites = json.loads((run_dir / "evaluation.json").read_text())["suites"]
+    assert list(suites) == ["cost"]
+    assert any("second judge" in name for name in suites["cost"]["tables"][0]["rows"][0]["figures"])
+    done = subprocess.run(compare, env=environment(1), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "share no figure of the same held-out rows" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -30,7 +30,7 @@ class EvaluationConfig:
     """Temperature of the evaluated explanations; 0 takes the likeliest token."""
     samples: int = 4
     """Explanations an activation where the best of several is looked for."""
-    prediction_rows: int = 96
+    prediction_rows: int = 64
     """Held-out activations of suffix prediction, and those whose claims the target LM checks."""
     task_examples: int = 64
     """Texts of each planted task; as many more teach its linear probe."""
