@@ -65,9 +65,10 @@ class Run:
         lm = load_language_model(self.config.model.path, mesh=self.mesh, dtype=dtype)
         return dataclasses.replace(lm, params=self.arranged(lm.params))
 
-    def arranged(self, params: Any) -> Any:
-        """Parameters with their blocks stacked or not, as the config asks."""
-        change = stack_blocks if self.config.model.scan_blocks else unstack_blocks
+    def arranged(self, params: Any, *, stacked: bool | None = None) -> Any:
+        """Parameters with their blocks stacked or not, by default as the config asks."""
+        stacked = self.config.model.scan_blocks if stacked is None else stacked
+        change = stack_blocks if stacked else unstack_blocks
         shapes = jax.eval_shape(change, params)
         if jax.tree.structure(shapes) == jax.tree.structure(params):
             return params

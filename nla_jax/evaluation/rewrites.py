@@ -34,12 +34,17 @@ def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) 
             continue
         rng = np.random.default_rng([seed, index])
         spans = [match.group() for match in of_text.QUOTE.finditer(text)] if quotes else []
-        bare = of_text.QUOTE.sub(f" {_KEPT} " if quotes else " ", text)
-        changed = edit(re.sub(r"\s+", " ", bare).strip(), rng)
+        bare = of_text.QUOTE.sub(_KEPT, text) if quotes else _without_quotes(text)
+        changed = edit(bare, rng)
         for span in spans:
             changed = changed.replace(_KEPT, span, 1)
-        results.append(changed.replace(_KEPT, "").strip())
+        results.append(changed.strip())
     return results
+
+
+def _without_quotes(text: str) -> str:
+    """The text with nothing where its quotes stood, and no space before a mark."""
+    return re.sub(r"\s+([.,;:!?])", r"\1", of_text.without_quotes(text))
 
 
 def unchanged(text: str, rng: np.random.Generator) -> str:
@@ -112,7 +117,7 @@ def asked(
     kept = [
         [match.group() for match in of_text.QUOTE.finditer(text or "")] if quotes else [] for text in texts
     ]
-    now = [of_text.without_quotes(text or "") for text in texts]
+    now = [_without_quotes(text or "") for text in texts]
     for request in requests:
         # A text with nothing left in it is not worth asking about.
         now = [

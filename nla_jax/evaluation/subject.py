@@ -294,7 +294,7 @@ def subject_of(run: Run) -> Subject:
         run.moments,
         verbalizers,
         {name: reconstructor_of(run, *where) for name, where in ars.items()},
-        functools.cache(lambda: TargetLM(run.target, run.lm_config, config.model.layer)),
+        functools.cache(lambda: target_of(run)),
         config.evaluation,
         config.seed,
         list(verbalizers.values())[-1].tokens,
@@ -324,7 +324,7 @@ def subject_of_checkpoint(
         run.moments,
         {"checkpoint": own},
         reconstructors,
-        functools.cache(lambda: TargetLM(run.target, run.lm_config, run.config.model.layer)),
+        functools.cache(lambda: target_of(run)),
         run.config.evaluation,
         run.config.seed,
         own.tokens,
@@ -332,6 +332,17 @@ def subject_of_checkpoint(
     )
     check_judges(subject)
     return subject
+
+
+def target_of(run: Run) -> TargetLM:
+    """The target LM of a run, for reading and judging texts."""
+    try:
+        params = run.arranged(run.target.params, stacked=True)
+    except ValueError:  # blocks that differ in more than their numbers cannot be stacked
+        params = run.target.params
+    lm = dataclasses.replace(run.target, params=params)
+    run.release_target()
+    return TargetLM(lm, run.lm_config, run.config.model.layer)
 
 
 def reconstructor_of(run: Run, stage: str = "rl", step: int | None = None) -> Reconstructor:

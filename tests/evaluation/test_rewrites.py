@@ -12,6 +12,8 @@ def test_quotes_are_kept_or_taken_out_whole(name):
     edit = rewrites.RULES[name]
     (kept,) = rewrites.edited([TEXT], edit, quotes=True, seed=0)
     assert '"the red fox"' in kept and "QUOTE" not in kept
+    if name == "unchanged":
+        assert kept == TEXT
     (bare,) = rewrites.edited([TEXT], edit, quotes=False, seed=0)
     assert "fox" not in bare and '"' not in bare
 
