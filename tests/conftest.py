@@ -25,6 +25,16 @@ from tiny_model import write_tiny_model
 from nla_jax.lm.weights import LanguageModel, load_language_model
 
 
+LONG = ("test_end_to_end.py", "test_distributed.py", "test_lora_run.py", "test_plan.py", "test_memory.py")
+"""Files that run whole programs, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files, so that no process is left alone with one at the end."""
+    order = {name: index for index, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> Path:
     """A random 4-block Llama in a Hugging Face directory; do not write into it."""

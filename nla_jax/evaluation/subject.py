@@ -249,8 +249,9 @@ def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDat
 class _RunVerbalizer:
     """An AV of a run, its weights read when they are first needed."""
 
-    def __init__(self, run: Run, stage: str, step: int | None):
-        self.run, self.stage, self.step = run, stage, step
+    def __init__(self, run: Run, stage: str, step: int | None, held: dict[str, Any]):
+        """Take where the weights are, and what the run's AVs hold their weights in: one at a time."""
+        self.run, self.stage, self.step, self.held = run, stage, step, held
 
     def __call__(self, activations_ND, *, temperature=0.0, seed=0, desc=None):
         params, key = self.params(), jax.random.fold_in(key_for(self.run.config.seed, "evaluate"), seed)
@@ -261,13 +262,12 @@ class _RunVerbalizer:
         return self.run.round_trip.answers(self.params(), activations_ND, key, 0.0)
 
     def params(self) -> Any:
-        held = self.run.__dict__.setdefault("_held_verbalizer", {})
-        if (self.stage, self.step) not in held:
-            # One at a time: an AV is as large as the target.
-            held.clear()
+        if self.stage not in self.held:
+            # An AV is as large as the target.
+            self.held.clear()
             return_freed_memory()
-            held[self.stage, self.step] = self.run.trained_params(self.stage, "av", self.step)
-        return held[self.stage, self.step]
+            self.held[self.stage] = self.run.trained_params(self.stage, "av", self.step)
+        return self.held[self.stage]
 
 
 def subject_of(run: Run) -> Subject:
@@ -287,7 +287,8 @@ def subject_of(run: Run) -> Subject:
         ars["second judge"] = ("second_judge", None)
     data, config = run.held_out(run.config.evaluation.rows), run.config
     check_unseen(data, {split: run.data(split) for split in SPLITS if split != "held_out"})
-    verbalizers = {name: _RunVerbalizer(run, *where) for name, where in stages.items()}
+    held: dict[str, Any] = {}
+    verbalizers = {name: _RunVerbalizer(run, *where, held) for name, where in stages.items()}
     return Subject(
         data,
         run.data("ar_sft"),
@@ -316,7 +317,7 @@ def subject_of_checkpoint(
     Raises:
       ValueError: a judge that is the AV's own AR.
     """
-    own = _RunVerbalizer(run, "rl", 1)
+    own = _RunVerbalizer(run, "rl", 1, {})
     reconstructors = {"own": reconstructor_of(run, "rl", 1)} | ({"judge": judge} if judge else {})
     subject = Subject(
         data.take(slice(0, rows)),
