@@ -24,7 +24,6 @@ from tiny_model import write_tiny_model
 
 from nla_jax.lm.weights import LanguageModel, load_language_model
 
-
 LONG = ("test_end_to_end.py", "test_distributed.py", "test_lora_run.py", "test_plan.py", "test_memory.py")
 """Files that run whole programs, the longest first."""
 
