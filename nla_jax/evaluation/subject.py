@@ -98,6 +98,11 @@ class Subject:
         """The AR that counts: the first judge, or the AV's own where there is none."""
         return (self.judges or ["own"])[0]
 
+    @property
+    def pair(self) -> list[str]:
+        """The AV's own AR and the judge that counts, for tables in which further judges add nothing."""
+        return list(dict.fromkeys(name for name in ("own", self.judge) if name in self.reconstructors))
+
     @functools.cached_property
     def ids(self) -> list[str]:
         """Names of the held-out rows, the same in every run on the same data."""

@@ -66,22 +66,22 @@ def other_texts(subject: Subject) -> list[Row]:
     """Texts that some simple rule writes, read by the ARs."""
     data, target, rows = subject.data, subject.target, []
     if data.explanations is not None:
-        rows += subject.text_rows("explainer texts", data.explanations, "gold")
+        rows += subject.text_rows("explainer texts", data.explanations, "gold", subject.pair)
     if data.contexts is not None:
         lengths = [len(target.continuation(text or "")) for text in subject.texts()]
         tails = [
             target.tokenizer.decode(target.continuation(context)[-max(length, 1) :])
             for context, length in zip(data.contexts, lengths, strict=True)
         ]
-        rows += subject.text_rows("context tail of as many tokens", tails, "gold")
+        rows += subject.text_rows("context tail of as many tokens", tails, "gold", subject.pair)
     if "next_words" in data.extra:
         expected = [", ".join(words) for words in data.extra["next_words"]]
-        rows += subject.text_rows("the target's next words", expected, "gold")
+        rows += subject.text_rows("the target's next words", expected, "gold", subject.pair)
     lens = [", ".join(words) for words in logit_lens_words(target, data.activations, LENS_WORDS)]
-    rows += subject.text_rows("logit lens words", lens, "baseline")
+    rows += subject.text_rows("logit lens words", lens, "baseline", subject.pair)
     if subject.config.dictionary is not None:
         texts = dictionary_texts(subject.config.dictionary, target, data.activations)
-        rows += subject.text_rows("sparse dictionary words", texts, "baseline")
+        rows += subject.text_rows("sparse dictionary words", texts, "baseline", subject.pair)
     return rows
 
 

@@ -59,12 +59,12 @@ def copying(subject: Subject) -> Table:
 
 
 def rewriting(subject: Subject) -> Table:
-    """FVE of rewritten explanations, through every AR, with and without their quotes."""
+    """FVE of rewritten explanations, with and without their quotes."""
     rows: list[Row] = []
 
     def add(name: str, quotes: bool, texts: Texts, changed: Texts) -> None:
         count = len(changed)
-        for ar in subject.reconstructors:
+        for ar in subject.pair:
             before, after = (
                 subject.text_figures(ar, some, slice(count))["fve_nrm"] for some in (texts, changed)
             )

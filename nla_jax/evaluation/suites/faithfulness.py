@@ -150,7 +150,7 @@ def left_out(subject: Subject, found: Sequence[Checked]) -> Table:
     """What the reconstruction loses without a claim, and how well that tells true claims from false ones."""
     texts, docs = subject.texts(), subject.data.doc_ids
     rows = []
-    for ar in subject.reconstructors if found else ():
+    for ar in subject.pair if found else ():
         whole_N = np.asarray(metrics.direction_mse(subject.rebuilt(ar, texts), subject.data.activations))
         at = np.array([c.row for c in found], int)
         rest = subject.rebuilt(ar, [c.claim.rest for c in found])

@@ -63,13 +63,13 @@ def best_of_n(subject: Subject) -> Table:
     """The best of several samples, chosen by one AR and measured by all."""
     n = subject.config.samples
     drawn = [subject.texts(sample=index) for index in range(n)]
-    errors = {ar: np.stack([_errors(subject, ar, texts) for texts in drawn]) for ar in subject.reconstructors}
+    errors = {ar: np.stack([_errors(subject, ar, texts) for texts in drawn]) for ar in subject.pair}
     rows = []
     for size in sorted({1, n}):
-        for chooser in subject.reconstructors:
+        for chooser in subject.pair:
             best_N = errors[chooser][:size].argmin(axis=0)
             chosen = [drawn[best][row] for row, best in enumerate(best_N)]
-            for ar in subject.reconstructors:
+            for ar in subject.pair:
                 figures = subject.text_figures(ar, chosen)
                 labels = {"chosen by": chooser if size > 1 else "-", "AR": ar}
                 rows.append(
@@ -107,7 +107,7 @@ def prefixes(subject: Subject) -> Table:
             else tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:count])
             for text in subject.texts()
         ]
-        rows += subject.text_rows(f"first {count} tokens", cut)
+        rows += subject.text_rows(f"first {count} tokens", cut, ars=[subject.judge])
         if cut == subject.texts():
             break
     return Table(
@@ -115,6 +115,7 @@ def prefixes(subject: Subject) -> Table:
         "The beginning of each explanation alone",
         "Where the curve is flat, the words that follow tell the AR nothing more.",
         rows,
+        plotted="fve_nrm",
     )
 
 

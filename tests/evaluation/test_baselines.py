@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from nla_jax.evaluation import baselines
+
+D = 32
+
+
+def test_nearest_by_direction_whatever_the_norm():
+    known = np.eye(D, dtype=np.float32)[:5] * 7
+    asked = np.float32([0.1, 40.0])[:, None] * np.eye(D, dtype=np.float32)[[3, 1]] + 0.01
+    np.testing.assert_array_equal(baselines.nearest_by_activation(asked, known), known[[3, 1]])
+
+
+def test_nearest_by_rare_words():
+    known = np.arange(3 * D, dtype=np.float32).reshape(3, D)
+    texts = ["about the old ships", "about the new bread", "about the loud music"]
+    found = baselines.nearest_by_text(["the bread", "Music, about"], texts, known)
+    np.testing.assert_array_equal(found, known[[1, 2]])
+
+
+def test_words_that_add_up_are_learned_whatever_their_order():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(20)]
+    meaning = rng.normal(size=(20, D)).astype(np.float32)
+    chosen = [rng.choice(20, size=4, replace=False) for _ in range(400)]
+    texts = [" ".join(words[i] for i in row) for row in chosen]
+    vectors = np.stack([meaning[row].sum(axis=0) for row in chosen])
+    found = baselines.ridge_from_words(texts[300:], texts[:300], vectors[:300])
+    cosine = (
+        (found * vectors[300:]).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(vectors[300:], axis=1)
+    )
+    assert cosine.mean() > 0.97
+    turned = [" ".join(reversed(text.split())) for text in texts[300:]]
+    np.testing.assert_array_equal(baselines.ridge_from_words(turned, texts[:300], vectors[:300]), found)
+
+
+def test_a_code_with_no_loss_but_its_bins():
+    """Two values of one direction need one bit, and get exactly their own means."""
+    rng = np.random.default_rng(1)
+    side = rng.integers(2, size=200) * 2 - 1
+    base, axis = np.eye(D, dtype=np.float32)[:2]
+    vectors = 5 * base + side[:, None] * axis
+    found = baselines.PCACode.fit(vectors, 1)(vectors)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * np.sqrt(D)
+    np.testing.assert_allclose(found, unit, atol=1e-4)
+
+
+def test_logit_lens_names_the_token_whose_unembedding_it_is_given(subject):
+    target = subject.target
+    table = np.asarray(target.lm.params["embed"]["embedding"])
+    token = target.continuation(" word")[0]
+    scale = np.asarray(target.lm.params["final_norm"]["scale"])
+    (words,) = baselines.logit_lens_words(target, (table[token] / scale)[None] * 100, 3)
+    assert words[0] == target.tokenizer.decode([token]).strip()
+
+
+def test_a_sparse_dictionary_writes_the_names_of_its_strongest_features(subject, tmp_path):
+    target, path = subject.target, tmp_path / "dictionary.safetensors"
+    decode = np.random.default_rng(2).normal(size=(6, D)).astype(np.float32)
+    save_file({"W_enc": np.ascontiguousarray(np.linalg.pinv(decode)), "W_dec": decode}, path)
+    activations = np.stack([3 * decode[4] + decode[1], 2 * decode[0]])
+    texts = baselines.dictionary_texts(str(path), target, activations, count=1)
+    names = [", ".join(words) for words in baselines.logit_lens_words(target, decode[[4, 0]], 3)]
+    assert texts == [f"{name}." for name in names]
+    with pytest.raises(FileNotFoundError, match="dictionary .* does not exist"):
+        baselines.dictionary_texts(str(tmp_path / "none"), target, activations)
+    with pytest.raises(
+        ValueError, match=r"W_enc has shape \(32, 6\) and W_dec \(6, 32\); expected \(16, F\)"
+    ):
+        baselines.dictionary_texts(str(path), target, activations[:, :16])
+    save_file({"W_enc": decode}, path)
+    with pytest.raises(ValueError, match=r"lacks W_dec \(it holds W_enc\)"):
+        baselines.dictionary_texts(str(path), target, activations)
