@@ -197,10 +197,13 @@ class Subject:
         rebuilt_ND = self.rebuilt(reconstructor, texts)
         return self.figures(rebuilt_ND, failed_N, self.scale(reconstructor), rows)
 
-    def text_rows(self, name: str, texts: Texts, group: str = "nla") -> list[Row]:
-        """A line for each AR."""
+    def text_rows(
+        self, name: str, texts: Texts, group: str = "nla", ars: Sequence[str] | None = None
+    ) -> list[Row]:
+        """A line for each AR, or for each of those named."""
         return [
-            Row(name, self.text_figures(ar, texts), group, {"AR": ar}, self.ids) for ar in self.reconstructors
+            Row(name, self.text_figures(ar, texts), group, {"AR": ar}, self.ids)
+            for ar in ars or self.reconstructors
         ]
 
     def digest(self) -> str:
