@@ -11,7 +11,7 @@ def render(plan: Plan) -> str:
     parts = [_memory(plan), _speed(plan), _collectives(plan), _verdict(plan)]
     if plan.blocks:
         low, high = plan.blocks
-        parts.insert(0, f"Extrapolated from programs with {low} and {high} blocks.")
+        parts.insert(0, f"Extrapolated from programs with {low} and {high} blocks, unless they loop over blocks.")
     return "\n\n".join(parts)
 
 
