@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from processes import ROOT, command, environment, finish
@@ -31,14 +31,14 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     model, corpus = write_tiny_model(out / "model"), write_corpus(out / "texts.jsonl")
-    longer = [word for stage in STAGES for word in (f"--{stage.replace('_', '-')}.loop.steps", "40")]
+    longer = [word for stage in STAGES for word in (f"--{stage.replace('_', '-')}.loop.steps", "200")]
     first = first_save(command("train_nla.py", model, corpus, out / "alone", *longer), out / "alone")
     print(f"the first save comes after {first:.0f} s", flush=True)
     run_dir, rng = out / "killed", random.Random(args.seed)
     arguments = command("train_nla.py", model, corpus, run_dir, *longer)
     saving = checked = 0
     for number in range(args.kills):
-        was_saving = kill(arguments, run_dir, first * rng.uniform(0.5, 1.5), in_save=number % 2 == 1)
+        was_saving = kill(arguments, run_dir, first * rng.uniform(0.4, 1.1), in_save=number % 2 == 1)
         saving += was_saving
         for description in complete(run_dir):
             verify(description)

@@ -117,7 +117,7 @@ def _scaled(
 
 
 def _optimal(total: float) -> float | None:
-    """XLA's sum without the -1 that it adds for every operation it has no figure for; the others stay below a second."""
+    """XLA's sum without the -1 that stands for every operation it has no figure for; the others stay below 1 s."""
     return total - math.floor(total) or None if total < 0 else total or None
 
 

@@ -93,6 +93,26 @@ class Plan:
         return sum(self.steps[name].cost.flops for name in ROUND) / (self.round_seconds * self.chip.flops)
 
 
+def held_by_step(
+    config: ExperimentConfig,
+    lm: LMConfig,
+    devices: Sequence[jax.Device],
+    *,
+    steps: Sequence[str] = STEPS,
+    lengths: PromptLengths = LENGTHS,
+) -> dict[str, dict[str, float]]:
+    """Bytes a device of what lives before and after each step, by name: from shapes alone, nothing is compiled.
+
+    What is too much here does not fit; what is not may yet fail for its temporaries.
+
+    Raises:
+      ValueError: sizes that the mesh does not divide.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_divisions(config, lm, mesh)
+    return _by_step(_held(AbstractRun(config, lm, mesh, lengths)), steps)
+
+
 def make_plan(
     config: ExperimentConfig,
     lm: LMConfig,
@@ -126,13 +146,13 @@ def make_plan(
     run = AbstractRun(config, lm, mesh, lengths)
     if blocks and (len(set(blocks)) != 2 or not 0 < min(blocks) <= max(blocks) <= lm.num_layers):
         raise ValueError(f"blocks={blocks} must be two depths between 1 and the model's {lm.num_layers}")
-    held = _held(run)
+    held = _by_step(_held(run), steps)
     shallow = {depth: AbstractRun(*_cut(config, lm, depth), mesh, lengths) for depth in blocks}
     plans = {}
     for name in steps:
         # A loop over blocks compiles as fast at any depth.
         parts = shallow if shallow and (name in UNROLLED or not config.model.scan_blocks) else {}
-        resident = {key: size for model in STAGE_MODELS[name] for key, size in held[model].items()}
+        resident = held[name]
         try:
             costs = {}
             for depth, part in (parts or {lm.num_layers: run}).items():
@@ -145,6 +165,13 @@ def make_plan(
             plans[name] = StepPlan(name, None, resident, _inside(run, name), str(error))
     rl = config.rl
     return Plan(chip, dict(mesh.shape), plans, rl.activations * rl.group, tuple(sorted(blocks)))
+
+
+def _by_step(held: dict[str, dict[str, float]], steps: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: size for model in STAGE_MODELS[name] for key, size in held[model].items()}
+        for name in steps
+    }
 
 
 def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
