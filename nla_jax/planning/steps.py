@@ -34,7 +34,7 @@ from nla_jax.training.supervised import (
 
 Tree = Any
 ROUND = ("copy", "prefill", "decode", "reference", "ar_update", "av_update")
-"""The steps of a round of joint training, by the names of its phases in metrics.jsonl; copy is part of prefill there."""
+"""The steps of a round of joint training, by its phases' names in metrics.jsonl; copy is part of prefill there."""
 STEPS = ("extract", "av_sft", "ar_sft", *ROUND)
 """The steps of a run in order."""
 UNROLLED = ("copy", "prefill", "decode")
