@@ -6,6 +6,7 @@ and collectives then are a GPU program's, temporaries only like it.
 
 examples:
   plan.py configs/smollm2_135m_gpu.py --topology v5e:2x4
+  plan.py configs/qwen2_5_7b.py --topology v5e:4x4 --held
   plan.py configs/qwen2_5_7b.py --topology v5e:4x4 --blocks 2 4 --mesh.fsdp 16
   plan.py configs/smollm2_135m_gpu.py --devices 8 --hbm 80 --steps av_update
 """
@@ -23,8 +24,8 @@ import tyro
 from nla_jax.config import ExperimentConfig, load_config
 from nla_jax.planning.architectures import read_architecture
 from nla_jax.planning.chips import CHIPS, stand_in_devices, tpu_devices
-from nla_jax.planning.plan import Plan, alternatives, make_plan
-from nla_jax.planning.report import render
+from nla_jax.planning.plan import Plan, alternatives, held_by_step, make_plan
+from nla_jax.planning.report import render, render_held
 from nla_jax.planning.steps import STEPS, PromptLengths
 
 
@@ -46,6 +47,9 @@ def parse() -> tuple[argparse.Namespace, ExperimentConfig]:
         default=(),
         help="compile at these two depths and extrapolate: seconds instead of minutes for large models",
     )
+    parser.add_argument(
+        "--held", action="store_true", help="compile nothing: what is held, from shapes alone"
+    )
     parser.add_argument("--explore", action="store_true", help="turn each knob and plan the worst step again")
     parser.add_argument("--prefix", type=int, default=80, help="tokens of the AV's prompt before the marker")
     parser.add_argument("--tail", type=int, default=20, help="tokens of it after the marker")
@@ -66,6 +70,14 @@ def main() -> None:
     lm = read_architecture(config.model.path)
     lengths = PromptLengths(arguments.prefix, arguments.tail)
 
+    title = (
+        f"{config.name} ({Path(config.model.path).name}) on {arguments.topology or f'{len(devices)} GPUs'}\n"
+    )
+    if arguments.held:
+        held = held_by_step(config, lm, devices, steps=tuple(arguments.steps), lengths=lengths)
+        print(title, render_held(held, chip), sep="\n")
+        return
+
     def plan(config: ExperimentConfig, steps: tuple[str, ...]) -> Plan:
         return make_plan(
             config,
@@ -82,10 +94,7 @@ def main() -> None:
         print(f"compiled {step} with {blocks} blocks in {cost.compile_seconds:.0f} s", file=sys.stderr)
 
     found = plan(config, tuple(arguments.steps))
-    print(
-        f"{config.name} ({Path(config.model.path).name}) on {arguments.topology or f'{len(devices)} GPUs'}\n"
-    )
-    print(render(found))
+    print(title, render(found), sep="\n")
     if arguments.explore:
         worst = max(found.steps.values(), key=lambda step: step.peak).name
         print(f"\n{worst} with one knob turned, GiB at its peak and least ms:")

@@ -195,3 +195,26 @@ def keep_rows_apart(x: jax.Array, *, looked_up: bool = False) -> jax.Array:
         # In one go the partitioner would give every device everything first.
         x = jax.lax.with_sharding_constraint(x, P("data", None, "fsdp"))
     return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def split_vocabulary(x: jax.Array) -> jax.Array:
+    """Tell the partitioner to leave logits split over tensor, as the head's kernel is, and over rows.
+
+    Left to itself it may bring the whole kernel to every device, or all logits. Does nothing where `keep_rows_apart`
+    does nothing, or the tensor axis does not divide what is split.
+
+    Args:
+      x: rows first, tokens of the vocabulary or bins of them second.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    if x.shape[1] % mesh.shape["tensor"]:
+        return keep_rows_apart(x)
+    return jax.lax.with_sharding_constraint(x, P(BATCH[0], "tensor"))
+
+
+def tensor_ways() -> int:
+    """Devices that the mesh which is set (`jax.set_mesh`) splits weights over within a layer."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.size == 1 else mesh.shape["tensor"]

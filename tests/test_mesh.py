@@ -89,9 +89,14 @@ for sizes in [(1, 8, 1), (1, 4, 2)]:
             )
             prompt = jax.jit(apart_av.read)(weights, activations)
             text = write.lower(weights, *prompt).compile().as_text()
-            sizes_of = [c.size for c in read_traffic(text).collectives if c.times > 1]
+            found = read_traffic(text).collectives
+            sizes_of = [c.size for c in found if c.times > 1]
             tokens = write(weights, *prompt).tokens_BT
-            report["decode"][f"{sizes} {gather}"] = [max(sizes_of, default=0), np.asarray(tokens).tolist()]
+            report["decode"][f"{sizes} {gather}"] = [
+                max(sizes_of, default=0),
+                np.asarray(tokens).tolist(),
+                [shape for c in found for shape in c.shapes],
+            ]
 
 mesh = make_mesh(MeshConfig(2, 2, 2))
 paths = {
@@ -173,12 +178,14 @@ def test_a_step_whose_rows_are_kept_apart_equals_the_single_device_step(report, 
 
 def test_no_weight_moves_while_tokens_are_sampled_once_it_was_gathered(report):
     # Bytes: all that devices have to tell each other is whether every row has ended.
-    largest, tokens = report["decode"]["(1, 8, 1) True"]
+    largest, tokens, _ = report["decode"]["(1, 8, 1) True"]
     assert largest <= 8
-    _, same = report["decode"]["(1, 8, 1) False"]
-    # Along the tensor axis what moves are the tokens' own vectors, 2 rows a device.
-    assert report["decode"]["(1, 4, 2) True"][0] == 2 * 16 * 4
-    assert tokens == same == report["decode"]["(1, 4, 2) True"][1]
+    _, same, _ = report["decode"]["(1, 8, 1) False"]
+    # Along the tensor axis what moves are the tokens' own vectors and the bins they are drawn from, 2 rows a device.
+    largest, along_tensor, shapes = report["decode"]["(1, 4, 2) True"]
+    assert largest == 2 * 256 * 4
+    assert [16, 64] not in shapes, "the head was gathered"
+    assert tokens == same == along_tensor
 
 
 @pytest.mark.parametrize(

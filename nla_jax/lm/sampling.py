@@ -13,7 +13,7 @@ from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import head_kernel, logits
 from nla_jax.lm.transformer import Params, Past, Transformer, unstack_blocks
-from nla_jax.mesh import keep_rows_apart
+from nla_jax.mesh import keep_rows_apart, split_vocabulary, tensor_ways
 
 _BINS = 256
 """Tokens per bin of the two-level inverse CDF."""
@@ -56,10 +56,10 @@ def sample_token(
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
     peak_B = scaled_BV.max(axis=-1)
     weight_BV = jnp.exp(scaled_BV - peak_B[:, None])
-    weight_BCV = jnp.pad(weight_BV, ((0, 0), (0, -weight_BV.shape[1] % _BINS))).reshape(
-        len(peak_B), -1, _BINS
-    )
-    share_BC = weight_BCV.sum(axis=-1)
+    # Every device of the tensor axis has whole bins of its own; their shares are all that it tells the others.
+    padding = -weight_BV.shape[1] % (_BINS * tensor_ways())
+    weight_BCV = split_vocabulary(jnp.pad(weight_BV, ((0, 0), (0, padding))).reshape(len(peak_B), -1, _BINS))
+    share_BC = keep_rows_apart(weight_BCV.sum(axis=-1))
 
     def best() -> Array:
         # The first token that reaches the peak; an argmax over all tokens takes seven times as long on CPU.
@@ -147,7 +147,7 @@ def sample(
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
-        logits_BV = keep_rows_apart(logits(params, config, keep_rows_apart(final_BD)))
+        logits_BV = split_vocabulary(logits(params, config, keep_rows_apart(final_BD)))
         drawn, log_prob = sample_token(jax.random.fold_in(key, t), logits_BV, temperature)
         drawn, log_prob = jnp.where(ended, 0, drawn), jnp.where(ended, 0.0, log_prob)
         # `tokens` is led by `margin` impossible ids, so that the last tokens can be compared from the start.

@@ -62,8 +62,9 @@ def tpu_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
             "libtpu is not installed, and without it nothing can be compiled for a TPU; "
             f"pip install 'jax[tpu]=={jax.__version__}'"
         )
-    # Otherwise libtpu asks the cloud which machine this is.
+    # Otherwise libtpu asks the cloud which machine this is, and keeps other plans out as if it used chips.
     for name, value in {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_WORKER_HOSTNAMES": "localhost",

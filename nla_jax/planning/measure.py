@@ -1,6 +1,7 @@
 """Compile a step for devices that are not there, and read off what it takes."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -29,7 +30,8 @@ class Cost:
     sent: float
     """Bytes sent to other devices."""
     optimal_seconds: float | None
-    """XLA's own estimate, with the bodies of loops counted once; None where the backend gives none."""
+    """XLA's own estimate of the operations that it has a figure for, with the bodies of loops counted once; None where
+    the backend gives none."""
     collectives: tuple[Collective, ...]
     compile_seconds: float
 
@@ -74,8 +76,7 @@ def measure(step: Step, mesh: jax.sharding.Mesh) -> tuple[Cost, str]:
         redundancy=max(_number(analysis, "flops") / once, 1.0) if once else 1.0,
         memory_traffic=traffic.memory,
         sent=sum((collective.sent for collective in traffic.collectives), 0.0),
-        # Where XLA has no figure for an operation, it adds -1.
-        optimal_seconds=_number(analysis, "optimal_seconds") or None,
+        optimal_seconds=_optimal(analysis.get("optimal_seconds", 0.0)),
         collectives=traffic.collectives,
         compile_seconds=time.perf_counter() - started,
     )
@@ -113,6 +114,11 @@ def _scaled(
         factor = max(few + (many - few) * ahead, 0) / many
         result += [dataclasses.replace(c, times=round(c.times * factor)) for c in high if c.kind == kind]
     return tuple(result)
+
+
+def _optimal(total: float) -> float | None:
+    """XLA's sum without the -1 that stands for every operation it has no figure for; the others stay below 1 s."""
+    return total - math.floor(total) or None if total < 0 else total or None
 
 
 def _number(analysis: dict[str, float], name: str) -> float:

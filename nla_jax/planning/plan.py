@@ -17,6 +17,8 @@ from nla_jax.planning.steps import (
     LENGTHS,
     ROUND,
     STEPS,
+    TRAINED,
+    UNROLLED,
     AbstractRun,
     PromptLengths,
     bytes_per_device,
@@ -28,7 +30,7 @@ STAGE_MODELS = {
     "av_sft": ("av",),
     "ar_sft": ("ar",),
     **dict.fromkeys(("prefill", "decode"), ("av", "ar", "reference", "weights")),
-    **dict.fromkeys(("reference", "ar_update", "av_update"), ("av", "ar", "reference")),
+    **dict.fromkeys(("copy", "reference", "ar_update", "av_update"), ("av", "ar", "reference")),
 }
 """What lives on the devices during each step; weights is the copy that a round's sampling reads."""
 
@@ -65,7 +67,7 @@ class Plan:
     rollouts: int
     """Explanations a round of joint training."""
     blocks: tuple[int, ...] = ()
-    """Depths from which the costs are extrapolated; empty where the whole model was compiled."""
+    """Depths from which costs are extrapolated, those of loops over blocks excepted; empty where all were compiled."""
 
     @property
     def peak(self) -> float:
@@ -91,6 +93,26 @@ class Plan:
         return sum(self.steps[name].cost.flops for name in ROUND) / (self.round_seconds * self.chip.flops)
 
 
+def held_by_step(
+    config: ExperimentConfig,
+    lm: LMConfig,
+    devices: Sequence[jax.Device],
+    *,
+    steps: Sequence[str] = STEPS,
+    lengths: PromptLengths = LENGTHS,
+) -> dict[str, dict[str, float]]:
+    """Bytes a device of what lives before and after each step, by name: from shapes alone, nothing is compiled.
+
+    What is too much here does not fit; what is not may yet fail for its temporaries.
+
+    Raises:
+      ValueError: sizes that the mesh does not divide.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_divisions(config, lm, mesh)
+    return _by_step(_held(AbstractRun(config, lm, mesh, lengths)), steps)
+
+
 def make_plan(
     config: ExperimentConfig,
     lm: LMConfig,
@@ -111,7 +133,8 @@ def make_plan(
       devices: of the mesh; they need not be there.
       steps: which to compile.
       blocks: two depths to compile in place of the model's own, from which its costs follow: a step's costs lie on a
-        line, its blocks being alike. Models whose blocks differ by layer need multiples of their period.
+        line, its blocks being alike. Models whose blocks differ by layer need multiples of their period. Steps that
+        loop over blocks (`model.scan_blocks`) are compiled at the model's own depth all the same.
       lengths: of the prompts.
       compiled: told of every compiled program: step, blocks, cost, text.
 
@@ -123,23 +146,32 @@ def make_plan(
     run = AbstractRun(config, lm, mesh, lengths)
     if blocks and (len(set(blocks)) != 2 or not 0 < min(blocks) <= max(blocks) <= lm.num_layers):
         raise ValueError(f"blocks={blocks} must be two depths between 1 and the model's {lm.num_layers}")
-    held = _held(run)
+    held = _by_step(_held(run), steps)
     shallow = {depth: AbstractRun(*_cut(config, lm, depth), mesh, lengths) for depth in blocks}
     plans = {}
     for name in steps:
-        resident = {key: size for model in STAGE_MODELS[name] for key, size in held[model].items()}
+        # A loop over blocks compiles as fast at any depth.
+        parts = shallow if shallow and (name in UNROLLED or not config.model.scan_blocks) else {}
+        resident = held[name]
         try:
             costs = {}
-            for depth, part in (shallow or {lm.num_layers: run}).items():
+            for depth, part in (parts or {lm.num_layers: run}).items():
                 costs[depth], text = measure(part.step(name), mesh)
                 compiled(name, depth, costs[depth], text)
             target = _depth(config, lm, name)
-            cost = extrapolate(costs, target) if blocks else costs[lm.num_layers]
+            cost = extrapolate(costs, target) if parts else costs[lm.num_layers]
             plans[name] = StepPlan(name, cost, resident, _inside(run, name))
         except MemoryError as error:
             plans[name] = StepPlan(name, None, resident, _inside(run, name), str(error))
     rl = config.rl
     return Plan(chip, dict(mesh.shape), plans, rl.activations * rl.group, tuple(sorted(blocks)))
+
+
+def _by_step(held: dict[str, dict[str, float]], steps: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: size for model in STAGE_MODELS[name] for key, size in held[model].items()}
+        for name in steps
+    }
 
 
 def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
@@ -160,7 +192,7 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
     held["reference"] = {"reference": sizes(run.states["av"].params)}
     if model.scan_blocks:
         held["ar"]["base of the ar"] = sizes(run.bases["ar"].lm)
-    elif lora.base_dtype == model.dtype:
+    elif lora.base_dtype == model.dtype and (run.mesh.size == 1 or not run.config.rl.gather_weights):
         head = 0 if "lm_head" in run.target else sizes(run.weights["lm"]["lm_head"])
         held["weights"] = {"sampling weights": sizes(run.states["av"].params) + head}
     return held
@@ -189,9 +221,8 @@ def _inside(run: AbstractRun, step: str) -> dict[str, float]:
     """Bytes of the parts of a step's temporaries that follow from shapes."""
     config, lm, shape = run.config, run.lm, run.mesh.shape
     ways, parts = shape["data"] * shape["fsdp"], {}
-    trained = run.step(step).trained
-    if trained:
-        parts["gradients"] = bytes_per_device(run.states[trained].params)
+    if step in TRAINED:
+        parts["gradients"] = bytes_per_device(run.states[TRAINED[step]].params)
     if step == "decode":
         rows = config.rl.activations * config.rl.group / ways
         heads = lm.num_kv_heads / shape["tensor"]

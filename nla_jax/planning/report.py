@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from nla_jax.planning.chips import GIB
+from nla_jax.planning.chips import GIB, Chip
 from nla_jax.planning.plan import Plan, StepPlan
 
 
@@ -11,8 +11,24 @@ def render(plan: Plan) -> str:
     parts = [_memory(plan), _speed(plan), _collectives(plan), _verdict(plan)]
     if plan.blocks:
         low, high = plan.blocks
-        parts.insert(0, f"Extrapolated from programs with {low} and {high} blocks.")
+        parts.insert(
+            0, f"Extrapolated from programs with {low} and {high} blocks, unless they loop over blocks."
+        )
     return "\n\n".join(parts)
+
+
+def render_held(held: dict[str, dict[str, float]], chip: Chip) -> str:
+    """What lives on a device during each step, and the most of any step."""
+    names = {key: None for step in held.values() for key in step}
+    rows = [["GiB a device", *held]]
+    rows += [[name, *(_gib(step.get(name, 0.0)) for step in held.values())] for name in names]
+    totals = {name: sum(step.values()) for name, step in held.items()}
+    rows.append(["held", *map(_gib, totals.values())])
+    worst = max(totals, key=totals.get)
+    return (
+        f"{_table(rows)}\n\nAt most {_gib(totals[worst])} of {_gib(chip.memory)} GiB a device are held, in {worst}; "
+        "results, temporaries and programs come on top."
+    )
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,9 +19,10 @@ from nla_jax.config import ExperimentConfig
 from nla_jax.data.extraction import forward
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import Base, attach, init_adapters
-from nla_jax.lm.transformer import init_params, stack_blocks
+from nla_jax.lm.transformer import parameter_shapes, stack_blocks
 from nla_jax.mesh import BATCH, AnyMesh, tree_shardings
 from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
+from nla_jax.training.rl import sampling_weights
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -31,10 +33,14 @@ from nla_jax.training.supervised import (
 )
 
 Tree = Any
-ROUND = ("prefill", "decode", "reference", "ar_update", "av_update")
-"""The steps of a round of joint training, by the names of its phases in metrics.jsonl."""
+ROUND = ("copy", "prefill", "decode", "reference", "ar_update", "av_update")
+"""The steps of a round of joint training, by its phases' names in metrics.jsonl; copy is part of prefill there."""
 STEPS = ("extract", "av_sft", "ar_sft", *ROUND)
 """The steps of a run in order."""
+UNROLLED = ("copy", "prefill", "decode")
+"""The steps that read blocks one by one, never in a loop."""
+TRAINED = {"av_sft": "av", "ar_sft": "ar", "ar_update": "ar", "av_update": "av"}
+"""The model that a step updates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +63,6 @@ class Step:
 
     function: Callable
     arguments: tuple[Tree, ...]
-    trained: str | None = None
-    """"av" or "ar" where the step updates it."""
 
 
 class AbstractRun:
@@ -87,7 +91,7 @@ class AbstractRun:
     @functools.cached_property
     def target(self) -> Tree:
         """Parameters of the target LM."""
-        return self._placed(self._random_target)
+        return self._placed(self._target)
 
     @functools.cached_property
     def states(self) -> dict[str, Tree]:
@@ -105,7 +109,7 @@ class AbstractRun:
         lora = self.config.lora
         if not lora.rank:
             return {}
-        reconstructor = self._placed(lambda: self.reconstructor.init(self._random_target())["lm"])
+        reconstructor = self._placed(lambda: self.reconstructor.init(self._target())["lm"])
         return {"av": Base(self.target, lora.scale), "ar": Base(reconstructor, lora.scale)}
 
     @functools.cached_property
@@ -124,17 +128,17 @@ class AbstractRun:
 
     def _whole(self) -> Tree:
         """All parameters of the AV."""
-        return attach(Base(self._random_target(), 1.0) if self.bases else None, self._trained("av"))
+        return attach(Base(self._target(), 1.0) if self.bases else None, self._trained("av"))
 
     def _trained(self, name: str) -> Tree:
-        params = {"av": self.verbalizer, "ar": self.reconstructor}[name].init(self._random_target())
+        params = {"av": self.verbalizer, "ar": self.reconstructor}[name].init(self._target())
         lora = self.config.lora
         return init_adapters(lora, params, jax.random.key(0)) if lora.rank else params
 
-    def _random_target(self) -> Tree:
-        params = init_params(self.lm, jax.random.key(0))
-        if self.config.lora.rank:
-            params = jax.tree.map(lambda x: x.astype(self.config.lora.base_dtype), params)
+    def _target(self) -> Tree:
+        dtype = self.config.lora.base_dtype if self.config.lora.rank else "float32"
+        shapes = parameter_shapes(self.lm)
+        params = unflatten_dict({path: jnp.zeros(shape, dtype) for path, shape in shapes.items()}, sep="/")
         return stack_blocks(params) if self.config.model.scan_blocks else params
 
     def step(self, name: str) -> Step:
@@ -165,7 +169,7 @@ class AbstractRun:
             "optimizer": optimizer,
             "micro_batches": config.micro_batches,
         }
-        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch, self.bases.get("av")), "av")
+        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch, self.bases.get("av")))
 
     def _ar_sft(self) -> Step:
         return self._reconstruct(self.config.ar_sft.batch_size, self.config.ar_sft.micro_batches)
@@ -189,7 +193,16 @@ class AbstractRun:
             "optimizer": self.config.rl.ar_optimizer.build(),
             "micro_batches": micro_batches,
         }
-        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch, self.bases.get("ar")), "ar")
+        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch, self.bases.get("ar")))
+
+    def _copy(self) -> Step:
+        """What makes `weights` of the AV."""
+        gather = self.config.rl.gather_weights
+
+        def copy(base, trained):
+            return sampling_weights(self.verbalizer, attach(base, trained), self.mesh, gather=gather)
+
+        return Step(jax.jit(copy), (self.bases.get("av"), self.states["av"].params))
 
     def _prefill(self) -> Step:
         shape = self.config.rl.activations, self.lm.d_model
@@ -256,7 +269,7 @@ class AbstractRun:
             micro_batches=rl.micro_batches,
         )
         arguments = self.states["av"], self._rollouts, self.reference, self.bases.get("av")
-        return Step(step, arguments, "av")
+        return Step(step, arguments)
 
     def _rows(self, make: Callable[[], Tree]) -> Tree:
         """A batch, its rows split as `shard_batch` splits them."""

@@ -91,8 +91,12 @@ def test_no_collective_moves_the_logits_or_activations_of_the_whole_batch(slice_
             assert not (shape[:1] == [64] and tokens & set(shape[1:2]) and shape[-1] == 128), (name, shape)
 
 
+def test_sampling_leaves_the_head_split(slice_of_eight):
+    assert [128, 640] not in slice_of_eight["steps"]["decode"]["shapes"]
+
+
 def test_work_is_not_repeated_on_devices(slice_of_eight):
-    for name in ("av_sft", "ar_sft", "ar_update", "av_update"):
+    for name in ("decode", "av_sft", "ar_sft", "ar_update", "av_update"):
         assert slice_of_eight["steps"][name]["redundancy"] < 1.25, name
 
 
