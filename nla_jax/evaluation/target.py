@@ -19,6 +19,7 @@ from nla_jax.evaluation.round_trip import progress
 from nla_jax.lm.attention import PAD_POSITION
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits, token_statistics
+from nla_jax.lm.packing import first_kept, put, take
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
@@ -40,7 +41,7 @@ class TargetLM:
         self.lm, self.config, self.layer, self.batch_tokens = lm, config, layer, batch_tokens
         self.tokenizer = lm.tokenizer
         self.model = Transformer(config, pack=True)
-        self._likelihood = jax.jit(self._likelihood_of)
+        self._likelihood = jax.jit(self._likelihood_of, static_argnames="tokens")
         self._divergence = jax.jit(self._divergence_of)
         self._last = jax.jit(self._last_of)
         self._write = jax.jit(self._write_after, static_argnames="max_tokens")
@@ -50,8 +51,9 @@ class TargetLM:
         return jax.jit(functools.partial(for_decoding, config=self.config))(self.lm.params)
 
     def _rows(self, count: int, tokens: int) -> int:
-        """Rows of a batch: as many as fit its tokens, but no more than the power of two that holds `count`."""
-        return max(1, min(self.batch_tokens // tokens, 1 << (count - 1).bit_length()))
+        """Rows of a batch, when `count` rows are cut into as few batches as their tokens allow: a power of two."""
+        batches = -(-count * tokens // self.batch_tokens)
+        return 1 << (-(-count // batches) - 1).bit_length()
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text as the model reads it from its start; one token at least."""
@@ -99,20 +101,28 @@ class TargetLM:
                     # Each option is led by the prompt's last token, which predicts its first.
                     after = [[read[i][-1], *answer[:option_length]] for i in filled for answer in answers[i]]
                     pieces, lengths = pad(after, option_length + 1)
-                    found = self._likelihood(self.lm.params, before, at, pieces, lengths)
+                    budget = tuple(_rounded_up(int(x.sum())) for x in (at, lengths))
+                    found = self._likelihood(self.lm.params, before, at, pieces, lengths, tokens=budget)
                     n = len(chosen)
                     total[chosen] = to_host(found).astype(np.float64).reshape(per_batch, G)[:n]
                     tokens[chosen] = (lengths - 1).reshape(per_batch, G)[:n]
                     bar.update(n)
         return total, tokens
 
-    def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B):
-        final_BTD = self._after(params, prompts_NT, prompt_lengths_N, options_BT, lengths_B).final_BTD[1]
-        found = token_statistics(params, self.config, final_BTD[:, :-1], options_BT[:, 1:])
-        mask_BT = jnp.arange(1, options_BT.shape[1]) < lengths_B[:, None]
-        return jnp.sum(found.log_prob * mask_BT, axis=1)
+    def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens):
+        final_BTD = self._after(
+            params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens=sum(tokens)
+        ).final_BTD[1]
+        B, T = options_BT.shape
+        # The head sees what is predicted: each option's tokens but the first, which is the prompt's last.
+        mask_BT = jnp.arange(T - 1) < lengths_B[:, None] - 1
+        kept_M = first_kept(mask_BT.reshape(-1), min(tokens[1], mask_BT.size))
+        final_M1D = take(final_BTD[:, :-1].reshape(B * (T - 1), 1, -1), kept_M)
+        targets_M1 = take(options_BT[:, 1:].reshape(-1, 1), kept_M)
+        found_M1 = token_statistics(params, self.config, final_M1D, targets_M1).log_prob
+        return jnp.sum(put(found_M1[:, 0], kept_M, mask_BT.size).reshape(B, T - 1) * mask_BT, axis=1)
 
-    def _after(self, params, prompts_NT, prompt_lengths_N, later_BT, lengths_B, inject=None):
+    def _after(self, params, prompts_NT, prompt_lengths_N, later_BT, lengths_B, inject=None, tokens=None):
         """One pass over prompts and what follows each of them."""
         starts_B = jnp.repeat(prompt_lengths_N, len(later_BT) // len(prompts_NT))
         return self.model.apply(
@@ -120,6 +130,7 @@ class TargetLM:
             (prompts_NT, later_BT),
             (_positions(prompts_NT, prompt_lengths_N), _positions(later_BT, lengths_B, starts_B)),
             inject=inject,
+            tokens=tokens,
         )
 
     def divergence(
@@ -233,6 +244,11 @@ class TargetLM:
             temperature=0.0,
         )
         return found.tokens_BT, found.lengths_B
+
+
+def _rounded_up(tokens: int) -> int:
+    """A budget for that many tokens; few of them, so that few programs are compiled."""
+    return -(-tokens // 512) * 512
 
 
 def _positions(tokens_BT, lengths_B, starts_B=0):
