@@ -187,14 +187,11 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
         held[name] = {f"{name} {part}": sizes(tree) for part, tree in parts.items()}
     if not lora.rank:
         return held
-    # The target's weights are everyone's base; copies are made where blocks lie or numbers are stored otherwise.
+    # The target's weights are everyone's base; what samples is a copy, whatever it is a copy of.
     held["av"]["target"] = held["ar"]["target"] = sizes(run.target)
     held["reference"] = {"reference": sizes(run.states["av"].params)}
     if model.scan_blocks:
         held["ar"]["base of the ar"] = sizes(run.bases["ar"].lm)
-    elif lora.base_dtype == model.dtype and (run.mesh.size == 1 or not run.config.rl.gather_weights):
-        head = 0 if "lm_head" in run.target else sizes(run.weights["lm"]["lm_head"])
-        held["weights"] = {"sampling weights": sizes(run.states["av"].params) + head}
     return held
 
 

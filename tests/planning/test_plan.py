@@ -70,9 +70,10 @@ def test_every_step_of_a_run_compiles_and_fits(slice_of_eight):
     assert slice_of_eight["fits"]
     assert slice_of_eight["seconds"] > 0
     assert "It fits on data=1, fsdp=4, tensor=2" in slice_of_eight["text"]
-    for step in slice_of_eight["steps"].values():
+    for name, step in slice_of_eight["steps"].items():
         assert step["peak"] >= step["held"] > 0
-        assert step["flops"] > 0
+        # Copying weights takes no product.
+        assert (step["flops"] > 0) == (name != "copy")
 
 
 def test_extraction_uses_the_kernel_and_shared_prompts_use_it_for_the_prefix(slice_of_eight):

@@ -127,9 +127,12 @@ def _options_of_same(subject: Subject, rows: np.ndarray) -> dict[int, list[str]]
         words = whole[data.doc_ids[row]].split()
         at = len(data.contexts[row].split())
         starts = [s for s in range(len(words) - OPTION_WORDS) if abs(s - at) >= OPTION_WORDS]
-        spans = sorted({" ".join(words[s : s + OPTION_WORDS]) for s in starts} - {own})
-        if own and len(spans) >= CHOICES - 1:
-            found[row] = [own, *(spans[i] for i in rng.permutation(len(spans))[: CHOICES - 1])]
+        # What stands before the position comes last: whoever has read it likes to say it again.
+        order = sorted(rng.permutation(starts).tolist(), key=lambda s: s < at) if starts else []
+        spans = [" ".join(words[s : s + OPTION_WORDS]) for s in order]
+        others = list(dict.fromkeys(span for span in spans if span != own))
+        if own and len(others) >= CHOICES - 1:
+            found[row] = [own, *others[: CHOICES - 1]]
     return found
 
 
