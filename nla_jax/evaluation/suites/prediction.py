@@ -162,7 +162,8 @@ def questions(subject: Subject) -> Table:
             contexts = [subject.data.contexts[i] for i in chosen]
             labels, teach_labels = [genres[i] for i in chosen], [known[i] for i in teach]
             docs = [subject.data.doc_ids[i] for i in chosen]
-            rows.append(_ask(subject, task, contexts, labels, activations, teach_labels, docs))
+            ids = [subject.ids[i] for i in chosen]
+            rows.append(_ask(subject, task, contexts, labels, activations, teach_labels, docs, ids))
     return Table(
         "questions",
         "What can be told from the explanation?",
@@ -183,10 +184,11 @@ def _behavior(subject: Subject, contexts: Sequence[str], hinted: Sequence[str]) 
     return ["followed" if own == hint else "not followed" for own, hint in zip(chosen, hinted, strict=True)]
 
 
-def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=None) -> Row:
+def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=None, ids=None) -> Row:
     """One line: the task through every predictor. Activations of the asked texts come first, then the probe's."""
     n, names = len(contexts), list(task.answers)
     docs = docs or [f"{task.name} {i}" for i in range(n)]
+    ids = ids or docs
     written = subject.explain(activations_ND[:n], desc=task.name)
     options = [[task.answers[name] for name in names]] * n
     truth_N = np.array([names.index(label) for label in labels])
@@ -209,4 +211,4 @@ def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=Non
         ratios["probe"] = Ratio.mean(found == np.array(labels), docs)
     majority = max(labels.count(label) for label in set(labels)) / n
     ratios["commonest answer"] = Ratio.mean(np.full(n, majority), docs)
-    return Row(f"{task.name} ({len(names)} answers)", ratios, ids=docs)
+    return Row(f"{task.name} ({len(names)} answers)", ratios, ids=ids)
