@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.batches import evaluation_batches
+from nla_jax.lm.packing import token_budget
 from nla_jax.mesh import shard_batch, to_host
 from nla_jax.training.rl import TextCodec
 
@@ -32,13 +33,13 @@ class EvaluationConfig:
     """Explanations an activation where the best of several is looked for."""
     prediction_rows: int = 64
     """Held-out activations of suffix prediction, and those whose claims the target LM checks."""
-    task_examples: int = 64
+    task_examples: int = 48
     """Texts of each planted task; as many more teach its linear probe."""
     recurrence_rows: int = 24
     """Contexts whose last ten tokens are explained."""
     rewrite_rows: int = 128
     """Explanations that are rewritten by rules."""
-    generated_rows: int = 48
+    generated_rows: int = 32
     """Explanations that the target LM rewrites; 0 leaves that out."""
     dictionary: str | None = None
     """A sparse dictionary in safetensors, whose strongest features make a baseline's texts."""
@@ -87,7 +88,7 @@ class RoundTrip:
                 params, activations_ND, key, group=1, max_tokens=T, temperature=temperature
             )
         )
-        self._reconstruct = jax.jit(codec.reconstructor.__call__)
+        self._reconstruct = jax.jit(codec.reconstructor.__call__, static_argnames="tokens")
 
     def verbalize(
         self,
@@ -126,15 +127,14 @@ class RoundTrip:
 
     def reconstruct(self, ar_params: Any, texts: Sequence[str | None]) -> np.ndarray:
         """Predicted activations (N, D), of meaningless norm; a failed text is read as empty."""
-        width = self.codec.reconstructor.config.d_model
-        rows = self.codec.encode(np.zeros((len(texts), width), np.float32), texts)
-        return np.concatenate(
-            [
-                to_host(
-                    self._reconstruct(
-                        ar_params, *shard_batch((batch["prompts_BT"], batch["lengths_B"]), self.mesh)
-                    )
-                )[:real]
-                for batch, real in evaluation_batches(rows, self.batch_size)
-            ]
-        )
+        codec = self.codec
+        rows = codec.encode(np.zeros((len(texts), codec.reconstructor.config.d_model), np.float32), texts)
+        found = []
+        for batch, real in evaluation_batches(rows, self.batch_size):
+            lengths_B, tokens = batch["lengths_B"], None
+            if self.mesh.size == 1:
+                # Few programs, and little padding.
+                tokens = token_budget(lengths_B, codec.max_reconstructor_tokens, buckets=4)
+            placed = shard_batch((batch["prompts_BT"], lengths_B), self.mesh)
+            found.append(to_host(self._reconstruct(ar_params, *placed, tokens=tokens))[:real])
+        return np.concatenate(found)
