@@ -87,14 +87,16 @@ def test_second_run_does_nothing_again(finished_run, tiny_model_dir, corpus):
 
 def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "eight_devices"
-    done = finish(command("train_nla.py", tiny_model_dir, corpus, run_dir), devices=8)
+    more = ("--evaluation.suites", "cost")
+    done = finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more), devices=8)
     assert "Involuntary full rematerialization" not in done.stderr
     assert_same_supervised_metrics(finished_run, run_dir)
 
 
 def test_two_processes_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "two_processes"
-    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir)
+    more = ("--evaluation.suites", "controls")
+    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir, *more)
     finish_all(arguments, devices=4, processes=2, under_slurm=True)
     assert (run_dir / "report.html").exists() and (run_dir / "evaluation.json").exists()
     assert_same_supervised_metrics(finished_run, run_dir)

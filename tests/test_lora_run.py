@@ -22,7 +22,7 @@ from nla_jax.training.rl import optimizers
 @pytest.fixture(scope="module")
 def adapted(tiny_model_dir, corpus, tmp_path_factory):  # noqa: F811
     run_dir = tmp_path_factory.mktemp("run") / "lora"
-    more = ("--lora.rank", "4", "--lora.base-dtype", "bfloat16")
+    more = ("--lora.rank", "4", "--lora.base-dtype", "bfloat16", "--evaluation.suites", "cost")
     finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more))
     return run_dir
 

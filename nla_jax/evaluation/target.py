@@ -25,8 +25,8 @@ from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
 from nla_jax.mesh import to_host
 
-PROMPT_LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
-OPTION_LENGTHS = (4, 8, 12, 16, 32, 64, 128, 256)
+PROMPT_LENGTHS = (32, 64, 96, 128, 256, 512, 1024, 2048)
+OPTION_LENGTHS = (8, 16, 32, 64, 128, 256)
 """Lengths that are compiled for; what is longer loses its beginning (prompts) or its end (options)."""
 
 
