@@ -205,7 +205,7 @@ def save_overview(run_dir: Path, directory: Path) -> Path:
                 draw_panel(ax, panel, rows, evaluation.get("best_step"))
             else:
                 ax.set_axis_off()
-        draw_table(right.subplots(), find_table(evaluation, "controls", "systems"))
+        draw_table(right.subplots(), _judged(evaluation))
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "overview.png"
         figure.savefig(path, dpi=110)
@@ -257,6 +257,14 @@ def find_table(evaluation: Mapping[str, Any], *names: str) -> dict[str, Any]:
     tables = {table["name"]: table for suite in evaluation["suites"].values() for table in suite["tables"]}
     empty = {"name": names[0], "title": names[0], "note": "", "plotted": None, "rows": []}
     return next((tables[name] for name in names if name in tables), empty)
+
+
+def _judged(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The round trip and its controls in one table, through the judge alone."""
+    lines = [row for name in ("systems", "controls") for row in find_table(evaluation, name)["rows"]]
+    judged = {row["name"]: row for row in lines if row["labels"]["AR"] in ("judge", "-")}
+    title = "Held out, through the judge"
+    return {"name": "judged", "title": title, "note": "", "plotted": "fve_nrm", "rows": list(judged.values())}
 
 
 def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -325,7 +333,7 @@ def draw_table(ax: Axes, table: Mapping[str, Any]) -> None:
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.1)
-    ax.set(title=f"{table['title']}: {plotted}", xlabel=f"{plotted}, 95% intervals")
+    ax.set(title=table["title"], xlabel=f"{plotted}, 95% intervals")
 
 
 def line_name(row: Row) -> str:

@@ -132,7 +132,11 @@ def _write_examples(subject: Subject, directory: Path) -> None:
 
 def code_version() -> str:
     """The version of this library, and its commit where it runs from a checkout."""
-    version, commit = importlib.metadata.version("nla_jax"), git_commit()
+    try:
+        version = importlib.metadata.version("nla_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        version = "not installed"
+    commit = git_commit()
     return f"{version} ({commit[:12]})" if commit else version
 
 

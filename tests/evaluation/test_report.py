@@ -247,7 +247,9 @@ def test_missing_or_broken_files_name_the_stage_to_run(run_dir):
 
 def test_overview_is_one_picture_with_the_controls(run_dir, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report, "draw_table", lambda ax, table: drawn.append(table["name"]))
+    monkeypatch.setattr(
+        report, "draw_table", lambda ax, table: drawn.extend(row["name"] for row in table["rows"])
+    )
     path = report.save_overview(run_dir, tmp_path / "docs" / "pictures")
     assert path.read_bytes().startswith(b"\x89PNG") and path.name == "overview.png"
-    assert drawn == ["controls"]
+    assert drawn == ["AV after RL", "shuffled <activations> & $x", "training mean"]
