@@ -15,7 +15,8 @@ Edit = Callable[[str, np.random.Generator], str]
 Writer = Callable[[Sequence[str]], list[str]]
 """Answers prompts: a chat model behind whatever interface."""
 
-_KEPT = "QUOTE"
+_PLACEHOLDERS = [chr(0xE000 + index) for index in range(256)]
+"""Stand for the quoted spans of a text while it is edited: characters for private use, which no rule touches."""
 
 
 def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) -> list[str | None]:
@@ -34,10 +35,14 @@ def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) 
             continue
         rng = np.random.default_rng([seed, index])
         spans = [match.group() for match in of_text.QUOTE.finditer(text)] if quotes else []
-        bare = of_text.QUOTE.sub(_KEPT, text) if quotes else _without_quotes(text)
+        stand_ins = dict(zip(_PLACEHOLDERS, spans, strict=False))
+        names = iter(stand_ins)
+        bare = (
+            of_text.QUOTE.sub(lambda _, names=names: next(names), text) if quotes else _without_quotes(text)
+        )
         changed = edit(bare, rng)
-        for span in spans:
-            changed = changed.replace(_KEPT, span, 1)
+        for name, span in stand_ins.items():
+            changed = changed.replace(name, span)
         results.append(changed.strip())
     return results
 
@@ -86,7 +91,9 @@ def synonyms(text: str, rng: np.random.Generator) -> str:
 def keywords(text: str, rng: np.random.Generator) -> str:
     """The content words alone, in another order: the heaviest paraphrase that a rule can make."""
     found = [
-        word for word in re.findall(r"[^\s,.;:!?()]+", text) if of_text.content_words(word) or word == _KEPT
+        word
+        for word in re.findall(r"[^\s,.;:!?()]+", text)
+        if of_text.content_words(word) or word in _PLACEHOLDERS
     ]
     return ", ".join(found[i] for i in rng.permutation(len(found))) + "."
 

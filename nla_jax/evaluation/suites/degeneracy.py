@@ -68,11 +68,10 @@ def rewriting(subject: Subject) -> Table:
             before, after = (
                 subject.text_figures(ar, some, slice(count))["fve_nrm"] for some in (texts, changed)
             )
-            # Of what was explained, how much still is; meaningless where next to nothing was.
-            explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
-            kept = Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids) if explains else None
             labels = {"quotes": "kept" if quotes else "taken out", "AR": ar}
-            rows.append(Row(name, {"fve_nrm": after, "kept": kept}, "nla", labels, subject.ids[:count]))
+            rows.append(
+                Row(name, {"fve_nrm": after, "kept": kept(before, after)}, "nla", labels, subject.ids[:count])
+            )
 
     texts = subject.texts()[: subject.config.rewrite_rows]
     for name, edit in rewrites.RULES.items():
@@ -92,6 +91,12 @@ def rewriting(subject: Subject) -> Table:
         "lose meaning too: compare own and judge.",
         rows,
     )
+
+
+def kept(before: Ratio, after: Ratio) -> Ratio | None:
+    """Of what was explained, how much still is; None where next to nothing was."""
+    explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
+    return Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids) if explains else None
 
 
 def _writer(subject: Subject, name: str) -> rewrites.Writer:
