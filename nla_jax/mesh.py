@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -158,6 +159,41 @@ def to_host(batch: Any) -> Any:
 def place(tree: Any, mesh: Mesh) -> Any:
     """Move parameters or training states to where the partition rules want them; what is there already is donated."""
     return jax.jit(lambda x: x, out_shardings=tree_shardings(tree, mesh), donate_argnums=0)(tree)
+
+
+@flax.struct.dataclass
+class _Given:
+    """Stands for a leaf of the arguments among a function's results."""
+
+    index: int = flax.struct.field(pytree_node=False)
+
+
+def mark_given(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, to be traced, with a mark in place of every result that is an argument as it came."""
+
+    def marked(*args: Any) -> Any:
+        given = {id(x): _Given(index) for index, x in enumerate(jax.tree.leaves(args))}
+        return jax.tree.map(lambda x: given.get(id(x), x), function(*args))
+
+    return marked
+
+
+def jit_sharing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` for functions that change a part of their arguments: what they return as it came is the same array.
+
+    The results of `jax.jit` are copies, even those of the identity.
+    """
+    compiled = jax.jit(mark_given(function))
+
+    def call(*args: Any) -> Any:
+        given = jax.tree.leaves(args)
+
+        def result(x: Any) -> Any:
+            return given[x.index] if isinstance(x, _Given) else x
+
+        return jax.tree.map(result, compiled(*args), is_leaf=lambda x: isinstance(x, _Given))
+
+    return call
 
 
 def settle(tree: Any) -> Any:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nla_jax.mesh import MeshConfig, make_mesh
+from nla_jax.mesh import MeshConfig, jit_sharing, make_mesh
 
 PROGRAM = """
 import dataclasses, json, sys
@@ -245,6 +246,20 @@ def test_rows_that_do_not_divide_are_an_error(report):
 
 def test_rows_are_split_over_data_and_fsdp(report):
     assert report["rows"] == [[0, 2], [4, 6], [8, 10], [12, 14]]
+
+
+def test_what_a_compiled_function_does_not_change_is_not_copied():
+    given = {"x": jnp.arange(3.0), "y": jnp.ones(2)}
+
+    @jit_sharing
+    def change(tree, scale):
+        return {"same": tree["x"], "scaled": tree["y"] * scale, "list": [tree["x"].astype(jnp.float32)]}
+
+    for scale in (2.0, 3.0):
+        result = change(given, scale)
+        assert result["same"] is given["x"] and result["list"][0] is given["x"]
+        np.testing.assert_array_equal(result["scaled"], [scale, scale])
+    assert jit_sharing(lambda x: x)(given) == given
 
 
 def test_one_device_needs_no_configuration():

@@ -75,7 +75,7 @@ class Verbalizer:
         return {"lm": lm_params, "affine": {"kernel": jnp.zeros((d, d)), "bias": jnp.zeros(d)}}
 
     def frozen(self, params: Params) -> Params:
-        """A copy for use without gradients: the same results from half the memory where the LM computes in bfloat16."""
+        """For use without gradients: the same results from half the memory where the LM computes in bfloat16."""
         return {**params, "lm": for_decoding(params["lm"], self.config)}
 
     def _inject(self, params: Params, activations_ND: Array) -> Injection:

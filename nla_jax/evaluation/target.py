@@ -23,7 +23,7 @@ from nla_jax.lm.packing import first_kept, put, take
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
-from nla_jax.mesh import to_host
+from nla_jax.mesh import jit_sharing, to_host
 
 PROMPT_LENGTHS = (32, 64, 96, 128, 256, 512, 1024, 2048)
 OPTION_LENGTHS = (8, 16, 32, 64, 128, 256)
@@ -48,7 +48,7 @@ class TargetLM:
 
     @functools.cached_property
     def _decoding(self) -> Any:
-        return jax.jit(functools.partial(for_decoding, config=self.config))(self.lm.params)
+        return jit_sharing(functools.partial(for_decoding, config=self.config))(self.lm.params)
 
     def _rows(self, count: int, tokens: int) -> int:
         """Rows of a batch, when `count` rows are cut into as few batches as their tokens allow: a power of two."""

@@ -32,7 +32,7 @@ STAGE_MODELS = {
     **dict.fromkeys(("prefill", "decode"), ("av", "ar", "reference", "weights")),
     **dict.fromkeys(("copy", "reference", "ar_update", "av_update"), ("av", "ar", "reference")),
 }
-"""What lives on the devices during each step; weights is the copy that a round's sampling reads."""
+"""What lives on the devices during each step; weights is what a round's sampling reads a copy of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,14 +180,14 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
     held = {
         "target": {"target": sizes(run.target)},
         "reference": {"reference": sizes(run.reference)},
-        "weights": {"sampling weights": sizes(run.weights)},
+        "weights": {"sampling weights": sizes(run.copied)},
     }
     for name, state in run.states.items():
         parts = {"params": state.params, "optimizer": state.opt_state}
         held[name] = {f"{name} {part}": sizes(tree) for part, tree in parts.items()}
     if not lora.rank:
         return held
-    # The target's weights are everyone's base; what samples is a copy, whatever it is a copy of.
+    # The target's weights are everyone's base.
     held["av"]["target"] = held["ar"]["target"] = sizes(run.target)
     held["reference"] = {"reference": sizes(run.states["av"].params)}
     if model.scan_blocks:

@@ -20,7 +20,7 @@ from nla_jax.data.extraction import forward
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import Base, attach, init_adapters
 from nla_jax.lm.transformer import parameter_shapes, stack_blocks
-from nla_jax.mesh import BATCH, AnyMesh, tree_shardings
+from nla_jax.mesh import BATCH, AnyMesh, mark_given, tree_shardings
 from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.rl import sampling_weights
 from nla_jax.training.state import TrainState
@@ -119,10 +119,19 @@ class AbstractRun:
 
     @functools.cached_property
     def weights(self) -> Tree:
-        """The copy of the AV that a round's sampling reads."""
+        """The AV as a round's sampling reads it."""
         gather = self.config.rl.gather_weights
         return self._placed(
             lambda: self.verbalizer.frozen(self._whole()),
+            lambda shapes: tree_shardings(shapes, self.mesh, gathered=gather),
+        )
+
+    @functools.cached_property
+    def copied(self) -> Tree:
+        """What of `weights` is a copy, and not shared with what is trained or with its base."""
+        copy, gather = self._copy(), self.config.rl.gather_weights
+        return self._placed(
+            functools.partial(copy.function, *copy.arguments),
             lambda shapes: tree_shardings(shapes, self.mesh, gathered=gather),
         )
 
@@ -196,13 +205,13 @@ class AbstractRun:
         return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch, self.bases.get("ar")))
 
     def _copy(self) -> Step:
-        """What makes `weights` of the AV."""
+        """What makes `weights` of the AV, as far as they are a copy."""
         gather = self.config.rl.gather_weights
 
         def copy(base, trained):
             return sampling_weights(self.verbalizer, attach(base, trained), self.mesh, gather=gather)
 
-        return Step(jax.jit(copy), (self.bases.get("av"), self.states["av"].params))
+        return Step(jax.jit(mark_given(copy)), (self.bases.get("av"), self.states["av"].params))
 
     def _prefill(self) -> Step:
         shape = self.config.rl.activations, self.lm.d_model

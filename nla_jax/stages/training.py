@@ -14,7 +14,7 @@ from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.evaluation import text as of_text
 from nla_jax.evaluation.subject import shuffled
 from nla_jax.lm.packing import token_budget
-from nla_jax.mesh import shard_batch
+from nla_jax.mesh import jit_sharing, shard_batch
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
 from nla_jax.training.guards import judge_drop
@@ -235,7 +235,7 @@ def rl(run: Run) -> None:
     # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.
     reference = run.warm_start_params("av")
     if not run.config.lora.rank:
-        reference = jax.jit(codec.verbalizer.frozen)(reference)
+        reference = jit_sharing(codec.verbalizer.frozen)(reference)
     first = _warm_started(run)
 
     def initial():

@@ -27,7 +27,16 @@ from nla_jax.data.batches import reconstructor_rows
 from nla_jax.lm.lora import Base, attach
 from nla_jax.lm.packing import token_budget
 from nla_jax.lm.sampling import Samples
-from nla_jax.mesh import BATCH, own_part, own_rows, settle, shard_batch, shard_own_rows, tree_shardings
+from nla_jax.mesh import (
+    BATCH,
+    jit_sharing,
+    own_part,
+    own_rows,
+    settle,
+    shard_batch,
+    shard_own_rows,
+    tree_shardings,
+)
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, States, Step, scalars
@@ -59,8 +68,8 @@ class RLConfig:
     """Programs that an update is compiled to at most, for batches with more or fewer tokens, so that padding costs
     little; 1 compiles one, for full length, which pays off in short runs. On one device only."""
     gather_weights: bool = True
-    """Whether the copy of the AV that samples is whole along the mesh's fsdp axis: gathered once a round, not in every
-    token step. False saves its memory."""
+    """Whether the AV that samples is whole along the mesh's fsdp axis: a copy, gathered once a round and not in every
+    token step. False saves its memory; what is in compute dtype, as a base of adapters may be, is not copied then."""
     guards: GuardConfig = GuardConfig()
 
 
@@ -90,14 +99,21 @@ class TextCodec:
 
 
 def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather: bool) -> Any:
-    """The copy of an AV that samples; with `gather` whole along fsdp, moved in compute dtype."""
+    """The AV as it samples, with `gather` whole along fsdp; what is in compute dtype and in place stays as it is."""
     weights = verbalizer.frozen(params)
-    if mesh.size == 1 or not gather:
+    if mesh.size == 1:
         return weights
-    for gathered in (False, True):
-        shardings = tree_shardings(weights, mesh, gathered=gathered)
-        weights = jax.lax.with_sharding_constraint(weights, shardings)
-    return weights
+    given = {id(x) for x in jax.tree.leaves(params)}
+
+    def moved(x: jax.Array, split: NamedSharding, wanted: NamedSharding) -> jax.Array:
+        if id(x) in given and split == wanted:
+            return x
+        # Split as it came first: it moves in compute dtype then.
+        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, split), wanted)
+
+    gathered = gather and mesh.shape["fsdp"] > 1
+    shardings = (tree_shardings(weights, mesh, gathered=moves) for moves in (False, gathered))
+    return jax.tree.map(moved, weights, *shardings)
 
 
 def make_round(
@@ -129,7 +145,7 @@ def make_round(
     av_base, ar_base = ((bases or {}).get(model) for model in ("av", "ar"))
     stopwatch, read = Stopwatch(verbalizer.config.dtype), jax.jit(verbalizer.read)
 
-    @jax.jit
+    @jit_sharing
     def copied(base, trained):
         return sampling_weights(verbalizer, attach(base, trained), mesh, gather=config.gather_weights)
 
@@ -191,7 +207,7 @@ def make_round(
     )
 
     def sample(params: Any, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
-        # The copy of the weights lives as long as this call.
+        # What is a copy lives as long as this call.
         weights = settle(copied(av_base, params))
         past, final_ND = read(weights, activations_ND)
         lap.until("prefill", final_ND)

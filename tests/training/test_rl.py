@@ -1,8 +1,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from nla_jax.autoencoder.prompts import (
     PromptTemplates,
@@ -11,8 +13,9 @@ from nla_jax.autoencoder.prompts import (
 )
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
-from nla_jax.mesh import make_mesh, tree_shardings
-from nla_jax.training.rl import RLConfig, TextCodec, make_round, optimizers
+from nla_jax.lm.lora import Base, LoraConfig, init_adapters
+from nla_jax.mesh import jit_sharing, make_mesh, tree_shardings
+from nla_jax.training.rl import RLConfig, TextCodec, make_round, optimizers, sampling_weights
 from nla_jax.training.state import TrainState
 
 BATCHES = np.random.default_rng(0).standard_normal((4, 2, 32)).astype(np.float32)
@@ -46,6 +49,37 @@ def rounds(tiny_lm):
         traced.append(events.count(COMPILATION))
         metrics.append(to_come())
     return codec, metrics, traced
+
+
+def test_what_samples_with_adapters_shares_a_base_in_compute_dtype(tiny_lm):
+    config = dataclasses.replace(tiny_lm.config, dtype="bfloat16")
+    prompt = build_verbalizer_prompt(
+        tiny_lm.tokenizer, PromptTemplates(verbalizer="Vector: {injection_char}")
+    )
+    verbalizer = Verbalizer(config, prompt, InjectionConfig(), 3.0)
+    lm = jax.tree.map(lambda x: x.astype(config.compute_dtype), tiny_lm.params)
+    fresh = init_adapters(LoraConfig(rank=4), {"lm": lm}, jax.random.key(0))
+    trained = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(1), x.shape), fresh)
+
+    def weights(lm, trained):
+        return sampling_weights(verbalizer, Base(lm, 2.0).attach(trained), make_mesh(), gather=True)
+
+    shared, copied = jit_sharing(weights)(lm, trained), jax.jit(weights)(lm, trained)
+    base = flatten_dict(lm, sep="/")
+    anew = {name for name, x in flatten_dict(shared["lm"], sep="/").items() if x is not base.get(name)}
+    # The head is the tied embedding, transposed.
+    assert anew == {*flatten_dict(trained["lm"], sep="/"), "lm_head/kernel"}
+    sample = jax.jit(
+        lambda weights: verbalizer.write(
+            weights,
+            *verbalizer.read(weights, jnp.asarray(BATCHES[0])),
+            jax.random.key(1),
+            group=2,
+            max_tokens=8,
+        )
+    )
+    for ours, theirs in zip(*(jax.tree.leaves(sample(x)) for x in (shared, copied)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nothing_is_compiled_after_the_first_round(rounds):
