@@ -1,4 +1,4 @@
-"""What the target LM says about texts and activations: likelihoods, spliced activations, short generations.
+"""What the target LM says about texts and activations: likelihoods, spliced activations.
 
 Prompts and options are padded to a few lengths, so that few programs are compiled. Shape letters: N rows, G options
 a row, V variants of an activation, T time, D model.
@@ -6,7 +6,6 @@ a row, V variants of an activation, T time, D model.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +13,16 @@ import numpy as np
 from jaxtyping import Float
 
 from nla_jax.autoencoder.prompts import pad
+from nla_jax.data.explainers.local import LocalLM
 from nla_jax.data.extraction import forward
 from nla_jax.evaluation.round_trip import progress
-from nla_jax.lm.attention import PAD_POSITION
+from nla_jax.lm.buckets import OPTION_LENGTHS, batches, filled, positions, rounded_up
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits, token_statistics
 from nla_jax.lm.packing import first_kept, put, take
-from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
-from nla_jax.mesh import jit_sharing, to_host
-
-PROMPT_LENGTHS = (32, 64, 96, 128, 256, 512, 1024, 2048)
-OPTION_LENGTHS = (8, 16, 32, 64, 128, 256)
-"""Lengths that are compiled for; what is longer loses its beginning (prompts) or its end (options)."""
+from nla_jax.mesh import to_host
 
 
 class TargetLM:
@@ -44,16 +39,11 @@ class TargetLM:
         self._likelihood = jax.jit(self._likelihood_of, static_argnames="tokens")
         self._divergence = jax.jit(self._divergence_of)
         self._last = jax.jit(self._last_of)
-        self._write = jax.jit(self._write_after, static_argnames="max_tokens")
 
     @functools.cached_property
-    def _decoding(self) -> Any:
-        return jit_sharing(functools.partial(for_decoding, config=self.config))(self.lm.params)
-
-    def _rows(self, count: int, tokens: int) -> int:
-        """Rows of a batch, when `count` rows are cut into as few batches as their tokens allow: a power of two."""
-        batches = -(-count * tokens // self.batch_tokens)
-        return 1 << (-(-count // batches) - 1).bit_length()
+    def writer(self) -> LocalLM:
+        """The same model as a writer of answers."""
+        return LocalLM(self.lm, self.config, batch_tokens=self.batch_tokens)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text as the model reads it from its start; one token at least."""
@@ -87,31 +77,33 @@ class TargetLM:
         answers = [[self.continuation(option) for option in row] for row in options]
         if any(not answer for row in answers for answer in row):
             raise ValueError("an option has no tokens; give every option a text")
-        G = counts[0]
-        total, tokens = np.zeros((len(prompts), G)), np.zeros((len(prompts), G))
-        longest = max(len(answer) for row in answers for answer in row)
-        groups = _buckets([len(ids) for ids in read], [longest] * len(read))
-        with progress(desc, len(prompts), "row") as bar:
-            for (prompt_length, option_length), rows in groups.items():
-                per_batch = self._rows(len(rows), prompt_length + G * (option_length + 1))
-                for start in range(0, len(rows), per_batch):
-                    chosen = rows[start : start + per_batch]
-                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
-                    before, at = pad([read[i][:-1][-prompt_length:] for i in filled], prompt_length)
-                    # Each option is led by the prompt's last token, which predicts its first.
-                    after = [[read[i][-1], *answer[:option_length]] for i in filled for answer in answers[i]]
-                    pieces, lengths = pad(after, option_length + 1)
-                    budget = tuple(_rounded_up(int(x.sum())) for x in (at, lengths))
-                    found = self._likelihood(self.lm.params, before, at, pieces, lengths, tokens=budget)
-                    n = len(chosen)
-                    total[chosen] = to_host(found).astype(np.float64).reshape(per_batch, G)[:n]
-                    tokens[chosen] = (lengths - 1).reshape(per_batch, G)[:n]
-                    bar.update(n)
+        N, G = len(prompts), counts[0]
+        total, tokens = np.zeros((N, G)), np.zeros((N, G))
+        # An even number of options and as many rows as fit: what is empty costs little, and a new program much.
+        width = G + G % 2
+        longest = rounded_up(max(len(answer) for row in answers for answer in row), OPTION_LENGTHS)
+        cut = batches(list(map(len, read)), self.batch_tokens, others=width * (longest + 1), like=True)
+        with progress(desc, N, "row") as bar:
+            for chosen, size, length in cut:
+                before, at = pad(
+                    [read[i][:-1][-length:] for i in chosen] + [[]] * (size - len(chosen)), length
+                )
+                # Each option is led by the prompt's last token, which predicts its first.
+                led = [
+                    [[read[i][-1], *one[:longest]] for one in answers[i]] + [[]] * (width - G) for i in chosen
+                ]
+                led += [[[]] * width] * (size - len(chosen))
+                after, lengths = pad([one for row in led for one in row], longest + 1)
+                budget = _budget(int(at.sum() + lengths.sum())), _budget(int(lengths.sum()))
+                found = self._likelihood(self.lm.params, before, at, after, lengths, tokens=budget)
+                total[chosen] = to_host(found).astype(np.float64).reshape(size, width)[: len(chosen), :G]
+                tokens[chosen] = (lengths - 1).reshape(size, width)[: len(chosen), :G]
+                bar.update(len(chosen))
         return total, tokens
 
     def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens):
         final_BTD = self._after(
-            params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens=sum(tokens)
+            params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens=tokens[0]
         ).final_BTD[1]
         B, T = options_BT.shape
         # The head sees what is predicted: each option's tokens but the first, which is the prompt's last.
@@ -128,7 +120,7 @@ class TargetLM:
         return self.model.apply(
             {"params": params},
             (prompts_NT, later_BT),
-            (_positions(prompts_NT, prompt_lengths_N), _positions(later_BT, lengths_B, starts_B)),
+            (positions(prompts_NT, prompt_lengths_N), positions(later_BT, lengths_B, starts_B)),
             inject=inject,
             tokens=tokens,
         )
@@ -150,16 +142,13 @@ class TargetLM:
         read = [self.encode(context) for context in contexts]
         found, there = np.zeros((N, V)), np.zeros((N, D), np.float32)
         with progress(desc, N, "row") as bar:
-            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * N).items():
-                per_batch = self._rows(len(rows), length + V + 1)
-                for start in range(0, len(rows), per_batch):
-                    chosen = rows[start : start + per_batch]
-                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
-                    before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
-                    last = np.array([read[i][-1] for i in filled], np.int32)
-                    kl, own = self._divergence(self.lm.params, before, lengths, last, vectors_NVD[filled])
-                    found[chosen], there[chosen] = (x[: len(chosen)] for x in to_host((kl, own)))
-                    bar.update(len(chosen))
+            for chosen, size, length in batches(list(map(len, read)), self.batch_tokens, others=V + 1):
+                rows = filled(chosen, size)
+                before, lengths = pad([read[i][:-1][-length:] for i in rows], length)
+                last = np.array([read[i][-1] for i in rows], np.int32)
+                kl, own = self._divergence(self.lm.params, before, lengths, last, vectors_NVD[rows])
+                found[chosen], there[chosen] = (x[: len(chosen)] for x in to_host((kl, own)))
+                bar.update(len(chosen))
         return found, there
 
     def _divergence_of(self, params, prompts_NT, lengths_N, last_N, vectors_NVD):
@@ -177,11 +166,11 @@ class TargetLM:
         return jnp.sum(jnp.exp(log_p[:, :1]) * (log_p[:, :1] - log_p[:, 1:]), axis=-1), own
 
     def _last_activation(self, params, prompts_NT, lengths_N, last_N):
-        positions = _positions(prompts_NT, lengths_N), lengths_N[:, None]
+        at = positions(prompts_NT, lengths_N), lengths_N[:, None]
         out = self.model.apply(
             {"params": params},
             (prompts_NT, last_N[:, None]),
-            positions,
+            at,
             capture=(self.layer,),
             stop_after=self.layer,
         )
@@ -197,73 +186,16 @@ class TargetLM:
         if (shortest := min(map(len, read))) < last:
             raise ValueError(f"a text has {shortest} tokens, fewer than the {last} that are asked for")
         found = np.zeros((len(texts), last, self.config.d_model), np.float32)
-        for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
-            per_batch = self._rows(len(rows), length)
-            for start in range(0, len(rows), per_batch):
-                chosen = rows[start : start + per_batch]
-                filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
-                tokens, lengths = pad([read[i][-length:] for i in filled], length)
-                at = (lengths[:, None] - last + np.arange(last)).astype(np.int32)
-                found[chosen] = to_host(self._last(self.lm.params, tokens, at))[: len(chosen)]
+        for chosen, size, length in batches(list(map(len, read)), self.batch_tokens):
+            tokens, lengths = pad([read[i][-length:] for i in filled(chosen, size)], length)
+            at = (lengths[:, None] - last + np.arange(last)).astype(np.int32)
+            found[chosen] = to_host(self._last(self.lm.params, tokens, at))[: len(chosen)]
         return found
 
     def _last_of(self, params, tokens_NT, at_NP):
         return forward(params, tokens_NT, at_NP, config=self.config, layer=self.layer, top=0)[0]
 
-    def generate(self, prompts: Sequence[str], max_tokens: int, *, desc: str | None = None) -> list[str]:
-        """What the model writes after each prompt, greedily, up to the end of its turn or `max_tokens`."""
-        read, texts = [self.encode(prompt) for prompt in prompts], [""] * len(prompts)
-        with progress(desc, len(prompts), "text") as bar:
-            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
-                per_batch = min(64, self._rows(len(rows), length))
-                for start in range(0, len(rows), per_batch):
-                    chosen = rows[start : start + per_batch]
-                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
-                    before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
-                    last = np.array([[read[i][-1]] for i in filled], np.int32)
-                    written = self._write(self._decoding, before, lengths, last, max_tokens=max_tokens)
-                    for i, tokens, n in zip(chosen, *to_host(written), strict=False):
-                        texts[i] = self.tokenizer.decode(tokens[:n], skip_special_tokens=True).strip()
-                    bar.update(len(chosen))
-        return texts
 
-    def _write_after(self, params, prompts_NT, lengths_N, last_N1, max_tokens):
-        out = self._after(params, prompts_NT, lengths_N, last_N1, jnp.ones(len(last_N1), jnp.int32))
-        end = self.tokenizer.eos_token_id
-        found = sample(
-            params,
-            self.config,
-            out.segments,
-            out.final_BTD[1][:, 0],
-            lengths_N + 1,
-            jax.random.key(0),
-            group=1,
-            max_tokens=max_tokens,
-            closing=(end,),
-            end_token=end,
-            temperature=0.0,
-        )
-        return found.tokens_BT, found.lengths_B
-
-
-def _rounded_up(tokens: int) -> int:
-    """A budget for that many tokens; few of them, so that few programs are compiled."""
-    return -(-tokens // 512) * 512
-
-
-def _positions(tokens_BT, lengths_B, starts_B=0):
-    steps_T = jnp.arange(tokens_BT.shape[1])
-    starts_B1 = jnp.broadcast_to(jnp.asarray(starts_B), lengths_B.shape)[:, None]
-    return jnp.where(steps_T < lengths_B[:, None], starts_B1 + steps_T, PAD_POSITION)
-
-
-def _buckets(prompts: Sequence[int], options: Sequence[int]) -> dict[tuple[int, int], list[int]]:
-    """Rows by the lengths that they are padded to."""
-
-    def up(length: int, lengths: Sequence[int]) -> int:
-        return next((one for one in lengths if one >= length), lengths[-1])
-
-    found: dict[tuple[int, int], list[int]] = {}
-    for row, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
-        found.setdefault((up(prompt, PROMPT_LENGTHS), up(option, OPTION_LENGTHS)), []).append(row)
-    return found
+def _budget(tokens: int) -> int:
+    """Room for that many tokens: a power of two, so that few programs are compiled."""
+    return max(1 << (tokens - 1).bit_length(), 512)
