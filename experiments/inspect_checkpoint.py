@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nla_jax.training.checkpoint import Description, describe, verify
+from nla_jax.training.checkpoint_files import Description, describe, verify
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from processes import ROOT, command, environment, finish
 from test_end_to_end import read_metrics, write_corpus
 from tiny_model import write_tiny_model
 
-from nla_jax.training.checkpoint import Description, describe, verify
+from nla_jax.training.checkpoint_files import Description, describe, verify
 
 SHORT_TEXTS = (
     *("--explainer.ending-words", "1", "--explainer.next-words", "1", "--explainer.topic-words", "0"),

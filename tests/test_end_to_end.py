@@ -87,7 +87,8 @@ def test_second_run_does_nothing_again(finished_run, tiny_model_dir, corpus):
 
 def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "eight_devices"
-    more = ("--evaluation.suites", "cost")
+    # Scanned blocks compute the same and compile faster.
+    more = ("--evaluation.suites", "cost", "--model.scan-blocks")
     done = finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more), devices=8)
     assert "Involuntary full rematerialization" not in done.stderr
     assert_same_supervised_metrics(finished_run, run_dir)
@@ -95,7 +96,7 @@ def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, t
 
 def test_two_processes_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "two_processes"
-    more = ("--evaluation.suites", "controls")
+    more = ("--evaluation.suites", "controls", "--model.scan-blocks")
     arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir, *more)
     finish_all(arguments, devices=4, processes=2, under_slurm=True)
     assert (run_dir / "report.html").exists() and (run_dir / "evaluation.json").exists()

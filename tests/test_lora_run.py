@@ -14,7 +14,7 @@ from nla_jax.config import ExperimentConfig, ModelConfig, read_config
 from nla_jax.interop.runs import export_adapters
 from nla_jax.lm.lora import load_peft
 from nla_jax.run import Run
-from nla_jax.training.checkpoint import describe
+from nla_jax.training.checkpoint_files import describe
 from nla_jax.training.loop import abstract
 from nla_jax.training.rl import optimizers
 

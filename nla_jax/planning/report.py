@@ -142,7 +142,7 @@ def _verdict(plan: Plan) -> str:
 
 _SPLIT = "split it over more devices (mesh.fsdp in place of mesh.data, or a larger slice)"
 _KNOBS = {
-    "other temporaries": "turn on model.remat, then raise micro_batches",
+    "other temporaries": "raise micro_batches, and turn on model.remat if it is off",
     "logits chunk": "split the vocabulary with mesh.tensor",
     "logits": "sample fewer rows a round (rl.activations, rl.group)",
     "kv cache": "set model.attention_dtype to bfloat16, or sample fewer rows a round",

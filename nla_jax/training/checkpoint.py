@@ -9,7 +9,6 @@ than writing it and needs a second copy of it in memory.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -20,19 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
-from nla_jax.mesh import settle, tree_shardings
+from nla_jax.mesh import tree_shardings
+from nla_jax.training.checkpoint_files import (
+    CheckpointError,
+    Tree,
+    context,
+    find,
+    fingerprints,
+    info_of,
+    joined,
+    load,
+    names_of,
+    saved_shapes,
+    steps_of,
+)
 
-Tree = Any
 MISMATCHES_SHOWN = 5
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which others are intact."""
 
 
 class Checkpoints:
@@ -64,7 +70,7 @@ class Checkpoints:
         Raises:
           ValueError: that step belongs to another digest.
         """
-        steps = _steps(self.directory)
+        steps = steps_of(self.directory)
         if not steps:
             return None
         self._check_digest(self.directory / str(steps[-1]))
@@ -81,7 +87,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: no such step.
         """
-        _find(self.directory, step)
+        find(self.directory, step)
         if jax.process_index() == 0:
             marker = self.directory / "pinned.new"
             marker.write_text(str(step))
@@ -122,8 +128,11 @@ class Checkpoints:
             ) from error
         self.directory.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        fingerprints = {name: _fingerprints(tree) for name, tree in trees.items()}
-        metadata = {"digest": self.digest, "extra": dict(extra), "fingerprints": fingerprints}
+        metadata = {
+            "digest": self.digest,
+            "extra": dict(extra),
+            "fingerprints": {name: fingerprints(tree) for name, tree in trees.items()},
+        }
         # A number that is taken here is a damaged checkpoint: every complete one is older.
         path, options = self.directory / str(step), {"overwrite": True, "custom_metadata": metadata}
 
@@ -134,7 +143,7 @@ class Checkpoints:
                 self.pin(step)
             self._prune()
 
-        with self._cleaned_up(step, latest), _context():
+        with self._cleaned_up(step, latest), context():
             response = ocp.save_checkpointables_async(path, dict(trees), **options)
         self._unfinished = finish
         if not self.background:
@@ -187,26 +196,26 @@ class Checkpoints:
             shape or dtype; a leaf without sharding.
           CheckpointError: the files are damaged.
         """
-        path = _find(self.directory, step)
+        path = find(self.directory, step)
         self._check_digest(path)
-        info = _info(path)
+        info = info_of(path)
         unknown = sorted(like.keys() - info["item_handlers"].keys())
         if unknown:
-            raise ValueError(f"{path} holds no tree named {', '.join(unknown)}; it holds {_names(info)}")
+            raise ValueError(f"{path} holds no tree named {', '.join(unknown)}; it holds {names_of(info)}")
         wanted = {name: _abstract(tree, name) for name, tree in like.items()}
-        saved = {name: _saved_shapes(path, name) for name in like}
+        saved = {name: saved_shapes(path, name) for name in like}
         change = _change_of_form(saved, wanted)
         abstract = _other_form(wanted, change) if change else wanted
         _check_fit(path, saved, abstract)
         # Orbax takes an empty request for a request of everything.
-        trees = _load(path, info, abstract) if abstract else {}
+        trees = load(path, info, abstract) if abstract else {}
         if change:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
             trees = jax.jit(change, out_shardings=shardings, donate_argnums=0)(trees)
         return trees, info["custom_metadata"]["extra"]
 
     def _check_digest(self, path: Path) -> None:
-        digest = _info(path)["custom_metadata"]["digest"]
+        digest = info_of(path)["custom_metadata"]["digest"]
         if digest != self.digest:
             raise ValueError(
                 f"{path} was saved by a run whose config has digest {digest}, this run's has {self.digest}; "
@@ -214,7 +223,7 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
-        steps = _steps(self.directory)
+        steps = steps_of(self.directory)
         kept = {*steps[-self.keep :], self.pinned()}
         for step in steps:
             if step not in kept and jax.process_index() == 0:
@@ -245,11 +254,11 @@ def restore_params(directory: Path, name: str, step: int | None = None, mesh: Me
       ValueError: no tree of that name, or one without `params`.
       CheckpointError: the files are damaged.
     """
-    path = _find(directory.absolute(), step)
-    info = _info(path)
-    saved = _saved_shapes(path, name) if name in info["item_handlers"] else {}
+    path = find(directory.absolute(), step)
+    info = info_of(path)
+    saved = saved_shapes(path, name) if name in info["item_handlers"] else {}
     if "params" not in saved:
-        raise ValueError(f"{path} holds no training state named {name!r}; it holds {_names(info)}")
+        raise ValueError(f"{path} holds no training state named {name!r}; it holds {names_of(info)}")
     params = saved["params"]
     if mesh is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), params)
@@ -260,99 +269,14 @@ def restore_params(directory: Path, name: str, step: int | None = None, mesh: Me
         params,
         shardings,
     )
-    return _load(path, info, {name: {"params": abstract}})[name]["params"]
-
-
-def _context() -> ocp.Context:
-    context = ocp.Context()
-    context.array.saving.use_compression = False
-    # Reads the requested leaves only; `restore` has made sure by then that it requests every one.
-    context.pytree.loading.partial_load = True
-    return context
-
-
-def _load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[str, Tree]:
-    with _context(), _readable(path):
-        trees = ocp.load_checkpointables(path, abstract)
-    saved = info["custom_metadata"].get("fingerprints", {})
-    with _readable(path):
-        for name in trees.keys() & saved.keys():
-            for leaf, found in _fingerprints(trees[name]).items():
-                if found != saved[name][leaf]:
-                    raise ValueError(f"the numbers of {name}/{leaf} are not those that were saved")
-    return trees
-
-
-def _fingerprints(tree: Tree) -> dict[str, int]:
-    """A number for each leaf that changes with any of its bits, the same on every mesh."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    numbers = jax.device_get([settle(_fingerprint(leaf)) for leaf in leaves])
-    return {_join(path): int(number) for path, number in zip(paths, numbers, strict=True)}
-
-
-@jax.jit
-def _fingerprint(x: jax.Array) -> jax.Array:
-    """Sum over all numbers of a hash of their bits and place, modulo 2^32."""
-    mixed = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    for axis, prime in zip(range(x.ndim), (2654435761, 2246822519, 3266489917, 668265263), strict=False):
-        mixed += jnp.uint32(prime) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # The finalizer of MurmurHash3, without which flipped signs would cancel.
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def _saved_shapes(path: Path, name: str) -> Tree:
-    with _readable(path):
-        return ocp.metadata(path, name).metadata
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        others = [str(step) for step in _steps(path.parent) if str(step) != path.name]
-        raise CheckpointError(
-            f"could not read {path}; if its files are damaged, delete it to resume from another step "
-            f"(there are: {', '.join(others) or 'none'}). Cause: {error.__cause__ or error}"
-        ) from error
-
-
-def _info(path: Path) -> dict[str, Any] | None:
-    """What Orbax and `save` noted about a checkpoint as a whole; None if `path` holds no whole one."""
-    # Orbax's own function reads the shapes of all trees first, which takes a second where this takes none.
-    try:
-        info = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-    except (OSError, ValueError):
-        return None
-    return info if "digest" in (info.get("custom_metadata") or {}) else None
-
-
-def _names(info: dict[str, Any]) -> str:
-    return ", ".join(sorted(info["item_handlers"]))
-
-
-def _steps(directory: Path) -> list[int]:
-    names = [path.name for path in directory.glob("*") if path.name.isdecimal()]
-    return sorted(int(name) for name in names if _info(directory / name))
-
-
-def _find(directory: Path, step: int | None) -> Path:
-    steps = _steps(directory)
-    if not steps or step not in (None, *steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise FileNotFoundError(
-            f"no complete {wanted} in {directory}; steps there: {', '.join(map(str, steps)) or 'none'}"
-        )
-    return directory / str(steps[-1] if step is None else step)
+    return load(path, info, {name: {"params": abstract}})[name]["params"]
 
 
 def _abstract(tree: Tree, name: str) -> Tree:
     def leaf(path, value):
         if value.sharding is None:
             raise ValueError(
-                f"{name}/{_join(path)} has no sharding to be restored into; "
+                f"{name}/{joined(path)} has no sharding to be restored into; "
                 "make it with jax.ShapeDtypeStruct(shape, dtype, sharding=...)"
             )
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
@@ -364,7 +288,7 @@ def _change_of_form(saved: Tree, wanted: Tree) -> Callable[[Tree], Tree] | None:
     """What turns the saved form of blocks, stacked or not, into the wanted one; None if they agree."""
 
     def stacked(tree: Tree) -> bool:
-        return any("/blocks/" in f"/{_join(path)}/" for path, _ in jax.tree_util.tree_leaves_with_path(tree))
+        return any("/blocks/" in f"/{joined(path)}/" for path, _ in jax.tree_util.tree_leaves_with_path(tree))
 
     if stacked(saved) == stacked(wanted):
         return None
@@ -386,13 +310,9 @@ def _other_form(wanted: Tree, change: Callable[[Tree], Tree]) -> Tree:
     )
 
 
-def _join(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, str]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield f"{name}/{_join(path)}", f"{tuple(leaf.shape)} {leaf.dtype}"
+        yield f"{name}/{joined(path)}", f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
 def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> None:
@@ -412,71 +332,3 @@ def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> N
             + (f"; and {more} more" if more > 0 else "")
             + ". Restore it with the config it was trained with"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What a checkpoint holds, without its numbers."""
-
-    path: Path
-    step: int
-    pinned: bool
-    digest: str
-    extra: dict[str, Any]
-    trees: dict[str, dict[str, jax.ShapeDtypeStruct]]
-    """By name, the shape and dtype of each leaf by its path."""
-
-    def bytes_of(self, tree: str, part: str = "") -> int:
-        """Bytes of a tree, or of its leaves whose path begins with `part`."""
-        leaves = self.trees[tree].items()
-        return sum(x.size * x.dtype.itemsize for path, x in leaves if path.startswith(part))
-
-
-def describe(directory: Path) -> list[Description]:
-    """The checkpoints below a directory (of a run, of a stage, or a checkpoint itself), oldest first in each stage.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    directory = directory.absolute()
-    paths = (
-        [directory]
-        if _info(directory)
-        else sorted(path.parent for path in directory.rglob("_CHECKPOINT_METADATA"))
-    )
-    paths = [path for path in paths if path.name.isdecimal() and _info(path)]
-    if not paths:
-        raise FileNotFoundError(
-            f"no complete checkpoint in {directory}; give a run directory or one inside it"
-        )
-    descriptions = []
-    for path in sorted(paths, key=lambda path: (path.parent, int(path.name))):
-        info, marker = _info(path), path.parent / "pinned"
-        trees = {
-            name: {
-                _join(leaf): jax.ShapeDtypeStruct(x.shape, x.dtype)
-                for leaf, x in jax.tree_util.tree_leaves_with_path(_saved_shapes(path, name))
-            }
-            for name in sorted(info["item_handlers"])
-        }
-        pinned = marker.exists() and marker.read_text() == path.name
-        custom = info["custom_metadata"]
-        descriptions.append(
-            Description(path, int(path.name), pinned, custom["digest"], custom["extra"], trees)
-        )
-    return descriptions
-
-
-def verify(description: Description) -> None:
-    """Read everything of a checkpoint and compare it with what was saved.
-
-    Raises:
-      CheckpointError: it is damaged.
-    """
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    for name in description.trees:
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            _saved_shapes(description.path, name),
-        )
-        _load(description.path, _info(description.path), {name: like})

@@ -1,5 +1,6 @@
 """An NLA without training: real activations of the tiny model, rules for AV and AR."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,6 +12,7 @@ from nla_jax.evaluation.baselines import ridge_from_words
 from nla_jax.evaluation.round_trip import EvaluationConfig, Moments
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.target import TargetLM
+from nla_jax.lm.transformer import stack_blocks
 
 LAYER = 2
 TOPICS = ("ships", "bread", "music", "stones", "horses", "letters", "gardens", "clocks", "rivers", "lamps")
@@ -63,7 +65,8 @@ def rows(target: TargetLM, documents: range, seed: int) -> ActivationDataset:
 @pytest.fixture(scope="session")
 def subject(tiny_lm) -> Subject:
     """The AV repeats the explainer's texts with one word wrong in every third; the ARs are ridge regressions."""
-    target = TargetLM(tiny_lm, tiny_lm.config, LAYER, batch_tokens=4096)
+    lm = dataclasses.replace(tiny_lm, params=stack_blocks(tiny_lm.params))
+    target = TargetLM(lm, lm.config, LAYER, batch_tokens=4096)
     training, held_out = rows(target, range(100), 0), rows(target, range(100, 116), 1)
 
     def write(activations_ND, *, temperature=0.0, seed=0, desc=None):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from nla_jax.lm.logits import logits
 from nla_jax.lm.transformer import Injection, Transformer
 
 LAYER = 2
+LENGTH = 64
 TEXTS = [
     "Return a list of the words in the string",
     "Parse one argument",
@@ -20,13 +23,17 @@ def target(tiny_lm):
     return TargetLM(tiny_lm, tiny_lm.config, LAYER, batch_tokens=256)
 
 
-def whole_forward(target, ids, **options):
-    return Transformer(target.config).apply({"params": target.lm.params}, jnp.array([ids]), **options)
+@functools.partial(jax.jit, static_argnames="config")
+def whole_forward(params, config, tokens_BT):
+    """The log-probs and captured activations of one text a row, in one plain pass."""
+    out = Transformer(config).apply({"params": params}, tokens_BT, capture=(LAYER,))
+    return jax.nn.log_softmax(logits(params, config, out.final_BTD)), out.resid[LAYER]
 
 
-def log_probs(target, ids, **options):
-    final_TD = whole_forward(target, ids, **options).final_BTD[0]
-    return jax.nn.log_softmax(logits(target.lm.params, target.config, final_TD))
+def seen(target, ids):
+    """Both for one text; all are padded behind to one length, which causal attention does not notice."""
+    padded = jnp.array([ids + [0] * (LENGTH - len(ids))])
+    return (found[0, : len(ids)] for found in whole_forward(target.lm.params, target.config, padded))
 
 
 def test_likelihoods_are_those_of_the_whole_text(target):
@@ -36,7 +43,7 @@ def test_likelihoods_are_those_of_the_whole_text(target):
         prompt = target.encode(text)
         for option, value, count in zip(row_options, row, counts, strict=True):
             answer = target.continuation(option)
-            log_p = log_probs(target, prompt + answer)
+            log_p, _ = seen(target, prompt + answer)
             own = sum(float(log_p[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
             assert value == pytest.approx(own, abs=2e-4) and count == len(answer)
 
@@ -51,8 +58,8 @@ def test_likelihood_needs_options(target):
 def test_activations_are_those_of_the_last_tokens(target):
     found = target.activations(TEXTS, last=2)
     for text, own in zip(TEXTS, found, strict=True):
-        resid = whole_forward(target, target.encode(text), capture=(LAYER,)).resid[LAYER]
-        np.testing.assert_allclose(own, resid[0, -2:], rtol=1e-4, atol=1e-5)
+        _, resid_TD = seen(target, target.encode(text))
+        np.testing.assert_allclose(own, resid_TD[-2:], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="fewer than the 99"):
         target.activations(TEXTS, last=99)
 
@@ -66,7 +73,9 @@ def test_divergence_of_an_exchanged_activation(target):
     for text, vector, value in zip(TEXTS, other, found[:, 1], strict=True):
         ids = target.encode(text)
         inject = Injection(jnp.array([vector]), slot=len(ids) - 1, layer=LAYER)
-        log_p, log_q = log_probs(target, ids)[-1], log_probs(target, ids, inject=inject)[-1]
+        out = Transformer(target.config).apply({"params": target.lm.params}, jnp.array([ids]), inject=inject)
+        log_q = jax.nn.log_softmax(logits(target.lm.params, target.config, out.final_BTD))[0, -1]
+        log_p = next(seen(target, ids))[-1]
         assert value == pytest.approx(float(jnp.sum(jnp.exp(log_p) * (log_p - log_q))), rel=1e-3)
         assert value > 0.01
 
@@ -76,7 +85,8 @@ def test_generation_is_greedy_and_goes_on_where_each_prompt_ends(target):
     for text, written in zip(TEXTS, found, strict=True):
         ids = target.encode(text)
         for _ in range(5):
-            ids.append(int(log_probs(target, ids)[-1].argmax()))
+            log_p, _ = seen(target, ids)
+            ids.append(int(log_p[-1].argmax()))
             if ids[-1] == target.tokenizer.eos_token_id:
                 break
         new = ids[len(target.encode(text)) :]

@@ -21,8 +21,8 @@ from nla_jax.planning.report import render
 from nla_jax.planning.steps import LENGTHS, STEPS
 from nla_jax.mesh import MeshConfig
 
-topology, sizes, steps, blocks = json.loads(sys.argv[1])
-lm = LMConfig("llama", 640, 128, 4, 8, 4, 16, 256, tie_embeddings=False)
+topology, sizes, steps, blocks, depth = json.loads(sys.argv[1])
+lm = LMConfig("llama", 640, 128, depth, 8, 4, 16, 256, tie_embeddings=False)
 model = ModelConfig(layer=1, dtype="bfloat16", attention_dtype="bfloat16", attention="splash", remat=True)
 config = ExperimentConfig("x", model=model, max_explanation_tokens=24, mesh=MeshConfig(*sizes))
 config = dataclasses.replace(config, rl=dataclasses.replace(config.rl, activations=16))
@@ -51,9 +51,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def plan(topology, sizes, steps=(), blocks=()):
+def plan(topology, sizes, steps=(), blocks=(), depth=2):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra `parity`")
-    arguments = json.dumps([topology, sizes, steps, blocks])
+    arguments = json.dumps([topology, sizes, steps, blocks, depth])
     command = [sys.executable, "-c", PROGRAM, arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -109,8 +109,8 @@ def test_other_slices_compile(topology):
 
 
 def test_costs_follow_from_two_depths():
-    whole = plan("v5e:1x1", (1, 1, 1), ("prefill",))["steps"]["prefill"]
-    line = plan("v5e:1x1", (1, 1, 1), ("prefill",), (1, 2))["steps"]["prefill"]
+    whole = plan("v5e:1x1", (1, 1, 1), ("prefill",), depth=4)["steps"]["prefill"]
+    line = plan("v5e:1x1", (1, 1, 1), ("prefill",), (1, 2), depth=4)["steps"]["prefill"]
     assert line["flops"] == pytest.approx(whole["flops"])
     assert line["held"] == whole["held"]
     assert line["memory_traffic"] == pytest.approx(whole["memory_traffic"], rel=0.2)

@@ -21,14 +21,8 @@ import tensorstore
 import nla_jax
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.mesh import MeshConfig, make_mesh, tree_shardings
-from nla_jax.training.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    _fingerprint,
-    describe,
-    restore_params,
-    verify,
-)
+from nla_jax.training.checkpoint import Checkpoints, restore_params
+from nla_jax.training.checkpoint_files import CheckpointError, _fingerprint, describe, verify
 from nla_jax.training.state import TrainState
 
 WIDTH = 64
