@@ -101,42 +101,43 @@ def tree_shardings(tree: Any, mesh: AnyMesh, *, gathered: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Place host arrays with their rows split over the data and fsdp axes.
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices, in order.
 
     Args:
-      batch: arrays of all rows; each process of a run holds the same.
-      mesh: of the run.
+      count: rows of the batch.
+      mesh: its data and fsdp axes split them.
 
     Raises:
       ValueError: rows that the two axes do not divide.
     """
-    return jax.tree.map(lambda array: _place(array, len(array), mesh, jax.device_put), batch)
-
-
-def shard_own_rows(batch: Any, count: int, mesh: Mesh) -> Any:
-    """As `shard_batch`, from the rows of `own_rows(count, mesh)` alone, which differ from process to process."""
-
-    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, array, (count, *array.shape[1:]))
-
-    return jax.tree.map(lambda array: _place(array, count, mesh, put), batch)
-
-
-def _place(array: np.ndarray, count: int, mesh: Mesh, put: Callable) -> jax.Array:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if count % ways:
         raise ValueError(
             f"a batch of {count} rows does not divide over data * fsdp = {ways} devices; use a multiple of {ways}"
         )
-    return put(array, NamedSharding(mesh, BATCH))
-
-
-def own_rows(count: int, mesh: Mesh) -> np.ndarray:
-    """Which rows of a batch lie on this process's devices, in order."""
     indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((count,)).values()
     spans = sorted({rows.indices(count)[:2] for (rows,) in indices})
     return np.concatenate([np.arange(*span) for span in spans])
+
+
+def shard_own_rows(batch: Any, count: int, mesh: Mesh) -> Any:
+    """Place host arrays of the rows `own_rows(count, mesh)` of a batch, which differ from process to process."""
+    sharding = NamedSharding(mesh, BATCH)
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (count, *array.shape[1:]))
+
+    return jax.tree.map(place, batch)
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Place host arrays of all rows, which every process holds: each places its own."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        return shard_own_rows(array[own_rows(len(array), mesh)], len(array), mesh)
+
+    return jax.tree.map(place, batch)
 
 
 def own_part(batch: Any) -> Any:

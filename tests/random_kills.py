@@ -1,6 +1,6 @@
 """Kill a run at random moments, half of them while it saves, and compare what it ends with to a run left alone.
 
-`python tests/random_kills.py OUT --kills 30` takes about a quarter of an hour; pytest runs four chosen kills.
+`python tests/random_kills.py OUT --kills 30` takes half an hour on two cores; pytest runs four chosen kills.
 """
 
 import argparse
@@ -17,10 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from processes import ROOT, command, environment, finish
-from test_end_to_end import STAGES, read_metrics, write_corpus
+from test_end_to_end import read_metrics, write_corpus
 from tiny_model import write_tiny_model
 
 from nla_jax.training.checkpoint_files import Description, describe, verify
+
+SHORT_TEXTS = (
+    *("--explainer.ending-words", "1", "--explainer.next-words", "1", "--explainer.topic-words", "0"),
+    *("--max-explanation-tokens", "32", "--av-sft.optimizer.learning-rate", "1e-2"),
+)
+"""The tiny model learns to end its answers then, so that rewards differ and joint training has something to lose."""
 
 
 def main() -> None:
@@ -31,23 +37,33 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     model, corpus = write_tiny_model(out / "model"), write_corpus(out / "texts.jsonl")
-    longer = [word for stage in STAGES for word in (f"--{stage.replace('_', '-')}.loop.steps", "200")]
-    first = first_save(command("train_nla.py", model, corpus, out / "alone", *longer), out / "alone")
-    print(f"the first save comes after {first:.0f} s", flush=True)
+    rounds = 10 * args.kills
+    lengths = {"--av-sft.loop.steps": 60, "--ar-sft.loop.steps": 60, "--rl.loop.steps": rounds}
+    more = (*SHORT_TEXTS, *(str(word) for pair in lengths.items() for word in pair))
+    first = first_save(command("train_nla.py", model, corpus, out / "alone", *more), out / "alone")
+    alone = read_metrics(out / "alone")
+    rows = [alone["rl", step] for step in range(1, rounds + 1)]
+    varied = sum(row["reward_std"] > 0 for row in rows)
+    failed = sum(row["failed_fraction"] for row in rows) / rounds
+    print(
+        f"the first save comes after {first:.0f} s; rewards differ within groups in {varied} of {rounds} rounds, "
+        f"{failed:.0%} of the answers fail",
+        flush=True,
+    )
     run_dir, rng = out / "killed", random.Random(args.seed)
-    arguments = command("train_nla.py", model, corpus, run_dir, *longer)
+    arguments = command("train_nla.py", model, corpus, run_dir, *more)
     saving = checked = 0
     for number in range(args.kills):
-        was_saving = kill(arguments, run_dir, first * rng.uniform(0.4, 1.1), in_save=number % 2 == 1)
+        # One in six dies before its first save. The others come eight steps further on the average.
+        steps, pause = (0, rng.uniform(0, first)) if number % 6 == 0 else (rng.randrange(16), rng.random())
+        was_saving = kill(arguments, run_dir, steps, pause, in_save=number % 2 == 1)
         saving += was_saving
         for description in complete(run_dir):
             verify(description)
             checked += 1
-        print(
-            f"kill {number + 1}: {'in a save' if was_saving else 'between'}, {progress(run_dir)}", flush=True
-        )
+        print(f"kill {number + 1}: {'in a save' if was_saving else 'between'}, {latest(run_dir)}", flush=True)
     finish(arguments)
-    same = read_metrics(run_dir) == read_metrics(out / "alone")
+    same = read_metrics(run_dir) == alone
     print(
         f"{args.kills} kills, {saving} in saves; {checked} checkpoints read, none damaged; same metrics: {same}"
     )
@@ -72,9 +88,13 @@ def first_save(arguments: list[str], run_dir: Path) -> float:
     return first
 
 
-def kill(arguments: list[str], run_dir: Path, after: float, *, in_save: bool) -> bool:
-    """Start the run and kill it `after` so many seconds, or in the first save from then on; whether it was saving."""
-    started, process = time.time(), start(arguments)
+def kill(arguments: list[str], run_dir: Path, steps: int, pause: float, *, in_save: bool) -> bool:
+    """Start the run; kill it so many saved steps and seconds later, or in the first save from then on.
+
+    Returns whether it was saving.
+    """
+    before, started, process = sum(latest(run_dir).values()), time.time(), start(arguments)
+    reached = started if steps == 0 else None
 
     def is_saving() -> bool:
         # What an earlier kill left behind is older.
@@ -86,9 +106,11 @@ def kill(arguments: list[str], run_dir: Path, after: float, *, in_save: bool) ->
         except FileNotFoundError:
             return False
 
-    while time.time() - started < after or (in_save and not is_saving()):
+    while reached is None or time.time() - reached < pause or (in_save and not is_saving()):
         if process.poll() is not None:
             raise SystemExit("the run ended before all kills; give it more steps or fewer kills")
+        if reached is None and sum(latest(run_dir).values()) - before >= steps:
+            reached = time.time()
         time.sleep(0.001)
     found = is_saving()
     process.send_signal(signal.SIGKILL)
@@ -103,11 +125,12 @@ def complete(run_dir: Path) -> list[Description]:
         return []
 
 
-def progress(run_dir: Path) -> str:
-    return ", ".join(
-        f"{path.name} {max((int(p.name) for p in path.iterdir() if p.name.isdecimal()), default=0)}"
+def latest(run_dir: Path) -> dict[str, int]:
+    """The last saved step of each stage."""
+    return {
+        path.name: max((int(p.name) for p in path.iterdir() if p.name.isdecimal()), default=0)
         for path in sorted((run_dir / "checkpoints").glob("*"))
-    )
+    }
 
 
 if __name__ == "__main__":

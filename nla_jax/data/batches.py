@@ -1,10 +1,10 @@
 """Rows to batches: tokenized once, then shuffled and batched by Grain, whose iterators checkpoint their place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.prompts import (
@@ -45,34 +45,31 @@ def reconstructor_rows(
     }
 
 
-class _RowSource:
-    """Random access to rows, as Grain wants it."""
-
-    def __init__(self, rows: Rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(next(iter(self.rows.values())))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index] for name, column in self.rows.items()}
-
-
-def training_batches(rows: Rows, batch_size: int, seed: int) -> grain.DatasetIterator:
+def training_batches(
+    rows: Rows, batch_size: int, seed: int, own: Int[np.ndarray, "B"] | None = None
+) -> grain.DatasetIterator:
     """Endless shuffled batches, a new order each epoch; `get_state` and `set_state` keep and restore the place.
+
+    Args:
+      rows: to draw from.
+      batch_size: rows of a batch.
+      seed: of the order, which depends on nothing else.
+      own: which rows of every batch are made up (`mesh.own_rows`); all by default.
 
     Raises:
       ValueError: fewer rows than one batch.
     """
-    source = _RowSource(rows)
-    if len(source) < batch_size:
+    total = len(next(iter(rows.values())))
+    if total < batch_size:
         raise ValueError(
-            f"{len(source)} rows do not fill a batch of {batch_size}; "
+            f"{total} rows do not fill a batch of {batch_size}; "
             "use more documents or positions, or a smaller batch"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+    own = np.arange(batch_size) if own is None else own
+    order = grain.MapDataset.range(total).seed(seed).shuffle().repeat().batch(batch_size)
+    batches = order.map(lambda index_B: {name: column[index_B[own]] for name, column in rows.items()})
     # The rows are in memory: reader threads would only compete with the model for cores.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def evaluation_batches(rows: Rows, batch_size: int) -> list[tuple[dict[str, np.ndarray], int]]:

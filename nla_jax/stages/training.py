@@ -14,7 +14,7 @@ from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.evaluation import text as of_text
 from nla_jax.evaluation.subject import shuffled
 from nla_jax.lm.packing import token_budget
-from nla_jax.mesh import jit_sharing, shard_batch
+from nla_jax.mesh import jit_sharing, own_rows, shard_batch, shard_own_rows
 from nla_jax.run import Run, key_for
 from nla_jax.stages.data import write_rows
 from nla_jax.training.guards import judge_drop
@@ -71,7 +71,7 @@ def av_sft(run: Run) -> None:
         "av",
         lambda: run.initial_state("av", optimizer),
         lambda state, batch, tokens: step(
-            state, shard_batch(VerbalizerBatch(**batch), run.mesh), run.bases.get("av"), tokens=tokens
+            state, VerbalizerBatch(**batch), run.bases.get("av"), tokens=tokens
         ),
         codec.max_explanation_tokens,
         functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
@@ -127,7 +127,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         "ar",
         lambda: run.initial_state("ar", optimizer),
         lambda state, batch, tokens: step(
-            state, shard_batch(ReconstructorBatch(**batch), run.mesh), run.bases.get("ar"), tokens=tokens
+            state, ReconstructorBatch(**batch), run.bases.get("ar"), tokens=tokens
         ),
         codec.max_reconstructor_tokens,
         functools.partial(codec.reconstructor.forward_flops, config.batch_size),
@@ -184,11 +184,13 @@ def _supervised(
     stopwatch = Stopwatch(run.config.model.dtype)
 
     def one_step(states, batch, index):
-        lap, lengths_B = stopwatch.lap(), batch["lengths_B"]
-        # Where rows are split over devices, they are not packed, and padding stays.
-        buckets = config.length_buckets if run.mesh.size == 1 else 1
-        pieces = {"micro_batches": config.micro_batches, "buckets": buckets}
-        state, metrics = step(states[model], batch, token_budget(lengths_B, max_length, **pieces))
+        lap, lengths_B, tokens = stopwatch.lap(), batch["lengths_B"], None
+        if run.mesh.size == 1:
+            # Where rows are split over devices, they are not packed, and padding stays.
+            pieces = {"micro_batches": config.micro_batches, "buckets": config.length_buckets}
+            tokens = token_budget(lengths_B, max_length, **pieces)
+        placed = shard_own_rows(batch, config.batch_size, run.mesh)
+        state, metrics = step(states[model], placed, tokens)
         lap.until("update", metrics["loss"])
 
         def metrics_to_come():
@@ -203,7 +205,7 @@ def _supervised(
         config.loop,
         initial=first_states,
         step=one_step,
-        batches=training_batches(rows, config.batch_size, seed),
+        batches=training_batches(rows, config.batch_size, seed, own_rows(config.batch_size, run.mesh)),
         evaluate=evaluate,
         checkpoints=run.checkpoints(stage),
         log=run.log,
@@ -281,7 +283,7 @@ def rl(run: Run) -> None:
             key_for(seed, "rollouts"),
             run.bases,
         ),
-        batches=training_batches(rows, config.activations, seed),
+        batches=training_batches(rows, config.activations, seed, own_rows(config.activations, run.mesh)),
         evaluate=evaluate,
         checkpoints=run.checkpoints("rl"),
         log=run.log,

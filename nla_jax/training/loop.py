@@ -29,7 +29,9 @@ States = dict[str, TrainState]
 Metrics = Callable[[], dict[str, float]]
 """The metrics of a step that was dispatched: they are waited for when they are asked for."""
 Step = Callable[[States, dict[str, np.ndarray], int], tuple[States, Metrics]]
-"""(states, batch, index of the step from 0) -> (states, metrics to come); donates the states."""
+"""(states, batch, index of the step from 0) -> (states, metrics to come); donates the states.
+
+A batch is made of the rows that lie on this process's devices."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,16 +27,7 @@ from nla_jax.data.batches import reconstructor_rows
 from nla_jax.lm.lora import Base, attach
 from nla_jax.lm.packing import token_budget
 from nla_jax.lm.sampling import Samples
-from nla_jax.mesh import (
-    BATCH,
-    jit_sharing,
-    own_part,
-    own_rows,
-    settle,
-    shard_batch,
-    shard_own_rows,
-    tree_shardings,
-)
+from nla_jax.mesh import BATCH, jit_sharing, own_part, settle, shard_own_rows, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, States, Step, scalars
@@ -217,7 +208,7 @@ def make_round(
 
     def run_round(states: States, batch: dict[str, np.ndarray], index: int):
         lap = stopwatch.lap()
-        activations_ND = shard_batch(batch["activations_BD"], mesh)
+        activations_ND = shard_own_rows(batch["activations_BD"], config.activations, mesh)
         samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), lap)
         reference_NGT, answer_tokens = None, budget(samples.lengths_B, T)
         if config.policy.kl == "k3":
@@ -225,8 +216,8 @@ def make_round(
             lap.until("reference", reference_NGT)
         jax.block_until_ready(samples)
         started = time.perf_counter()
-        own = own_rows(len(samples.lengths_B), mesh)
-        rows = codec.encode(batch["activations_BD"][own // G], codec.decode(*own_part(samples.answers)))
+        activations_BD = np.repeat(batch["activations_BD"], G, axis=0)
+        rows = codec.encode(activations_BD, codec.decode(*own_part(samples.answers)))
         ar_batch = ReconstructorBatch(**shard_own_rows(rows, len(samples.lengths_B), mesh))
         texts_seconds = time.perf_counter() - started
         prompt_tokens = budget(rows["lengths_B"], codec.max_reconstructor_tokens)

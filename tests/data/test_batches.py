@@ -18,6 +18,19 @@ def test_every_epoch_shows_every_row_once_in_a_new_order():
         np.testing.assert_array_equal(batch["y"], ROWS["y"][batch["x"]])
 
 
+def test_processes_make_up_their_own_rows_of_the_same_batches():
+    whole, first, second = (
+        training_batches(ROWS, 4, 3, own) for own in (None, np.arange(2), np.arange(2, 4))
+    )
+    for _ in range(6):
+        expected, parts = next(whole), [next(first), next(second)]
+        assert [len(part["x"]) for part in parts] == [2, 2]
+        for name, column in expected.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), column)
+    # A place is the same in all of them: a run may go on with another number of processes.
+    assert first.get_state() == second.get_state() == whole.get_state()
+
+
 def test_place_survives_json():
     batches = training_batches(ROWS, 3, seed=1)
     for _ in range(4):
