@@ -101,7 +101,7 @@ def build_verbalizer_prompt(
         chat template although `templates.chat`, or one that refuses or changes the message; no end token.
     """
     message = templates.verbalizer.replace(INJECTION_SLOT, _PLACEHOLDER)
-    text = _render(tokenizer, message) if templates.chat else f"{message}\n"
+    text = render_chat(tokenizer, message) if templates.chat else f"{message}\n"
     if text.count(_PLACEHOLDER) != 1:
         raise ValueError(
             f"the chat template repeats or drops the user message: it renders {message!r} as {text!r}; "
@@ -141,13 +141,17 @@ def build_verbalizer_prompt(
         marker=ids[slot],
         tail=tuple(ids[slot + 1 :]),
         closing=tuple(tokenizer.encode(templates.closing, add_special_tokens=False)),
-        end_token=_end_token(tokenizer, templates),
+        end_token=end_token(tokenizer, chat=templates.chat),
         marker_text=marker,
     )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None = None) -> str:
-    """A user message, with the generation prompt or an answer after it, as the chat template writes them."""
+def render_chat(tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None = None) -> str:
+    """A user message, with the generation prompt or an answer after it, as the chat template writes them.
+
+    Raises:
+      ValueError: no chat template, or one that refuses the message.
+    """
     if tokenizer.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template; use an instruction-tuned model's tokenizer, or for a base model "
@@ -173,13 +177,16 @@ def _render(tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None
         ) from error
 
 
-def _end_token(tokenizer: PreTrainedTokenizerBase, templates: PromptTemplates) -> int:
+def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
     """What the chat template writes after an answer if that is a special token, else the tokenizer's EOS.
 
     For some models (Gemma, Phi-3) the two differ: EOS ends a document, not a turn.
+
+    Raises:
+      ValueError: neither is there.
     """
     try:
-        text = _render(tokenizer, "?", answer=_PLACEHOLDER) if templates.chat else ""
+        text = render_chat(tokenizer, "?", answer=_PLACEHOLDER) if chat else ""
     except ValueError:  # a template need not render answers
         text = ""
     *_, after = text.partition(_PLACEHOLDER)

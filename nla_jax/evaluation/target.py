@@ -1,4 +1,4 @@
-"""What the target LM says about texts and activations: likelihoods, spliced activations, short generations.
+"""What the target LM says about texts and activations: likelihoods, spliced activations.
 
 Prompts and options are padded to a few lengths, so that few programs are compiled. Shape letters: N rows, G options
 a row, V variants of an activation, T time, D model.
@@ -6,7 +6,6 @@ a row, V variants of an activation, T time, D model.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +13,16 @@ import numpy as np
 from jaxtyping import Float
 
 from nla_jax.autoencoder.prompts import pad
+from nla_jax.data.explainers.local import LocalLM
 from nla_jax.data.extraction import forward
 from nla_jax.evaluation.round_trip import progress
-from nla_jax.lm.attention import PAD_POSITION
+from nla_jax.lm.buckets import by_lengths, positions
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits, token_statistics
 from nla_jax.lm.packing import first_kept, put, take
-from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.lm.weights import LanguageModel
 from nla_jax.mesh import to_host
-
-PROMPT_LENGTHS = (32, 64, 96, 128, 256, 512, 1024, 2048)
-OPTION_LENGTHS = (8, 16, 32, 64, 128, 256)
-"""Lengths that are compiled for; what is longer loses its beginning (prompts) or its end (options)."""
 
 
 class TargetLM:
@@ -44,11 +39,11 @@ class TargetLM:
         self._likelihood = jax.jit(self._likelihood_of, static_argnames="tokens")
         self._divergence = jax.jit(self._divergence_of)
         self._last = jax.jit(self._last_of)
-        self._write = jax.jit(self._write_after, static_argnames="max_tokens")
 
     @functools.cached_property
-    def _decoding(self) -> Any:
-        return jax.jit(functools.partial(for_decoding, config=self.config))(self.lm.params)
+    def writer(self) -> LocalLM:
+        """The same model as a writer of answers."""
+        return LocalLM(self.lm, self.config, batch_tokens=self.batch_tokens)
 
     def _rows(self, count: int, tokens: int) -> int:
         """Rows of a batch, when `count` rows are cut into as few batches as their tokens allow: a power of two."""
@@ -90,7 +85,7 @@ class TargetLM:
         G = counts[0]
         total, tokens = np.zeros((len(prompts), G)), np.zeros((len(prompts), G))
         longest = max(len(answer) for row in answers for answer in row)
-        groups = _buckets([len(ids) for ids in read], [longest] * len(read))
+        groups = by_lengths([len(ids) for ids in read], [longest] * len(read))
         with progress(desc, len(prompts), "row") as bar:
             for (prompt_length, option_length), rows in groups.items():
                 per_batch = self._rows(len(rows), prompt_length + G * (option_length + 1))
@@ -128,7 +123,7 @@ class TargetLM:
         return self.model.apply(
             {"params": params},
             (prompts_NT, later_BT),
-            (_positions(prompts_NT, prompt_lengths_N), _positions(later_BT, lengths_B, starts_B)),
+            (positions(prompts_NT, prompt_lengths_N), positions(later_BT, lengths_B, starts_B)),
             inject=inject,
             tokens=tokens,
         )
@@ -150,7 +145,7 @@ class TargetLM:
         read = [self.encode(context) for context in contexts]
         found, there = np.zeros((N, V)), np.zeros((N, D), np.float32)
         with progress(desc, N, "row") as bar:
-            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * N).items():
+            for (length, _), rows in by_lengths([len(ids) for ids in read], [1] * N).items():
                 per_batch = self._rows(len(rows), length + V + 1)
                 for start in range(0, len(rows), per_batch):
                     chosen = rows[start : start + per_batch]
@@ -177,11 +172,11 @@ class TargetLM:
         return jnp.sum(jnp.exp(log_p[:, :1]) * (log_p[:, :1] - log_p[:, 1:]), axis=-1), own
 
     def _last_activation(self, params, prompts_NT, lengths_N, last_N):
-        positions = _positions(prompts_NT, lengths_N), lengths_N[:, None]
+        at = positions(prompts_NT, lengths_N), lengths_N[:, None]
         out = self.model.apply(
             {"params": params},
             (prompts_NT, last_N[:, None]),
-            positions,
+            at,
             capture=(self.layer,),
             stop_after=self.layer,
         )
@@ -197,7 +192,7 @@ class TargetLM:
         if (shortest := min(map(len, read))) < last:
             raise ValueError(f"a text has {shortest} tokens, fewer than the {last} that are asked for")
         found = np.zeros((len(texts), last, self.config.d_model), np.float32)
-        for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
+        for (length, _), rows in by_lengths([len(ids) for ids in read], [1] * len(read)).items():
             per_batch = self._rows(len(rows), length)
             for start in range(0, len(rows), per_batch):
                 chosen = rows[start : start + per_batch]
@@ -210,60 +205,7 @@ class TargetLM:
     def _last_of(self, params, tokens_NT, at_NP):
         return forward(params, tokens_NT, at_NP, config=self.config, layer=self.layer, top=0)[0]
 
-    def generate(self, prompts: Sequence[str], max_tokens: int, *, desc: str | None = None) -> list[str]:
-        """What the model writes after each prompt, greedily, up to the end of its turn or `max_tokens`."""
-        read, texts = [self.encode(prompt) for prompt in prompts], [""] * len(prompts)
-        with progress(desc, len(prompts), "text") as bar:
-            for (length, _), rows in _buckets([len(ids) for ids in read], [1] * len(read)).items():
-                per_batch = min(64, self._rows(len(rows), length))
-                for start in range(0, len(rows), per_batch):
-                    chosen = rows[start : start + per_batch]
-                    filled = [chosen[min(i, len(chosen) - 1)] for i in range(per_batch)]
-                    before, lengths = pad([read[i][:-1][-length:] for i in filled], length)
-                    last = np.array([[read[i][-1]] for i in filled], np.int32)
-                    written = self._write(self._decoding, before, lengths, last, max_tokens=max_tokens)
-                    for i, tokens, n in zip(chosen, *to_host(written), strict=False):
-                        texts[i] = self.tokenizer.decode(tokens[:n], skip_special_tokens=True).strip()
-                    bar.update(len(chosen))
-        return texts
-
-    def _write_after(self, params, prompts_NT, lengths_N, last_N1, max_tokens):
-        out = self._after(params, prompts_NT, lengths_N, last_N1, jnp.ones(len(last_N1), jnp.int32))
-        end = self.tokenizer.eos_token_id
-        found = sample(
-            params,
-            self.config,
-            out.segments,
-            out.final_BTD[1][:, 0],
-            lengths_N + 1,
-            jax.random.key(0),
-            group=1,
-            max_tokens=max_tokens,
-            closing=(end,),
-            end_token=end,
-            temperature=0.0,
-        )
-        return found.tokens_BT, found.lengths_B
-
 
 def _rounded_up(tokens: int) -> int:
     """A budget for that many tokens; few of them, so that few programs are compiled."""
     return -(-tokens // 512) * 512
-
-
-def _positions(tokens_BT, lengths_B, starts_B=0):
-    steps_T = jnp.arange(tokens_BT.shape[1])
-    starts_B1 = jnp.broadcast_to(jnp.asarray(starts_B), lengths_B.shape)[:, None]
-    return jnp.where(steps_T < lengths_B[:, None], starts_B1 + steps_T, PAD_POSITION)
-
-
-def _buckets(prompts: Sequence[int], options: Sequence[int]) -> dict[tuple[int, int], list[int]]:
-    """Rows by the lengths that they are padded to."""
-
-    def up(length: int, lengths: Sequence[int]) -> int:
-        return next((one for one in lengths if one >= length), lengths[-1])
-
-    found: dict[tuple[int, int], list[int]] = {}
-    for row, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
-        found.setdefault((up(prompt, PROMPT_LENGTHS), up(option, OPTION_LENGTHS)), []).append(row)
-    return found

@@ -7,6 +7,7 @@ import numpy as np
 from nla_jax.evaluation import rewrites
 from nla_jax.evaluation import text as of_text
 from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.round_trip import progress
 from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table
 
@@ -100,20 +101,14 @@ def kept(before: Ratio, after: Ratio) -> Ratio | None:
 
 
 def _writer(subject: Subject, name: str) -> rewrites.Writer:
-    target, known = subject.target, {}
-    has_template = target.tokenizer.chat_template is not None
-
-    def prompt(request: str) -> str:
-        if not has_template:
-            return request + "\n"
-        chat = [{"role": "user", "content": request}]
-        return target.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    known: dict[str, str] = {}
 
     def write(requests: Sequence[str]) -> list[str]:
         fresh = [request for request in dict.fromkeys(requests) if request not in known]
-        if fresh:
-            answers = target.generate([prompt(request) for request in fresh], max_tokens=48, desc=name)
-            known.update(zip(fresh, answers, strict=True))
+        with progress(name, len(fresh), "text") as bar:
+            for request, answer in subject.target.writer(fresh, max_tokens=48):
+                known[request] = answer
+                bar.update()
         return [known[request] for request in requests]
 
     return write
