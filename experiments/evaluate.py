@@ -2,6 +2,7 @@
 
   evaluate.py RUN --suite all           a run's NLA, before and after joint training
   evaluate.py --av AV --ar AR --target LM --data DATA --out DIR [--judge AR] [--suite NAME ...]
+              [--chat-model PROVIDER:MODEL]
                                         models that come without a run, such as released checkpoints
 
 Suites: reconstruction controls prediction faithfulness degeneracy cost, all of them (all), and sanity.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from nla_jax.cli import main, use_compilation_cache, use_huge_pages
 from nla_jax.data.dataset import load_dataset
+from nla_jax.evaluation.round_trip import EvaluationConfig
 from nla_jax.evaluation.subject import reconstructor_of
 from nla_jax.interop.runs import CheckpointRun
 from nla_jax.stages.evaluation import evaluate_checkpoint
@@ -32,12 +34,13 @@ def without_run() -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="directory for what is written")
     parser.add_argument("--judge", help="an AR that never saw the AV's texts")
+    parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
     parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
     args = parser.parse_args()
     try:
         use_compilation_cache()
+        evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
         run = CheckpointRun(args.av, args.ar, args.target)
-        evaluation = dataclasses.replace(run.config.evaluation, suites=tuple(args.suite))
         run.config = dataclasses.replace(run.config, evaluation=evaluation)
         judge = reconstructor_of(CheckpointRun(args.av, args.judge, args.target)) if args.judge else None
         evaluate_checkpoint(run, load_dataset(args.data), args.out, judge=judge)

@@ -169,7 +169,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
     """Hash of the config fields that define a stage's result: its own and those of the stages before it.
 
     Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
-    scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched.
+    scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched;
+    and the chat model, which only some suites ask (`evaluation.suites`).
     """
     fields: dict[str, Any] = {}
     for name, own in STAGES.items():
@@ -187,6 +188,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
             del fields[stage]["loop"]["keep_checkpoints"], fields[stage]["length_buckets"]
     if "rl" in fields:
         del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
+    if "evaluation" in fields:
+        del fields["evaluation"]["chat_model"]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

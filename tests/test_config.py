@@ -5,6 +5,9 @@ import pytest
 
 from nla_jax.cli import join_processes, parse
 from nla_jax.config import ExperimentConfig, load_config, read_config, save_config, stage_digest
+from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.run import Run
+from nla_jax.stages.evaluation import evaluation_digest
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -28,6 +31,15 @@ def test_digest_follows_what_defines_a_stage():
     assert stage_digest(config, "ar_sft") != stage_digest(other_ar, "ar_sft")
     assert stage_digest(config, "rl") != stage_digest(other_ar, "rl")
     assert stage_digest(config, "extract") != stage_digest(dataclasses.replace(config, seed=1), "extract")
+
+
+def test_a_chat_model_defines_the_evaluation_but_not_every_suite(tmp_path):
+    plain, asking = (
+        ExperimentConfig("x"),
+        ExperimentConfig("x", evaluation=EvaluationConfig(chat_model="openai:m")),
+    )
+    assert stage_digest(plain, "evaluate") == stage_digest(asking, "evaluate")
+    assert evaluation_digest(Run(plain, tmp_path)) != evaluation_digest(Run(asking, tmp_path))
 
 
 def test_prompt_options_from_the_command_line():

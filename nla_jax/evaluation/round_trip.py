@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.batches import evaluation_batches
+from nla_jax.data.explainers.chat import split_name
 from nla_jax.lm.packing import token_budget
 from nla_jax.mesh import shard_batch, to_host
 from nla_jax.training.rl import TextCodec
@@ -41,6 +42,9 @@ class EvaluationConfig:
     """Explanations that are rewritten by rules."""
     generated_rows: int = 32
     """Explanations that the target LM rewrites; 0 leaves that out."""
+    chat_model: str = ""
+    """Answers the prediction tasks and checks claims as well: anthropic:MODEL, openai:MODEL or local:SOURCE; empty does
+    without. See data/explainers/chat.py."""
     dictionary: str | None = None
     """A sparse dictionary in safetensors, whose strongest features make a baseline's texts."""
     second_judge_steps: int = 0
@@ -48,6 +52,10 @@ class EvaluationConfig:
     bootstrap_samples: int = 2000
     examples: int = 20
     """Examples in the report."""
+
+    def __post_init__(self):
+        if self.chat_model:
+            split_name(self.chat_model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.explainers.chat import ChatModel
 from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.round_trip import EvaluationConfig, Moments
@@ -61,6 +62,8 @@ class Subject:
       seed: of every random choice.
       tokens_of: the last AV's sampled tokens for activations, where it has tokens.
       marker: the text of the injected token, which no explanation should hold.
+      chat: answers questions and checks claims beside the target LM; opened by `suites.measure` where the config names
+        one.
     """
 
     data: ActivationDataset
@@ -73,6 +76,7 @@ class Subject:
     seed: int = 0
     tokens_of: Callable[[np.ndarray], list[list[int]]] | None = None
     marker: str | None = None
+    chat: ChatModel | None = None
 
     def __post_init__(self):
         self._texts: dict[Any, list[str | None]] = {}

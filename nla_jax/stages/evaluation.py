@@ -93,7 +93,9 @@ def report(run: Run) -> None:
 
 def evaluation_digest(run: Run) -> str:
     """Identifies what evaluation.json was made from."""
-    return f"{_suite_digest(run)}-{'-'.join(suites.chosen(run.config.evaluation.suites))}"
+    config = run.config.evaluation
+    asked = (config.chat_model,) if config.chat_model else ()
+    return "-".join([_suite_digest(run), *suites.chosen(config.suites), *asked])
 
 
 def _suite_digest(run: Run) -> str:

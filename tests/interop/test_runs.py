@@ -129,6 +129,14 @@ def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_p
         evaluate_checkpoint(models, run.data("held_out"), out, judge=reconstructor_of(models))
 
 
+def test_a_malformed_chat_model_is_refused_before_anything_is_loaded(monkeypatch):
+    places = [part for name in ("av", "ar", "target", "data", "out") for part in (f"--{name}", "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *places, "--chat-model", "gpt"])
+    without_run = runpy.run_path(str(ROOT / "experiments" / "evaluate.py"))["without_run"]
+    with pytest.raises(SystemExit, match="error: the chat model 'gpt' is not PROVIDER:MODEL"):
+        without_run()
+
+
 def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):
     before = sorted(exported.rglob("*"))
     script = str(ROOT / "experiments" / "convert.py")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from nla_jax.data.explainers.chat import open_chat_model
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import write_ratios
 from nla_jax.mesh import wait_for_all
@@ -27,6 +28,8 @@ SUITES = {
 """Name -> what it is about."""
 ALL = tuple(name for name in SUITES if name != "sanity")
 """What `all` stands for: everything about the NLA. `sanity` is about the evaluation itself."""
+ASKING = ("prediction", "faithfulness")
+"""Suites that ask a chat model, where the config names one."""
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
@@ -48,7 +51,7 @@ def measure(subject: Subject, names: Sequence[str], directory: Path, digest: str
       subject: what is evaluated.
       names: of suites.
       directory: takes `SUITE.json` (tables) and `SUITE.parquet` (what each row adds to each figure).
-      digest: identifies what the figures depend on.
+      digest: identifies what the figures depend on, but for the chat model.
 
     Returns:
       name -> {"digest", "seconds", "tables"} of all suites that are there.
@@ -56,9 +59,13 @@ def measure(subject: Subject, names: Sequence[str], directory: Path, digest: str
     Raises:
       ValueError: data without the columns that a suite reads.
       ModuleNotFoundError: a suite's packages are missing.
+      RuntimeError: a chat model that does not answer; what it has answered is kept.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in chosen(names) if name not in kept(directory, digest)]
+    chat_model = subject.config.chat_model
+    todo = [name for name in chosen(names) if name not in kept(directory, digest, chat_model)]
+    if chat_model and subject.chat is None and set(todo) & set(ASKING):
+        subject.chat = open_chat_model(chat_model, directory / "chat.sqlite")
     bar = tqdm(todo, desc="evaluate", unit="suite", dynamic_ncols=True, disable=jax.process_index() > 0)
     for name in bar:
         bar.set_postfix_str(name)
@@ -74,23 +81,28 @@ def measure(subject: Subject, names: Sequence[str], directory: Path, digest: str
         if jax.process_index() == 0:
             seconds, samples = time.perf_counter() - started, subject.config.bootstrap_samples
             result = {
-                "digest": digest,
+                "digest": digest_of(name, digest, chat_model),
                 "seconds": seconds,
                 "tables": [table.record(samples) for table in tables],
             }
             write_ratios(tables, directory / f"{name}.parquet")
             write_json(directory / f"{name}.json", result)
         wait_for_all(f"suite {name}")
-    return kept(directory, digest)
+    return kept(directory, digest, chat_model)
 
 
-def kept(directory: Path, digest: str) -> dict[str, Any]:
-    """The suites that were measured under a digest, in the order of `SUITES`."""
+def digest_of(name: str, digest: str, chat_model: str) -> str:
+    """Identifies what a suite's figures depend on."""
+    return f"{digest}-{chat_model}" if chat_model and name in ASKING else digest
+
+
+def kept(directory: Path, digest: str, chat_model: str = "") -> dict[str, Any]:
+    """The suites that were measured under a digest and with a chat model, in the order of `SUITES`."""
     found = {}
     for name in SUITES:
         path = directory / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
-            if result["digest"] == digest:
+            if result["digest"] == digest_of(name, digest, chat_model):
                 found[name] = result
     return found
