@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from nla_jax.evaluation.suites import (
     cost,
     degeneracy,
     faithfulness,
+    prediction,
     reconstruction,
     sanity,
 )
 from nla_jax.evaluation.tables import paired, read_ratios, row_key
 from nla_jax.evaluation.tasks import tasks
-from nla_jax.evaluation.text import words
+from nla_jax.evaluation.text import quotes, words
 
 
 def figure(table, row, name, **labels):
@@ -202,6 +204,116 @@ def test_leaving_out_a_true_claim_costs_more_than_a_false_one(subject):
     found = row.figures
     assert found["true"].estimate().value > found["false"].estimate().value
     assert found["AUROC"].value > 0.5
+
+
+class Reader:
+    """A chat model that believes what it is told: it chooses the option that begins with the next word in notes."""
+
+    name = "reader"
+
+    def __call__(self, prompts, *, max_tokens, desc=None):
+        return [self.answer(prompt) for prompt in prompts]
+
+    def answer(self, prompt):
+        if prompt.startswith("These notes"):
+            notes = prompt.split("\n")[1]
+            kinds = ("mood",) if too_hard(notes) else ("detail", "theme")
+            return json.dumps([{"kind": kind, "claim": quotes(notes)[0]} for kind in kinds])
+        if "Claims about it" in prompt:
+            text, claim = re.search(r"A text:\n(.*)\n\nClaims about it:\n1. (.*)", prompt).groups()
+            return json.dumps(["supported" if claim in text else "not stated"] * 2)
+        told, _, asked = prompt.rpartition("\n\n")
+        options = dict(re.findall(r"^([A-Z])\) (.*)$", asked, re.M))
+        if not told:
+            return "I do not know."
+        expected = re.search(r"Next (\S+),", told)
+        return next((a for a in options if expected and options[a].split()[0] == expected[1]), "A")
+
+
+def too_hard(notes):
+    return len(notes) % 4 == 0
+
+
+@pytest.fixture(scope="module")
+def asked(subject, tmp_path_factory):
+    """The suites that ask, of an AV that knows the next word, with a chat model beside the target."""
+    folder = tmp_path_factory.mktemp("asked")
+    config = dataclasses.replace(subject.config, chat_model="local:reader")
+    suites.measure(subject, ["cost"], folder, "digest")
+    reading = dataclasses.replace(subject, chat=Reader(), config=config)
+    return folder, reading, suites.measure(reading, ["prediction", "faithfulness"], folder, "digest")
+
+
+def tables_of(found, suite):
+    return {table["name"]: table["rows"] for table in found[suite]["tables"]}
+
+
+def test_a_chat_model_answers_every_task_beside_the_target(asked, everything):
+    _, _, found = asked
+    for name, rows in tables_of(found, "prediction").items():
+        plain = tables_of(everything[1], "prediction")[name]
+        by_target = [row for row in rows if not row["labels"]]
+        by_chat = [row for row in rows if row["labels"] == {"predictor": "reader"}]
+        assert [row["name"] for row in by_chat] == [row["name"] for row in plain]
+        assert [row["name"] for row in by_target] == [row["name"] for row in plain]
+        assert all(not row["labels"] for row in plain)
+        for row in by_chat:
+            # Without notes it names no letter, and that is wrong.
+            figures = row["figures"]
+            assert figures["guess"]["value"] == 0 and figures["no letter"]["value"] >= 0.25
+            assert figures["context"]["low"] <= figures["context"]["value"] <= figures["context"]["high"]
+    suffixes = {
+        row["name"]: row["figures"] for row in tables_of(found, "prediction")["suffixes"] if row["labels"]
+    }
+    (others,) = [figures for name, figures in suffixes.items() if "other documents" in name]
+    assert others["AV"]["low"] > others["AV, shuffled"]["value"]
+
+
+def test_a_chat_model_checks_the_claims_that_it_takes_out(asked, subject):
+    *_, found = asked
+    rows = {
+        (row["name"], row["labels"]["texts"]): row
+        for row in tables_of(found, "faithfulness")["claims_by_model"]
+    }
+    assert set(name for name, _ in rows) == {"all claims", "theme", "entity", "detail"}
+    texts = subject.data.explanations[: subject.config.prediction_rows]
+    unread = np.mean([too_hard(text) for text in texts])
+    row = rows["all claims", "explainer texts"]
+    assert row["group"] == "gold" and row["labels"]["checked by"] == "reader"
+    figures = {name: figure["value"] for name, figure in row["figures"].items()}
+    assert 0 < unread < 1 and figures["lists not read"] == unread
+    assert figures["a text"] == pytest.approx(2 * (1 - unread))
+    # Quotes stand in their own context, and less often in another.
+    assert figures["supported"] == 1 and figures["supported, another"] < 0.75
+    assert figures["supported, another"] + figures["not stated, another"] == pytest.approx(1)
+    assert rows["detail", "explainer texts"]["figures"]["a text"]["value"] == pytest.approx(1 - unread)
+    assert list(rows["entity", "explainer texts"]["figures"]) == ["a text"]
+
+
+def test_a_chat_model_that_says_nothing_fills_the_tables_all_the_same(subject):
+    mute = Reader()
+    mute.answer = lambda prompt: ""
+    table = faithfulness.claims_by_model(dataclasses.replace(subject, chat=mute), {"AV": subject.texts()})
+    assert figure(table, "all claims", "lists not read").value > 0.8
+    assert figure(table, "all claims", "a text").value == 0
+
+
+def test_another_chat_model_asks_again_and_leaves_other_suites_alone(asked, monkeypatch):
+    folder, reading, _ = asked
+    assert list(suites.kept(folder, "digest", "local:reader")) == ["prediction", "faithfulness", "cost"]
+    assert list(suites.kept(folder, "digest", "local:other")) == ["cost"]
+    assert list(suites.kept(folder, "digest")) == ["cost"]
+    # Nothing is opened where nothing is asked.
+    monkeypatch.setattr(suites, "open_chat_model", lambda *_: pytest.fail("opened"))
+    closed = dataclasses.replace(reading, chat=None)
+    assert suites.measure(closed, ["prediction", "cost"], folder, "digest") == suites.kept(
+        folder, "digest", "local:reader"
+    )
+    opened = []
+    monkeypatch.setattr(suites, "open_chat_model", lambda *given: opened.append(given) or Reader())
+    monkeypatch.setattr(prediction, "measure", lambda subject: [])
+    suites.measure(closed, ["prediction"], folder, "new")
+    assert opened == [("local:reader", folder / "chat.sqlite")]
 
 
 def test_planted_texts_never_repeat_and_end_alike():

@@ -6,12 +6,14 @@ expects there and what did come.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from nla_jax.autoencoder import metrics
+from nla_jax.evaluation import chat
 from nla_jax.evaluation import text as of_text
 from nla_jax.evaluation.estimates import Estimate, Ratio, bootstrap
 from nla_jax.evaluation.subject import Subject, Texts, shuffled
@@ -48,7 +50,8 @@ def measure(subject: Subject) -> list[Table]:
         sources["explainer texts"] = subject.data.explanations
     checked = {name: check(subject, texts) for name, texts in sources.items()}
     main = checked[f"AV {subject.main}"]
-    return [claims(subject, checked), left_out(subject, main), recurrence(subject)]
+    tables = [claims(subject, checked), left_out(subject, main), recurrence(subject)]
+    return tables if subject.chat is None else [*tables, claims_by_model(subject, sources)]
 
 
 def evidence(subject: Subject) -> tuple[list[str], list[str]]:
@@ -108,8 +111,7 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
             if len({doc for _, doc in judged}) > 1:
                 hits, of_judged = zip(*judged, strict=True)
                 figures["made likelier"] = Ratio.mean([hit > 0 for hit in hits], of_judged)
-            group = "gold" if name == "explainer texts" else "nla"
-            rows.append(Row(f"{kind}: {meaning}", figures, group, {"texts": name}))
+            rows.append(Row(f"{kind}: {meaning}", figures, _group(name), {"texts": name}))
     return Table(
         "claims",
         "What explanations claim, and how much of it is true",
@@ -144,6 +146,46 @@ def entailed(subject: Subject, found: Sequence[Checked]) -> dict[int, float]:
     score = {(row, i): nats_NG[row, at] for row in rows for at, i in enumerate(asked[row])}
     chosen = [i for i, checked in enumerate(found) if checked.row in asked]
     return {i: score[found[i].row, i] - score[partner[found[i].row], i] for i in chosen}
+
+
+def claims_by_model(subject: Subject, sources: Mapping[str, Texts]) -> Table:
+    """The same with the chat model taking the claims out and checking them, on the first rows."""
+    count = min(subject.config.prediction_rows, len(subject.data))
+    docs, contexts, rows = subject.data.doc_ids[:count], subject.data.contexts[:count], []
+    for name, texts in sources.items() if len(set(docs)) > 1 else ():
+        elsewhere = shuffled(contexts, docs, subject.seed)
+        listed = chat.claims(subject.chat, texts[:count], desc=f"claims of {name}")
+        found = [claimed or [] for claimed in listed]
+        own, other = (
+            list(chain(*chat.verdicts(subject.chat, found, where, desc=f"claims of {name}")))
+            for where in (contexts, elsewhere)
+        )
+        at = [(row, kind) for row, claimed in enumerate(found) for kind, _ in claimed]
+        for chosen_kind in (None, *chat.KINDS):
+            chosen = [i for i, (_, kind) in enumerate(at) if chosen_kind in (None, kind)]
+            of, counts = [docs[at[i][0]] for i in chosen], Counter(at[i][0] for i in chosen)
+            figures = {"a text": Ratio.mean([counts[row] for row in range(count)], docs)}
+            if chosen_kind is None:
+                figures["lists not read"] = Ratio.mean([claimed is None for claimed in listed], docs)
+            if len(set(of)) > 1:
+                for verdict in (*chat.VERDICTS, None):
+                    label = verdict or "checks not read"
+                    figures[label] = Ratio.mean([own[i] == verdict for i in chosen], of)
+                    figures[f"{label}, another"] = Ratio.mean([other[i] == verdict for i in chosen], of)
+            labels = {"texts": name, "checked by": subject.chat.name}
+            rows.append(Row(chosen_kind or "all claims", figures, _group(name), labels))
+    return Table(
+        "claims_by_model",
+        "The same, taken out and checked by a chat model",
+        "Claims a text, and what the chat model says of them before the context, and before another document's "
+        "(another): what is supported there is true of anything. Not read: answers that were no JSON list of what was "
+        "asked for. A text whose list was not read has no claims; a check that was not read is no verdict.",
+        rows,
+    )
+
+
+def _group(source: str) -> str:
+    return "gold" if source == "explainer texts" else "nla"
 
 
 def left_out(subject: Subject, found: Sequence[Checked]) -> Table:

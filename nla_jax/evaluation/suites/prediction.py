@@ -1,8 +1,8 @@
 """Prediction tasks: can somebody who reads only the explanation answer questions about the text?
 
-The predictor is the target LM by the likelihood of each answer, less the answer's likelihood without any notes, or
-whatever scores answers through the same function. Beside each figure stand chance, a guess from the answers alone,
-notes about another text, the whole context, and a linear probe on the activation.
+The predictor is the target LM by the likelihood of each answer, less the answer's likelihood without any notes, and
+where there is one a chat model by the letter that it names. Beside each figure stand chance, a guess from the answers
+alone, notes about another text, the whole context, and a linear probe on the activation.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.explainers.predictive import PredictiveConfig, PredictiveExplainer
+from nla_jax.evaluation.chat import choices
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Subject, shuffled
 from nla_jax.evaluation.tables import Row, Table
@@ -81,12 +82,17 @@ def suffixes(subject: Subject) -> Table:
         right = {name: score[:, 0] > score[:, 1:].max(axis=1) for name, score in figures.items()}
         ratios = {name: Ratio.mean(hit, docs) for name, hit in right.items()}
         ratios["chance"] = Ratio.mean(np.full(len(docs), 1 / CHOICES), docs)
-        table.append(Row(f"suffix among {CHOICES}, from {origin}", ratios, ids=ids))
+        name = f"suffix among {CHOICES}, from {origin}"
+        table.append(Row(name, ratios, ids=ids))
+        truth_N = np.zeros(len(docs), int)
+        table += _asked(
+            subject, name, written, contexts, "How does the text go on?", spans, truth_N, docs, ids
+        )
     return Table(
         "suffixes",
         "Which continuation follows?",
         f"Accuracy of choosing the true next {OPTION_WORDS} words. Distractors from other documents can be told "
-        "by topic; those of the same document cannot, so the topic label must stay near chance there.",
+        f"by topic; those of the same document cannot, so the topic label must stay near chance there.{_by(subject)}",
         table,
     )
 
@@ -146,7 +152,7 @@ def questions(subject: Subject) -> Table:
         if task.behavior:
             labels = _behavior(subject, contexts, labels)
         # The first half is asked about, the probe learns from the second.
-        rows.append(_ask(subject, task, contexts[:count], labels[:count], activations_ND, labels[count:]))
+        rows += _ask(subject, task, contexts[:count], labels[:count], activations_ND, labels[count:])
     genres = subject.data.extra.get("genre")
     if genres and subject.training is not None and subject.data.contexts is not None:
         common = sorted({genre for genre in genres if genres.count(genre) >= len(genres) / 12})
@@ -163,15 +169,15 @@ def questions(subject: Subject) -> Table:
             labels, teach_labels = [genres[i] for i in chosen], [known[i] for i in teach]
             docs = [subject.data.doc_ids[i] for i in chosen]
             ids = [subject.ids[i] for i in chosen]
-            rows.append(_ask(subject, task, contexts, labels, activations, teach_labels, docs, ids))
+            rows += _ask(subject, task, contexts, labels, activations, teach_labels, docs, ids)
     return Table(
         "questions",
         "What can be told from the explanation?",
         "Accuracy of answering a question from the explanation alone. Guess: from the answers without notes. "
         "Context: the same predictor reading the whole text, the most that it could make of a perfect "
         "explanation. Probe: a linear classifier on the activation, which says what is there to be told. What "
-        "the probe finds and the explanation does not tell is lost.",
-        [row for row in rows if row is not None],
+        f"the probe finds and the explanation does not tell is lost.{_by(subject)}",
+        rows,
     )
 
 
@@ -184,8 +190,8 @@ def _behavior(subject: Subject, contexts: Sequence[str], hinted: Sequence[str]) 
     return ["followed" if own == hint else "not followed" for own, hint in zip(chosen, hinted, strict=True)]
 
 
-def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=None, ids=None) -> Row:
-    """One line: the task through every predictor. Activations of the asked texts come first, then the probe's."""
+def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=None, ids=None) -> list[Row]:
+    """The task through every predictor. Activations of the asked texts come first, then the probe's."""
     n, names = len(contexts), list(task.answers)
     docs = docs or [f"{task.name} {i}" for i in range(n)]
     ids = ids or docs
@@ -211,4 +217,37 @@ def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=Non
         ratios["probe"] = Ratio.mean(found == np.array(labels), docs)
     majority = max(labels.count(label) for label in set(labels)) / n
     ratios["commonest answer"] = Ratio.mean(np.full(n, majority), docs)
-    return Row(f"{task.name} ({len(names)} answers)", ratios, ids=ids)
+    name = f"{task.name} ({len(names)} answers)"
+    asked = _asked(subject, name, written, contexts, task.question, options, truth_N, docs, ids)
+    return [Row(name, ratios, ids=ids), *asked]
+
+
+def _asked(subject, name, written, contexts, question, options, truth_N, docs, ids) -> list[Row]:
+    """A further line where there is a chat model: the same questions, answered by it with a letter."""
+    if subject.chat is None:
+        return []
+
+    def notes(texts: Sequence[str | None]) -> list[str]:
+        return [f"Notes on a text: {text}\n\n" if text else "" for text in texts]
+
+    told = {
+        "AV": notes(written),
+        "AV, shuffled": notes(shuffled(written, docs, subject.seed)),
+        "context": [f"A text: {context}\n\n" for context in contexts],
+        "guess": [""] * len(contexts),
+    }
+    chosen = choices(subject.chat, told, question, options, ids, seed=subject.seed, desc=name)
+    ratios = {told_by: Ratio.mean(of_N == truth_N, docs) for told_by, of_N in chosen.items()}
+    ratios["no letter"] = Ratio.mean(np.mean([of_N < 0 for of_N in chosen.values()], axis=0), docs)
+    return [Row(name, ratios, labels={"predictor": subject.chat.name}, ids=ids)]
+
+
+def _by(subject: Subject) -> str:
+    """What a table's note says of its predictors."""
+    if subject.chat is None:
+        return ""
+    return (
+        " Lines that name no predictor were answered by the target LM, by likelihood; the others by a chat model, "
+        "with one letter for options in random order. No letter: the share of its answers that named none; they "
+        "count as wrong."
+    )
