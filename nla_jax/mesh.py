@@ -11,7 +11,7 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -61,8 +61,9 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
             f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
             f"{count} devices present; set one axis to -1 to let it take what is left"
         )
-    axes = ("data", "fsdp", "tensor")
-    return jax.make_mesh(tuple(sizes), axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
+    # Slices whose sides are not the axes' sizes are split: tensor 4 has half a side of a v6e:8x8.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * placed.ndim)
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh, *, gathered: bool = False) -> P:

@@ -126,6 +126,15 @@ def script(*arguments):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+def test_a_mesh_may_split_the_sides_of_a_slice(tiny_model_dir):
+    pytest.importorskip("libtpu", reason="describing TPU slices needs the extra `parity`")
+    mesh = ("--mesh.fsdp", "32", "--mesh.tensor", "2", "--rl.activations", "64")
+    sizes = ("--extraction.batch-size", "32", "--av-sft.batch-size", "32", "--ar-sft.batch-size", "32")
+    done = script("--model.path", str(tiny_model_dir), "--topology", "v6e:8x8", "--held", *mesh, *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "GiB a device are held" in done.stdout
+
+
 def test_the_script_plans_for_gpus_without_any(tiny_model_dir):
     done = script(
         *("--model.path", str(tiny_model_dir), "--devices", "8", "--hbm", "0.0000001", "--steps", "prefill"),
