@@ -19,7 +19,7 @@ def get_config() -> ExperimentConfig:
     loop = LoopConfig(steps=6, evaluate_every=3, checkpoint_every=2)
     return ExperimentConfig(
         name="tiny",
-        model=ModelConfig(layer=2),
+        model=ModelConfig(layer=1),
         corpus=CorpusConfig(max_documents=64, av_sft=0.3, ar_sft=0.3, rl=0.2, held_out=0.2),
         extraction=ExtractionConfig(max_tokens=64, batch_size=8, shard_documents=32),
         templates=PromptTemplates(closing="<|im_end|>"),

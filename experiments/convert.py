@@ -8,12 +8,12 @@ import argparse
 import json
 from pathlib import Path
 
-from nla_jax.cli import use_compilation_cache
 from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME, NLAMeta
 from nla_jax.interop.names import tensor_names
 from nla_jax.interop.runs import export_adapters, export_run
 from nla_jax.lm.config_files import config_from_hf
+from nla_jax.process import use_compilation_cache
 from nla_jax.run import Run
 
 

@@ -13,12 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from nla_jax.cli import main, use_compilation_cache, use_huge_pages
-from nla_jax.data.dataset import load_dataset
-from nla_jax.evaluation.round_trip import EvaluationConfig
-from nla_jax.evaluation.subject import reconstructor_of
-from nla_jax.interop.runs import CheckpointRun
-from nla_jax.stages.evaluation import evaluate_checkpoint
+from nla_jax.cli import main, use_huge_pages
 
 
 def without_run() -> None:
@@ -37,6 +32,15 @@ def without_run() -> None:
     parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
     parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
     args = parser.parse_args()
+    use_huge_pages()
+    # Takes seconds, so not before the process that stays.
+    from nla_jax.data.dataset import load_dataset
+    from nla_jax.evaluation.round_trip import EvaluationConfig
+    from nla_jax.evaluation.subject import reconstructor_of
+    from nla_jax.interop.runs import CheckpointRun
+    from nla_jax.process import use_compilation_cache
+    from nla_jax.stages.evaluation import evaluate_checkpoint
+
     try:
         use_compilation_cache()
         evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
@@ -51,8 +55,7 @@ def without_run() -> None:
 
 if __name__ == "__main__":
     if "--av" in sys.argv:
-        use_huge_pages()
         without_run()
     else:
         sys.argv = ["--evaluation.suites" if argument == "--suite" else argument for argument in sys.argv]
-        main(("evaluate", "report"), __doc__)
+        main(__doc__, "evaluate", "report")

@@ -3,4 +3,4 @@
 from nla_jax.cli import main
 
 if __name__ == "__main__":
-    main(("extract",), __doc__)
+    main(__doc__, "extract")

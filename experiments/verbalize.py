@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from nla_jax.analysis.explain import Explainer, as_records
-from nla_jax.cli import use_compilation_cache
 from nla_jax.config import read_config
 from nla_jax.interop.runs import CheckpointRun
+from nla_jax.process import use_compilation_cache
 from nla_jax.run import Run
 
 

@@ -3,4 +3,4 @@
 from nla_jax.cli import main
 
 if __name__ == "__main__":
-    main(("ar_sft",), __doc__)
+    main(__doc__, "ar_sft")

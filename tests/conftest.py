@@ -43,6 +43,12 @@ def tiny_model_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_model_dir(tmp_path_factory) -> Path:
+    """The same with 3 blocks, for whole runs, which mostly trace and compile them."""
+    return write_tiny_model(tmp_path_factory.mktemp("shallow_model"), num_layers=3)
+
+
+@pytest.fixture(scope="session")
 def tiny_lm(tiny_model_dir) -> LanguageModel:
     """The model of `tiny_model_dir`, loaded."""
     return load_language_model(tiny_model_dir)

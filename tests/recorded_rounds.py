@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict
 from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
-from nla_jax.cli import join_processes
 from nla_jax.lm.lora import Base, LoraConfig, init_adapters
 from nla_jax.lm.weights import load_language_model
 from nla_jax.mesh import MeshConfig, make_mesh, place, shard_batch, to_host
+from nla_jax.process import join_processes
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step

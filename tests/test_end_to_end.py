@@ -40,9 +40,9 @@ def read_metrics(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tiny_model_dir, corpus, tmp_path_factory) -> Path:
+def finished_run(shallow_model_dir, corpus, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "one_device"
-    finish(command("train_nla.py", tiny_model_dir, corpus, run_dir))
+    finish(command("train_nla.py", shallow_model_dir, corpus, run_dir))
     return run_dir
 
 
@@ -75,29 +75,29 @@ def test_splits_share_no_document(finished_run):
     assert sum(map(len, documents.values())) == len(set.union(*documents.values()))
 
 
-def test_second_run_does_nothing_again(finished_run, tiny_model_dir, corpus):
+def test_second_run_does_nothing_again(finished_run, shallow_model_dir, corpus):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.parquet")}
     metrics = (finished_run / "metrics.jsonl").read_bytes()
     evaluation = (finished_run / "evaluation.json").read_bytes()
-    finish(command("train_nla.py", tiny_model_dir, corpus, finished_run))
+    finish(command("train_nla.py", shallow_model_dir, corpus, finished_run))
     assert (finished_run / "metrics.jsonl").read_bytes() == metrics
     assert (finished_run / "evaluation.json").read_bytes() == evaluation
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.parquet")} == before
 
 
-def test_eight_devices_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
+def test_eight_devices_give_the_same_run(finished_run, shallow_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "eight_devices"
     # Scanned blocks compute the same and compile faster.
     more = ("--evaluation.suites", "cost", "--model.scan-blocks")
-    done = finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more), devices=8)
+    done = finish(command("train_nla.py", shallow_model_dir, corpus, run_dir, *more), devices=8)
     assert "Involuntary full rematerialization" not in done.stderr
     assert_same_supervised_metrics(finished_run, run_dir)
 
 
-def test_two_processes_give_the_same_run(finished_run, tiny_model_dir, corpus, tmp_path):
+def test_two_processes_give_the_same_run(finished_run, shallow_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "two_processes"
     more = ("--evaluation.suites", "controls", "--model.scan-blocks")
-    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir, *more)
+    arguments = command("train_nla.py", shallow_model_dir, corpus, run_dir, *more)
     finish_all(arguments, devices=4, processes=2, under_slurm=True)
     assert (run_dir / "report.html").exists() and (run_dir / "evaluation.json").exists()
     assert_same_supervised_metrics(finished_run, run_dir)
@@ -119,13 +119,13 @@ def assert_same_supervised_metrics(one: Path, other: Path) -> None:
                     assert right[key][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (key, name)
 
 
-def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, tiny_model_dir, corpus, tmp_path):
+def test_scanned_blocks_go_on_from_unrolled_ones(finished_run, shallow_model_dir, corpus, tmp_path):
     after = {}
     for scan in ("scan-blocks", "no-scan-blocks"):
         run_dir = tmp_path / scan
         shutil.copytree(finished_run, run_dir)
         more = ("--rl.loop.steps", "7", f"--model.{scan}")
-        finish(command("train_rl.py", tiny_model_dir, corpus, run_dir, *more))
+        finish(command("train_rl.py", shallow_model_dir, corpus, run_dir, *more))
         after[scan] = read_metrics(run_dir)["rl", 7]
     for name in ("ar_loss", "av_grad_norm", "reward_mean", "kl", "own_fve_nrm"):
         assert after["scan-blocks"][name] == pytest.approx(
@@ -148,9 +148,9 @@ def stop_when(arguments: list[str], condition, by: signal.Signals = signal.SIGKI
         process.kill()
 
 
-def test_killed_run_goes_on_bit_for_bit(finished_run, tiny_model_dir, corpus, tmp_path):
+def test_killed_run_goes_on_bit_for_bit(finished_run, shallow_model_dir, corpus, tmp_path):
     run_dir = tmp_path / "killed"
-    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir)
+    arguments = command("train_nla.py", shallow_model_dir, corpus, run_dir)
 
     def rows(stage: str) -> int:
         path = run_dir / "metrics.jsonl"
@@ -209,7 +209,7 @@ def test_a_run_is_evaluated_further_and_compared(finished_run, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--model.layer", "9"), "layer 9 is outside the model: it has blocks 0 to 3"),
+        (("--model.layer", "9"), "layer 9 is outside the model: it has blocks 0 to 2"),
         (("--extraction.min-position", "60000"), "no document is longer than min_position=60000"),
         (("--rl.no-such-field", "1"), "no-such-field"),
         (("--templates.marker", "two words"), "not one token in context"),
@@ -217,10 +217,10 @@ def test_a_run_is_evaluated_further_and_compared(finished_run, tmp_path):
         (("--ar-sft.batch-size", "5"), "was saved by a run whose config has digest"),
     ],
 )
-def test_bad_input_is_named(more, message, finished_run, tiny_model_dir, corpus, tmp_path):
+def test_bad_input_is_named(more, message, finished_run, shallow_model_dir, corpus, tmp_path):
     run_dir = finished_run if "was saved by" in message else tmp_path / "bad"
     kept = (finished_run / "config.json").read_bytes()
-    arguments = command("train_nla.py", tiny_model_dir, corpus, run_dir, *more)
+    arguments = command("train_nla.py", shallow_model_dir, corpus, run_dir, *more)
     done = subprocess.run(arguments, env=environment(1), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
     # The command line draws a box around its own messages and breaks their lines.

@@ -20,10 +20,10 @@ from nla_jax.training.rl import optimizers
 
 
 @pytest.fixture(scope="module")
-def adapted(tiny_model_dir, corpus, tmp_path_factory):  # noqa: F811
+def adapted(shallow_model_dir, corpus, tmp_path_factory):  # noqa: F811
     run_dir = tmp_path_factory.mktemp("run") / "lora"
     more = ("--lora.rank", "4", "--lora.base-dtype", "bfloat16", "--evaluation.suites", "cost")
-    finish(command("train_nla.py", tiny_model_dir, corpus, run_dir, *more))
+    finish(command("train_nla.py", shallow_model_dir, corpus, run_dir, *more))
     return run_dir
 
 
@@ -89,7 +89,7 @@ def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):
     assert failed.returncode == 1 and "error: no complete checkpoint in" in failed.stderr
 
 
-def test_a_run_without_adapters_has_none_to_export(tiny_model_dir, tmp_path):
-    config = ExperimentConfig("x", model=ModelConfig(path=str(tiny_model_dir), layer=2))
+def test_a_run_without_adapters_has_none_to_export(shallow_model_dir, tmp_path):
+    config = ExperimentConfig("x", model=ModelConfig(path=str(shallow_model_dir), layer=1))
     with pytest.raises(ValueError, match=r"was trained without adapters \(lora.rank=0\)"):
         export_adapters(Run(config, tmp_path), tmp_path / "out")

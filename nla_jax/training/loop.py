@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import gc
 import json
 import signal
 import sys
@@ -204,7 +203,6 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def return_freed_memory() -> None:
     """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
-    gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

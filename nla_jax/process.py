@@ -1,0 +1,36 @@
+"""The process that a script runs in: its compiled programs, and its place among several."""
+
+import re
+from pathlib import Path
+
+import jax
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that a second run starts faster; an already configured cache stays."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache" / "nla_jax" / "compilations"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def join_processes(arguments: list[str]) -> list[str]:
+    """Make this process one of several if `--distributed` is among the arguments; return the others.
+
+    Raises:
+      ValueError: a value that is not HOST:PORT,PROCESSES,INDEX.
+    """
+    if "--distributed" not in arguments:
+        return arguments
+    at = arguments.index("--distributed")
+    value, end = (arguments[at + 1 : at + 2] or [""])[0], at + 2
+    if not value or value.startswith("--"):
+        jax.distributed.initialize()
+        return arguments[:at] + arguments[at + 1 :]
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", value)
+    if match is None or not int(match[3]) < int(match[2]):
+        raise ValueError(
+            f"--distributed {value}: expected HOST:PORT,PROCESSES,INDEX with INDEX from 0 to PROCESSES-1, "
+            "for instance 10.0.0.1:1234,2,0"
+        )
+    jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+    return arguments[:at] + arguments[end:]
