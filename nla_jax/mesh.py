@@ -73,12 +73,13 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh, *, gathered
       path: of the parameter.
       shape: likewise.
       mesh: what it is placed on.
-      gathered: whether it is whole along fsdp.
+      gathered: whether it is whole along fsdp, unless it is the embedding: looking up in a split table moves rows.
     """
     if "blocks" in path.split("/"):
         # Stacked blocks are split as each alone would be.
         rest = parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh, gathered=gathered)
         return P(None, *rest)
+    gathered = gathered and not path.endswith("embed/embedding")
     spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     if len(spec) > len(shape):
         return P()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -101,19 +102,24 @@ def extrapolate(costs: dict[int, Cost], blocks: int) -> Cost:
         "redundancy": high.redundancy,
         "compile_seconds": low.compile_seconds + high.compile_seconds,
     }
-    return Cost(collectives=_scaled(low.collectives, high.collectives, ahead), **values)
+    return Cost(collectives=_on_the_line(low.collectives, high.collectives, ahead), **values)
 
 
-def _scaled(
+def _on_the_line(
     low: tuple[Collective, ...], high: tuple[Collective, ...], ahead: float
 ) -> tuple[Collective, ...]:
-    """The deeper program's collectives, each kind's number of runs moved to the line."""
-    result = []
-    for kind in sorted({collective.kind for collective in high}):
-        few, many = (sum(c.times for c in group if c.kind == kind) for group in (low, high))
-        factor = max(few + (many - few) * ahead, 0) / many
-        result += [dataclasses.replace(c, times=round(c.times * factor)) for c in high if c.kind == kind]
-    return tuple(result)
+    """Different collectives of either program, with the runs of each moved to the line."""
+    few, many = map(_runs, (low, high))
+    moved = {c: round(few[c] + (many[c] - few[c]) * ahead) for c in few | many}
+    return tuple(dataclasses.replace(c, times=times) for c, times in moved.items() if times > 0)
+
+
+def _runs(collectives: tuple[Collective, ...]) -> Counter[Collective]:
+    """How often each different one runs."""
+    runs = Counter()
+    for collective in collectives:
+        runs[dataclasses.replace(collective, times=0)] += collective.times
+    return runs
 
 
 def _optimal(total: float) -> float | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -94,13 +95,16 @@ def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather:
     weights = verbalizer.frozen(params)
     if mesh.size == 1:
         return weights
-    given = {id(x) for x in jax.tree.leaves(params)}
+    given, one = {id(x) for x in jax.tree.leaves(params)}, jax.lax.optimization_barrier(jnp.float32(1))
 
     def moved(x: jax.Array, split: NamedSharding, wanted: NamedSharding) -> jax.Array:
         if id(x) in given and split == wanted:
             return x
         # Split as it came first: it moves in compute dtype then.
-        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, split), wanted)
+        x = jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, split), wanted)
+        # What is gathered cannot be a program's result on TPU. XLA would copy it, everything at the very end, when all
+        # of it is there twice; a product is made at once.
+        return x if split == wanted else x * one.astype(x.dtype)
 
     gathered = gather and mesh.shape["fsdp"] > 1
     shardings = (tree_shardings(weights, mesh, gathered=moves) for moves in (False, gathered))

@@ -21,8 +21,8 @@ from nla_jax.planning.report import render
 from nla_jax.planning.steps import LENGTHS, STEPS
 from nla_jax.mesh import MeshConfig
 
-topology, sizes, steps, blocks, depth = json.loads(sys.argv[1])
-lm = LMConfig("llama", 640, 128, depth, 8, 4, 16, 256, tie_embeddings=False)
+topology, sizes, steps, blocks, depth, width = json.loads(sys.argv[1])
+lm = LMConfig("llama", 640, width, depth, 8, 4, 16, 2 * width, tie_embeddings=False)
 model = ModelConfig(layer=1, dtype="bfloat16", attention_dtype="bfloat16", attention="splash", remat=True)
 config = ExperimentConfig("x", model=model, max_explanation_tokens=24, mesh=MeshConfig(*sizes))
 config = dataclasses.replace(config, rl=dataclasses.replace(config.rl, activations=16))
@@ -37,7 +37,8 @@ report = {
     name: {
         "kernels": programs[name].count("tpu_custom_call"),
         "shapes": [shape for c in step.cost.collectives for shape in c.shapes],
-        **{k: getattr(step.cost, k) for k in ("flops", "redundancy", "arguments", "temporaries", "memory_traffic")},
+        **{k: getattr(step.cost, k) for k in ("flops", "redundancy", "memory_traffic")},
+        **{k: getattr(step.cost, k) for k in ("arguments", "outputs", "temporaries")},
         "held": sum(step.held.values()),
         "peak": step.peak,
     }
@@ -51,9 +52,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def plan(topology, sizes, steps=(), blocks=(), depth=2):
+def plan(topology, sizes, steps=(), blocks=(), depth=2, width=128):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs the extra `parity`")
-    arguments = json.dumps([topology, sizes, steps, blocks, depth])
+    arguments = json.dumps([topology, sizes, steps, blocks, depth, width])
     command = [sys.executable, "-c", PROGRAM, arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -94,6 +95,11 @@ def test_no_collective_moves_the_logits_or_activations_of_the_whole_batch(slice_
 
 def test_sampling_leaves_the_head_split(slice_of_eight):
     assert [128, 640] not in slice_of_eight["steps"]["decode"]["shapes"]
+
+
+def test_weights_to_sample_with_are_not_there_twice():
+    copy = plan("v5p:2x2x2", (1, 4, 2), ("copy",), depth=8, width=4096)["steps"]["copy"]
+    assert copy["temporaries"] < 0.2 * copy["outputs"]
 
 
 def test_work_is_not_repeated_on_devices(slice_of_eight):
