@@ -68,21 +68,26 @@ def choices(
         asked.append(_QUESTION.format(question=question, options=lines))
     prompts = [f"{head}{body}" for heads in told.values() for head, body in zip(heads, asked, strict=True)]
     replies = iter(chat(prompts, max_tokens=LETTER_TOKENS, desc=desc))
-    return {name: np.array([_chosen(next(replies), order) for order in orders], np.int64) for name in told}
+
+    def chosen(reply: str, order: np.ndarray, row: Sequence[str]) -> int:
+        place = place_of(reply, [row[i] for i in order])
+        return -1 if place is None else int(order[place])
+
+    rows = list(zip(orders, options, strict=True))
+    return {name: np.array([chosen(next(replies), *row) for row in rows], np.int64) for name in told}
 
 
-def _chosen(reply: str, order: np.ndarray) -> int:
-    place = letter_of(reply, len(order))
-    return -1 if place is None else int(order[place])
-
-
-def letter_of(reply: str, count: int) -> int | None:
-    """The place among `count` options of the letter that a reply names, None if it names none or several."""
+def place_of(reply: str, options: Sequence[str]) -> int | None:
+    """The place of the option that a reply names by its letter or its text; None if it names none or several."""
     reply = _said(reply)
-    letters = LETTERS[:count]
+    letters, texts = LETTERS[: len(options)], [_bare(option) for option in options]
     # The letter first, with nothing or a mark after it; else after the word answer; else the only one with a bracket.
     if found := re.match(rf"\W*([{letters}])(?=$|[).:,;*\]\n])", reply, re.IGNORECASE):
-        return letters.index(found[1].upper())
+        place, after = letters.index(found[1].upper()), _bare(reply[found.end() :])
+        # A letter beside another option's text names both.
+        return None if after in texts and after != texts[place] else place
+    if texts.count(_bare(reply)) == 1:
+        return texts.index(_bare(reply))
     found = set(re.findall(rf"\b[Aa]nswer(?: is)?\W+([{letters}])\b", reply))
     found = found or set(re.findall(rf"\b([{letters}])\)", reply))
     return letters.index(found.pop()) if len(found) == 1 else None
@@ -139,6 +144,11 @@ def _json_list(reply: str) -> list | None:
         return found and json.loads(found[0])
     except ValueError:
         return None
+
+
+def _bare(text: str) -> str:
+    """A text without the case and the marks around it that make no difference."""
+    return text.casefold().strip(" \n\t\"'()[].:,;*")
 
 
 def _said(reply: str) -> str:

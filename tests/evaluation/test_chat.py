@@ -34,12 +34,18 @@ class Scripted:
         ("A text about ships", None),
         ("I think that it rains", None),
         ("It is A) or B)", None),
+        ("B) Over a lake.", 1),
+        ("B) at the sea", None),
+        ("At the sea.", 0),
+        ("in the mountains", None),
         ("E", None),
         ("", None),
     ],
 )
-def test_letters_are_read(reply, place):
-    assert chat.letter_of(reply, 4) == place
+def test_options_are_read(reply, place):
+    assert (
+        chat.place_of(reply, ["at the sea", "over a lake", "in the mountains", "in the mountains"]) == place
+    )
 
 
 def test_options_stand_in_keyed_random_order():
