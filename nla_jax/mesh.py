@@ -253,6 +253,25 @@ def split_vocabulary(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(BATCH[0], "tensor"))
 
 
+def row_ways(rows: int) -> int:
+    """Devices that the mesh which is set (`jax.set_mesh`) splits rows over; 1 where they do not divide them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if rows % ways else ways
+
+
+def split_head(kernel_DV: jax.Array, dtype: Any) -> jax.Array:
+    """The LM head as rows that are split want it: cast to `dtype` and then made whole along fsdp, split over tensor.
+
+    Returns the kernel as it came where no mesh is set.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel_DV
+    split = kernel_DV.shape[1] % mesh.shape["tensor"] == 0
+    return jax.lax.with_sharding_constraint(kernel_DV.astype(dtype), P(None, "tensor" if split else None))
+
+
 def tensor_ways() -> int:
     """Devices that the mesh which is set (`jax.set_mesh`) splits weights over within a layer."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from nla_jax.lm.attention import contract, matmul
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import Params
+from nla_jax.mesh import keep_rows_apart, row_ways, split_head, tensor_ways
 
 CHUNK_LOGITS = 2**25
-"""Logits that exist at one time, at most: 128 MiB of them."""
+"""Logits that exist at one time on a device, at most: 128 MiB of them."""
 
 
 @flax.struct.dataclass
@@ -55,25 +56,28 @@ def token_statistics(
     Only the log-probability is differentiable; the entropy is reported, not trained.
     """
     head = head_kernel(params)
+    # Moved once for all chunks; what is trained is the head as it is.
+    moved = jax.lax.stop_gradient(split_head(head, config.compute_dtype))
 
     def statistics(final_CD: Array, targets_C: Array) -> TokenStatistics:
         arithmetic = config.compute_dtype, config.logit_softcap
-        return TokenStatistics(*_statistics(*arithmetic, head, final_CD, targets_C, temperature))
+        return TokenStatistics(*_statistics(*arithmetic, head, moved, final_CD, targets_C, temperature))
 
     return _over_tokens(statistics, config, targets_BT.shape, final_BTD, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(dtype, softcap, head_DV, final_CD, targets_C, temperature):
-    return _statistics_forward(dtype, softcap, head_DV, final_CD, targets_C, temperature)[0]
+def _statistics(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature):
+    return _statistics_forward(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature)[0]
 
 
-def _statistics_forward(dtype, softcap, head_DV, final_CD, targets_C, temperature):
-    logits_CV = _unembed(final_CD, head_DV, dtype, softcap) / temperature
+def _statistics_forward(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature):
+    """`moved_DV` is the head again, where the products want it; the head itself is what the gradient belongs to."""
+    logits_CV = _unembed(final_CD, moved_DV, dtype, softcap) / temperature
     log_total_C = jax.nn.logsumexp(logits_CV, axis=-1)
     chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
     mean_logit_C = jnp.sum(jnp.exp(logits_CV - log_total_C[:, None]) * logits_CV, axis=-1)
-    residuals = head_DV, final_CD, targets_C, temperature, log_total_C
+    residuals = moved_DV, final_CD, targets_C, temperature, log_total_C
     return (chosen_C - log_total_C, log_total_C - mean_logit_C), residuals
 
 
@@ -89,7 +93,7 @@ def _statistics_backward(dtype, softcap, residuals, grads):
         grad_CV = grad_CV * (1 - (logits_CV / softcap) ** 2)
     grad_final_CD = contract("cv,dv->cd", grad_CV, head_DV, dtype)
     grad_head_DV = contract("cd,cv->dv", final_CD, grad_CV, dtype)
-    return grad_head_DV, grad_final_CD, None, None
+    return grad_head_DV, None, grad_final_CD, None, None
 
 
 _statistics.defvjp(_statistics_forward, _statistics_backward)
@@ -116,15 +120,23 @@ def exact_kl(
 
 
 def _over_tokens(function, config, shape, *arrays_BT):
-    """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back."""
-    tokens = shape[0] * shape[1]
+    """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back.
+
+    Every device that rows are split over has its part of every chunk.
+    """
+    ways = row_ways(shape[0])
+    tokens = shape[0] * shape[1] // ways
     # As few chunks as the limit allows, and all of one size, so that little is padded.
-    chunk = -(-tokens // -(-tokens * config.vocab_size // CHUNK_LOGITS))
+    chunk = -(-tokens // -(-tokens * config.vocab_size // (CHUNK_LOGITS * tensor_ways())))
     padding = -tokens % chunk
 
     def chunks(array: Array) -> Array:
-        flat = array.reshape(tokens, *array.shape[2:])
-        return jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)).reshape(-1, chunk, *flat.shape[1:])
+        rest = array.shape[2:]
+        flat = jnp.pad(array.reshape(ways, tokens, *rest), [(0, 0), (0, padding)] + [(0, 0)] * len(rest))
+        return flat.reshape(ways, -1, chunk, *rest).swapaxes(0, 1).reshape(-1, ways * chunk, *rest)
 
-    result = jax.lax.map(lambda chunk: function(*chunk), tuple(chunks(array) for array in arrays_BT))
-    return jax.tree.map(lambda x: x.reshape(-1)[:tokens].reshape(shape), result)
+    def back(result: Array) -> Array:
+        return result.reshape(-1, ways, chunk).swapaxes(0, 1).reshape(ways, -1)[:, :tokens].reshape(shape)
+
+    result = jax.lax.map(lambda chunk: function(*map(keep_rows_apart, chunk)), tuple(map(chunks, arrays_BT)))
+    return jax.tree.map(back, result)
