@@ -83,11 +83,13 @@ def test_extraction_uses_the_kernel_and_shared_prompts_use_it_for_the_prefix(sli
 
 
 def test_no_collective_moves_the_logits_or_activations_of_the_whole_batch(slice_of_eight):
-    vocabulary, width, tokens = {640, 320}, {128, 32}, {23, 24}
+    vocabulary, width, tokens = {640, 320}, {128, 64, 32}, {23, 24}
     for name, step in slice_of_eight["steps"].items():
         for shape in step["shapes"]:
-            # What has the vocabulary's size, or what is left of it on a device, is a weight or its gradient.
-            assert not vocabulary & set(shape) or set(shape) <= vocabulary | width, (name, shape)
+            # What has the vocabulary's size, or what is left of it on a device, is a weight or its gradient. Extraction
+            # asks for the likeliest tokens, at a few positions of each document.
+            moved = vocabulary & set(shape) and not set(shape) <= vocabulary | width
+            assert not moved or name == "extract", (name, shape)
             # B = 64 rollouts are 16 on each of four devices, which never see the streams of others. A quarter of
             # them, from the lookup in an embedding that is split over features, is no stream.
             assert not (shape[:1] == [64] and tokens & set(shape[1:2]) and shape[-1] == 128), (name, shape)
