@@ -16,8 +16,7 @@ _BITS = {"pred": 8, "token": 0}
 _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
-        *("partition-id", "replica-id", "domain", "copy-done", "async-update", "async-done"),
-        *("all-gather-done", "all-reduce-done", "collective-permute-done"),
+        *("partition-id", "replica-id", "domain", "async-update"),
     )
 )
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
@@ -180,7 +179,7 @@ def _ways(rest: str) -> int:
 def _moved(instruction: _Instruction, scope: dict, computations: dict) -> float:
     """Bytes that one instruction reads from and writes to main memory."""
     kind = instruction.kind
-    if kind in _FREE or kind in ("while", "conditional", "call"):
+    if kind in _FREE or kind in ("while", "conditional", "call") or kind.endswith("-done"):
         return 0.0
     sizes = [_size(scope[name].type) if name in scope else 0.0 for name in instruction.operands]
     if kind == "fusion":
@@ -192,6 +191,10 @@ def _moved(instruction: _Instruction, scope: dict, computations: dict) -> float:
     if kind == "copy-start":
         target = next(_arrays(instruction.type))
         return sizes[0] + target[1] * target[2]
+    if kind == "slice-start":
+        # ((what is sliced), the slice, ...); it is fetched from main memory, mostly into the chip's.
+        _, size, main = list(_arrays(instruction.type))[1]
+        return size * (1 + main)
     if kind.endswith("-start"):
         return 2 * sum(sizes)
     return sum(sizes) + _size(instruction.type)

@@ -40,6 +40,8 @@ ENTRY %main (a: bf16[128,64], s: bf16[8,1024], u: f32[16,256], n: s32[]) -> f32[
   %loop = (s32[], bf16[128,64]{1,0}) while(%start), condition=%condition, body=%body
   %row = bf16[1,1024]{1,0} fusion(%s, %n), kind=kLoop, calls=%sliced, metadata={op_name="x(y)"}
   %line = f32[1,256]{1,0} convert(%row)
+  %fetch = ((bf16[8,1024]{1,0}), bf16[2,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%s), slice={[0:2], [0:1024]}
+  %fetched = bf16[2,1024]{1,0:S(1)} slice-done(%fetch)
   %sum = f32[1,256]{1,0} all-reduce(%line), channel_id=2, replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %out = f32[16,256]{1,0} fusion(%u, %sum, %n), kind=kLoop, calls=%updated
 }
@@ -62,4 +64,5 @@ def test_memory_traffic_leaves_out_what_is_not_touched():
     converted = 1024 * 2 + 1024
     reduced = 2 * 1024
     updated = 2 * 1024 + 4  # the new row read and written; the rest stays in place
-    assert read_traffic(PROGRAM).memory == in_loop + sliced + converted + reduced + updated
+    fetched = 2 * 1024 * 2  # two of eight rows, read into the chip's memory
+    assert read_traffic(PROGRAM).memory == in_loop + sliced + converted + reduced + updated + fetched
