@@ -82,6 +82,8 @@ def read_traffic(text: str) -> Traffic:
             if key not in seen:
                 seen.add(key)
                 collectives.append(_collective(kind, instruction, times))
+                if fused:
+                    memory += times * _moved(instruction, computations[scope], computations)
         if not fused:
             memory += times * _moved(instruction, computations[scope], computations)
     return Traffic(memory, tuple(collectives))
@@ -201,7 +203,13 @@ def _moved(instruction: _Instruction, scope: dict, computations: dict) -> float:
 
 
 def _fusion_moved(fusion: _Instruction, sizes: list[float], inside: dict[str, _Instruction]) -> float:
-    """As `_moved`; of what a fusion only slices, or updates in place, the slice alone is moved."""
+    """As `_moved`; of what a fusion only slices, or updates in place, the slice alone is moved.
+
+    What a collective that is spread over several fusions reads and writes goes through them, and is not theirs.
+    """
+    passing = any(x.kind in COLLECTIVES for x in inside.values())
+    passed = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", fusion.rest) if passing else []
+    through = {int(operand) for _, operand in passed}
     users: dict[str, list[_Instruction]] = {}
     for instruction in inside.values():
         for name in instruction.operands:
@@ -209,6 +217,8 @@ def _fusion_moved(fusion: _Instruction, sizes: list[float], inside: dict[str, _I
     total = 0.0
     for parameter in (x for x in inside.values() if x.kind == "parameter"):
         index, readers = int(parameter.rest.split(")")[0]), users.get(parameter.name, [])
+        if index in through:
+            continue
         if readers and all(x.kind in _SLICES and x.operands[0] == parameter.name for x in readers):
             total += min(sizes[index], sum(_size(x.type) for x in readers))
         elif not all(x.kind == "dynamic-update-slice" and x.operands[0] == parameter.name for x in readers):
@@ -216,6 +226,8 @@ def _fusion_moved(fusion: _Instruction, sizes: list[float], inside: dict[str, _I
     root = list(inside.values())[-1]
     written = [inside[name] for name in root.operands] if root.kind == "tuple" else [root]
     outputs = [size if main else 0.0 for _, size, main in _arrays(fusion.type)]
+    for result, _ in passed:
+        outputs[int(result)] = 0.0
     for output, size in zip(written, outputs, strict=False):
         while output.kind == "bitcast":
             output = inside[output.operands[0]]
