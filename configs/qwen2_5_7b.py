@@ -3,6 +3,7 @@
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.mesh import MeshConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.rl import RLConfig
 
@@ -11,6 +12,8 @@ def get_config() -> ExperimentConfig:
     loop = LoopConfig(steps=2000, evaluate_every=250, checkpoint_every=500)
     return ExperimentConfig(
         name="qwen2_5_7b",
+        # Sends less a round than fsdp alone, and leaves room for the copy that samples; 1 for a single device.
+        mesh=MeshConfig(tensor=4),
         model=ModelConfig(
             path="Qwen/Qwen2.5-7B-Instruct",
             layer=20,

@@ -59,7 +59,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     if int(np.prod(sizes)) != count or min(sizes) < 1:
         raise ValueError(
             f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not multiply to the "
-            f"{count} devices present; set one axis to -1 to let it take what is left"
+            f"{count} devices present; set one axis to -1 to let it take what is left, and the others so that their "
+            f"product divides {count}"
         )
     # Slices whose sides are not the axes' sizes are split: tensor 4 has half a side of a v6e:8x8.
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
