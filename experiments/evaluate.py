@@ -32,7 +32,6 @@ def without_run() -> None:
     parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
     parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
     args = parser.parse_args()
-    use_huge_pages()
     # Takes seconds, so not before the process that stays.
     from nla_jax.data.dataset import load_dataset
     from nla_jax.evaluation.round_trip import EvaluationConfig
@@ -55,6 +54,7 @@ def without_run() -> None:
 
 if __name__ == "__main__":
     if "--av" in sys.argv:
+        use_huge_pages()
         without_run()
     else:
         sys.argv = ["--evaluation.suites" if argument == "--suite" else argument for argument in sys.argv]
