@@ -63,7 +63,10 @@ def token_statistics(
         arithmetic = config.compute_dtype, config.logit_softcap
         return TokenStatistics(*_statistics(*arithmetic, head, moved, final_CD, targets_C, temperature))
 
-    return _over_tokens(statistics, config, targets_BT.shape, final_BTD, targets_BT)
+    ways = tensor_ways()
+    # As `split_head` splits them.
+    width = config.vocab_size if config.vocab_size % ways else config.vocab_size // ways
+    return _over_tokens(statistics, width, targets_BT.shape, final_BTD, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -116,18 +119,18 @@ def exact_kl(
         log_q = jax.nn.log_softmax(logits(reference_params, config, reference_D) / temperature)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-    return _over_tokens(kl, config, final_BTD.shape[:2], final_BTD, reference_final_BTD)
+    return _over_tokens(kl, config.vocab_size, final_BTD.shape[:2], final_BTD, reference_final_BTD)
 
 
-def _over_tokens(function, config, shape, *arrays_BT):
+def _over_tokens(function, width, shape, *arrays_BT):
     """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back.
 
-    Every device that rows are split over has its part of every chunk.
+    Every device that rows are split over has its part of every chunk; of a token it has `width` logits.
     """
     ways = row_ways(shape[0])
     tokens = shape[0] * shape[1] // ways
     # As few chunks as the limit allows, and all of one size, so that little is padded.
-    chunk = -(-tokens // -(-tokens * config.vocab_size // (CHUNK_LOGITS * tensor_ways())))
+    chunk = -(-tokens // -(-tokens * width // CHUNK_LOGITS))
     padding = -tokens % chunk
 
     def chunks(array: Array) -> Array:

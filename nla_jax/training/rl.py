@@ -61,7 +61,8 @@ class RLConfig:
     little; 1 compiles one, for full length, which pays off in short runs. On one device only."""
     gather_weights: bool = True
     """Whether the AV that samples is whole along the mesh's fsdp axis: a copy, gathered once a round and not in every
-    token step. False saves its memory; what is in compute dtype, as a base of adapters may be, is not copied then."""
+    token step. The embedding, which is looked up, stays split. False saves the copy's memory; what is in compute dtype,
+    as a base of adapters may be, is not copied then."""
     guards: GuardConfig = GuardConfig()
 
 
