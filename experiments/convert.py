@@ -11,7 +11,7 @@ from pathlib import Path
 from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME, NLAMeta
 from nla_jax.interop.names import tensor_names
-from nla_jax.interop.runs import export_adapters, export_run
+from nla_jax.interop.runs import export_run
 from nla_jax.lm.config_files import config_from_hf
 from nla_jax.process import use_compilation_cache
 from nla_jax.run import Run
@@ -43,11 +43,8 @@ def main() -> None:
             parser.error("give a directory to write to, or --dry-run")
         run = Run(read_config(args.source / "config.json"), args.source)
         stage = "warm_start" if args.warm_start else "rl"
-        if args.adapters:
-            export_adapters(run, args.directory, stage=stage, step=args.step)
-            notes = []
-        else:
-            notes = export_run(run, args.directory, stage=stage, step=args.step, dtype=args.dtype)
+        form = {"adapters": args.adapters, "dtype": args.dtype}
+        notes = export_run(run, args.directory, stage=stage, step=args.step, **form)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"AV and AR are in {args.directory.resolve()}")

@@ -49,11 +49,13 @@ AnyMesh = Mesh | AbstractMesh
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange devices, those of all processes unless others are given.
 
+    Several TPU slices, which a slower network joins, are apart along data alone.
+
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or data is no multiple of the slices.
     """
-    sizes = [config.data, config.fsdp, config.tensor]
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [config.data, config.fsdp, config.tensor], len(devices)
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = max(count // -int(np.prod(sizes)), 1)
     if int(np.prod(sizes)) != count or min(sizes) < 1:
@@ -62,8 +64,18 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
             f"{count} devices present; set one axis to -1 to let it take what is left, and the others so that their "
             f"product divides {count}"
         )
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh data={sizes[0]} is no multiple of the {slices} TPU slices, which are apart along that axis; set "
+            f"--mesh.data {slices} and let fsdp and tensor divide the {count // slices} devices of each"
+        )
     # Slices whose sides are not the axes' sizes are split: tensor 4 has half a side of a v6e:8x8.
-    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    within, split = [sizes[0] // slices, *sizes[1:]], {"allow_split_physical_axes": True}
+    if slices > 1:
+        placed = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1], devices, **split)
+    else:
+        placed = mesh_utils.create_device_mesh(sizes, devices, **split)
     return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * placed.ndim)
 
 

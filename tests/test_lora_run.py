@@ -1,18 +1,24 @@
 """A run that trains adapters in place of all parameters."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from processes import ROOT, command, environment, finish
 from safetensors.numpy import load_file
 from test_end_to_end import corpus, read_metrics  # noqa: F401
+from tiny_model import write_tiny_model
 
+from nla_jax.analysis.explain import Explainer
 from nla_jax.config import ExperimentConfig, ModelConfig, read_config
-from nla_jax.interop.runs import export_adapters
-from nla_jax.lm.lora import load_peft
+from nla_jax.interop.checkpoints import load_verbalizer
+from nla_jax.interop.meta import FILE_NAME
+from nla_jax.interop.runs import CheckpointRun, export_run
+from nla_jax.lm.lora import ADAPTER_CONFIG, ADAPTER_FILE, load_peft
 from nla_jax.run import Run
 from nla_jax.training.checkpoint_files import describe
 from nla_jax.training.loop import abstract
@@ -74,6 +80,43 @@ def test_export_of_adapters_and_of_the_whole(adapted, tmp_path):
     np.testing.assert_allclose(tensors["model.layers.2.mlp.up_proj.weight"].T, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adapted, tmp_path):
+    config = read_config(adapted / "config.json")
+    # The run rounded its base; who loads adapters takes the model as it is.
+    exact = dataclasses.replace(config, lora=dataclasses.replace(config.lora, base_dtype="float32"))
+    run = Run(exact, adapted)
+    notes = export_run(run, tmp_path, adapters=True)
+    assert any("adapters alone" in note for note in notes)
+    assert {path.name for path in (tmp_path / "av").iterdir()} == {ADAPTER_CONFIG, ADAPTER_FILE, FILE_NAME}
+    loaded = CheckpointRun(tmp_path / "av", tmp_path / "ar", config.model.path)
+    of_target = loaded.target.params["blocks_1"]["mlp"]["up"]["kernel"]
+    for model in (loaded.av, loaded.ar):
+        assert model.params["lm"]["blocks_1"]["mlp"]["up"]["kernel"] is of_target
+    assert loaded.ar.reconstructor == run.codec.reconstructor
+    for name in ("av", "ar"):
+        ours = run.trained_params("rl", name, run.checkpoints("rl").pinned())
+        jax.tree.map(np.testing.assert_array_equal, ours, loaded.trained_params("rl", name))
+    assert len(Explainer(loaded).explain("The array has a shape.", [-1])) == 1
+    # Without a base, the model that they name is loaded.
+    alone = load_verbalizer(tmp_path / "av")
+    jax.tree.map(np.testing.assert_array_equal, alone.params, loaded.av.params)
+
+
+def test_adapters_on_another_model_are_refused(adapted, tmp_path):
+    config = read_config(adapted / "config.json")
+    export_run(Run(config, adapted), tmp_path / "adapters", adapters=True)
+    wide = write_tiny_model(tmp_path / "wide", d_model=48, num_layers=3)
+    with pytest.raises(
+        ValueError, match=r"wide says d_model 48, nla_meta.yaml says 32; give the model that it adapts"
+    ):
+        CheckpointRun(tmp_path / "adapters" / "av", tmp_path / "adapters" / "ar", str(wide))
+    deep = write_tiny_model(tmp_path / "deep", d_ff=80, num_layers=3)
+    with pytest.raises(
+        ValueError, match=r"lora_A.weight is \(4, 64\), expected \(4, 80\) for this model; load its own"
+    ):
+        CheckpointRun(tmp_path / "adapters" / "av", tmp_path / "adapters" / "ar", str(deep))
+
+
 def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):
     script = [sys.executable, str(ROOT / "experiments" / "inspect_checkpoint.py")]
     out = finish([*script, str(adapted), "--leaves"]).stdout
@@ -92,4 +135,4 @@ def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):
 def test_a_run_without_adapters_has_none_to_export(shallow_model_dir, tmp_path):
     config = ExperimentConfig("x", model=ModelConfig(path=str(shallow_model_dir), layer=1))
     with pytest.raises(ValueError, match=r"was trained without adapters \(lora.rank=0\)"):
-        export_adapters(Run(config, tmp_path), tmp_path / "out")
+        export_run(Run(config, tmp_path), tmp_path / "out", adapters=True)

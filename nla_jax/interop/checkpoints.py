@@ -1,22 +1,22 @@
 """AVs and ARs as Hugging Face directories with a `nla_meta.yaml`: read, checked and written.
 
 An AV is a whole causal LM. An AR is its blocks 0..K, with a final norm in the file that is not applied, and
-`value_head.safetensors` with one `weight`, out x in.
+`value_head.safetensors` with one `weight`, out x in. In place of the LM's own files there may be an adapter in PEFT's
+format; config, tokenizer and frozen weights are then those of the LM that it was trained on.
 """
 
 import copy
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.prompts import (
@@ -32,12 +32,13 @@ from nla_jax.data.sidecar import SidecarTemplates, Tokens
 from nla_jax.interop.meta import FILE_NAME, NLAMeta, OwnSettings
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.config_files import config_from_hf
-from nla_jax.lm.safetensors_files import open_safetensors
+from nla_jax.lm.lora import ADAPTER_CONFIG, Base, LoraConfig, export_peft, load_peft, peft_base
+from nla_jax.lm.safetensors_files import open_safetensors, read_tensors
 from nla_jax.lm.sources import resolve
 from nla_jax.lm.tokenizer import tokenizer_from_directory
-from nla_jax.lm.transformer import EMBEDDING_LAYER
-from nla_jax.lm.weights import export_hf, load_params
-from nla_jax.mesh import parameter_spec
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Params, parameter_shapes
+from nla_jax.lm.weights import LanguageModel, export_hf, load_language_model, load_params
+from nla_jax.mesh import tree_shardings
 
 HEAD_FILE = "value_head.safetensors"
 AFFINE_FILE = "injection_affine.safetensors"
@@ -54,6 +55,14 @@ class VerbalizerCheckpoint(NamedTuple):
     meta: NLAMeta
 
 
+class Adapted(NamedTuple):
+    """Of parameters that hold adapters in place of an LM: what they were made with."""
+
+    lora: LoraConfig
+    base: str
+    """Name or path of the LM that they adapt."""
+
+
 class ReconstructorCheckpoint(NamedTuple):
     """An AR, ready to use: `reconstructor(params, ...)`."""
 
@@ -66,14 +75,16 @@ class ReconstructorCheckpoint(NamedTuple):
 def load_verbalizer(
     spec: str | os.PathLike[str],
     *,
+    base: LanguageModel | None = None,
     mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
 ) -> VerbalizerCheckpoint:
-    """Load an AV of the reference, or one that `export_verbalizer` wrote.
+    """Load an AV of the reference, or one that `export_verbalizer` or `export_adapters` wrote.
 
     Args:
       spec: a directory or hub id.
+      base: what adapters belong to, whose weights the AV then shares; None loads what they name.
       mesh: where the parameters go, by the partition rules; the default device if None.
       dtype: see `LMConfig.dtype`.
       attention_dtype: see `LMConfig.attention_dtype`.
@@ -84,19 +95,18 @@ def load_verbalizer(
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="av")
-    tokenizer = tokenizer_from_directory(path)
+    tokenizer, config, read = _language_model(path, meta, base, mesh)
     prompt = build_verbalizer_prompt(tokenizer, meta.templates)
     critic = meta.prompt_templates.critic
     suffix = None if critic is None else build_reconstructor_prompt(tokenizer, meta.templates).suffix
     meta.check_tokens(live_tokens(prompt, suffix), path)
-    config = _config(path, meta, dtype, attention_dtype)
-    params = {"lm": load_params(open_safetensors(path), config, mesh=mesh)}
+    config = dataclasses.replace(config, dtype=dtype, attention_dtype=attention_dtype)
+    params = {"lm": read(config)}
     injection = meta.injection
     if injection.affine:
         d = config.d_model
-        tensors = _read_tensors(path / AFFINE_FILE, {"weight": (d, d), "bias": (d,)})
-        pieces = {"kernel": tensors["weight"].T, "bias": tensors["bias"]}
-        params["affine"] = {name: _place(f"affine/{name}", value, mesh) for name, value in pieces.items()}
+        tensors = read_tensors(path / AFFINE_FILE, {"weight": (d, d), "bias": (d,)})
+        params |= _placed({"affine": {"kernel": tensors["weight"].T, "bias": tensors["bias"]}}, mesh)
     return VerbalizerCheckpoint(
         Verbalizer(config, prompt, injection, injection.scale), params, tokenizer, meta
     )
@@ -105,11 +115,12 @@ def load_verbalizer(
 def load_reconstructor(
     spec: str | os.PathLike[str],
     *,
+    base: LanguageModel | None = None,
     mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
 ) -> ReconstructorCheckpoint:
-    """Load an AR of the reference, or one that `export_reconstructor` wrote; arguments as for `load_verbalizer`.
+    """Load an AR of the reference, or one that we wrote; arguments as for `load_verbalizer`.
 
     Raises:
       FileNotFoundError: no such model, or no `nla_meta.yaml`, config.json or value head in it.
@@ -118,64 +129,63 @@ def load_reconstructor(
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="ar")
-    tokenizer = tokenizer_from_directory(path)
+    tokenizer, config, read = _language_model(path, meta, base, mesh)
     prompt = build_reconstructor_prompt(tokenizer, meta.templates)
     marker = tokenizer.encode(meta.tokens.injection_char, add_special_tokens=False)
     # The neighbours are the AV's to check: an AR has no use for a chat template.
     live = dataclasses.replace(meta.tokens, injection_token_id=marker[0], critic_suffix_ids=prompt.suffix)
     meta.check_tokens(live, path)
-    config = _config(path, meta, dtype, attention_dtype)
-    if config.num_layers != meta.layer + 1:
+    config = dataclasses.replace(config, dtype=dtype, attention_dtype=attention_dtype).truncated(meta.layer)
+    d = config.d_model
+    head = read_tensors(path / HEAD_FILE, {"weight": (d, d)})["weight"].T
+    params = {"lm": read(config), **_placed({"head": {"kernel": head}}, mesh)}
+    return ReconstructorCheckpoint(Reconstructor(config, prompt), params, tokenizer, meta)
+
+
+def _language_model(
+    path: Path, meta: NLAMeta, base: LanguageModel | None, mesh: Mesh | None
+) -> tuple[PreTrainedTokenizerBase, LMConfig, Callable[[LMConfig], Params]]:
+    """Tokenizer and config of the LM in a directory, and what reads its parameters, adapters attached to their base.
+
+    Raises:
+      FileNotFoundError: neither config.json nor adapter_config.json there.
+      ValueError: another width or number of blocks than the meta data say.
+    """
+    adapted = (path / ADAPTER_CONFIG).is_file()
+    if adapted:
+        base = base or load_language_model(peft_base(path), mesh=mesh)
+        config, source, tokenizer = base.config, base.name, base.tokenizer
+    elif (file := path / "config.json").is_file():
+        config, source = config_from_hf(json.loads(file.read_text())), "config.json"
+        tokenizer = tokenizer_from_directory(path)
+    else:
+        raise FileNotFoundError(
+            f"neither config.json nor {ADAPTER_CONFIG} in {path}; expected a Hugging Face model or a PEFT adapter"
+        )
+    if config.d_model != meta.d_model:
+        raise ValueError(
+            f"{path}: {source} says d_model {config.d_model}, {FILE_NAME} says {meta.d_model}; "
+            f"{'give the model that it adapts, ' + peft_base(path) if adapted else 'do the two files belong together?'}"
+        )
+    if meta.role == "ar" and not adapted and config.num_layers != meta.layer + 1:
         raise ValueError(
             f"{path}: config.json says {config.num_layers} blocks, {FILE_NAME} says layer {meta.layer}, which "
             f"needs {meta.layer + 1}; give the AR's own directory, not that of the model it was cut from"
         )
-    config = config.truncated(meta.layer)
-    d = config.d_model
-    head = _read_tensors(path / HEAD_FILE, {"weight": (d, d)})["weight"].T
-    params = {
-        "lm": load_params(open_safetensors(path), config, mesh=mesh),
-        "head": {"kernel": _place("head/kernel", head, mesh)},
-    }
-    return ReconstructorCheckpoint(Reconstructor(config, prompt), params, tokenizer, meta)
+
+    def read(config: LMConfig) -> Params:
+        if not adapted:
+            return load_params(open_safetensors(path), config, mesh=mesh)
+        adapters, lora = load_peft(path, config)
+        kept = {parameter.split("/")[0] for parameter in parameter_shapes(config)}
+        frozen = {name: part for name, part in base.params.items() if name in kept}
+        return Base(frozen, lora.scale).attach({"lm": _placed(adapters, mesh)})["lm"]
+
+    return tokenizer, config, read
 
 
-def _place(path: str, value: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    if mesh is None:
-        return jnp.asarray(value)
-    return jax.device_put(value, NamedSharding(mesh, parameter_spec(path, value.shape, mesh)))
-
-
-def _config(path: Path, meta: NLAMeta, dtype: str, attention_dtype: str) -> LMConfig:
-    if not (file := path / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {path}; expected a Hugging Face model directory")
-    config = config_from_hf(json.loads(file.read_text()))
-    if config.d_model != meta.d_model:
-        raise ValueError(
-            f"{path}: config.json says d_model {config.d_model}, {FILE_NAME} says {meta.d_model}; "
-            "do the two files belong together?"
-        )
-    return dataclasses.replace(config, dtype=dtype, attention_dtype=attention_dtype)
-
-
-def _read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """All tensors of a file as float32.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: unreadable, or other names or shapes.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; download or export the model again")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); download it again"
-        ) from error
-    if (found := {name: tensor.shape for name, tensor in tensors.items()}) != shapes:
-        raise ValueError(f"{path} holds {found}, expected {shapes}; does it belong to this model?")
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+def _placed(tree: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    return jax.device_put(tree, None if mesh is None else tree_shardings(tree, mesh))
 
 
 def live_tokens(prompt: VerbalizerPrompt, suffix: tuple[int, ...] | None) -> Tokens:
@@ -191,6 +201,7 @@ def export_verbalizer(
     directory: str | os.PathLike[str],
     *,
     layer: int,
+    adapted: Adapted | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> list[str]:
     """Write an AV that `load_verbalizer` gives back, and that the reference's client reads as far as it can.
@@ -199,24 +210,29 @@ def export_verbalizer(
 
     Args:
       verbalizer: with a number for a scale.
-      params: of the AV.
+      params: of the AV, whole, or what was trained of it beside its base.
       tokenizer: the one that made its prompt.
       templates: the ones that made its prompt.
       directory: created if need be.
       layer: the residual stream that is explained.
+      adapted: with adapters, which are then written in PEFT's format, without config and tokenizer.
       dtype: of the tensors; the affine map stays float32.
 
     Returns:
       Why the reference's client cannot use the model as it is; empty if it can.
+
+    Raises:
+      ValueError: a family that PEFT cannot adapt so.
     """
     directory, injection = Path(directory), verbalizer.injection
     wrong, doubtful = reference_obstacles(verbalizer, tokenizer, templates)
-    export_hf(params["lm"], verbalizer.config, directory, dtype=dtype)
-    tokenizer.save_pretrained(directory)
-    # For `generate`: the exported config names no token that ends a text.
-    ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
-    (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
-    export_extras(params, directory)
+    if adapted is not None:
+        doubtful.append(f"it holds adapters alone: export the whole, or merge them into {adapted.base}")
+    _export(params, verbalizer.config, tokenizer, directory, adapted, dtype)
+    if adapted is None:
+        # For `generate`: the exported config names no token that ends a text.
+        ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
+        (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
     scale, d_model = float(verbalizer.scale), verbalizer.config.d_model
     NLAMeta(
         "av",
@@ -281,24 +297,27 @@ def export_reconstructor(
     directory: str | os.PathLike[str],
     *,
     tokens: Tokens,
+    adapted: Adapted | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Write an AR that `load_reconstructor` gives back and that the reference's AR class reads.
+    """Write an AR that `load_reconstructor` gives back and, if it is whole, that the reference's AR class reads.
 
     Args:
       reconstructor: what reads the prompts.
-      params: of the AR.
+      params: of the AR, as in `export_verbalizer`.
       tokenizer: the one that made its prompt.
       templates: the ones that made its prompt.
       directory: created if need be.
       tokens: of the AV that it belongs to, see `live_tokens`.
+      adapted: as in `export_verbalizer`.
       dtype: of the tensors; the head stays float32.
+
+    Raises:
+      ValueError: as `export_verbalizer`.
     """
     directory = Path(directory)
     config = reconstructor.config
-    export_hf(params["lm"], config, directory, dtype=dtype)
-    export_extras(params, directory)
-    _without_unused_bos(tokenizer).save_pretrained(directory)
+    _export(params, config, _without_unused_bos(tokenizer), directory, adapted, dtype)
     NLAMeta(
         "ar",
         config.d_model,
@@ -309,8 +328,20 @@ def export_reconstructor(
     ).save(directory)
 
 
-def export_extras(params: dict[str, Any], directory: Path) -> None:
-    """Write what an AV or AR has beside its LM, in float32: the affine map of one, the head of the other."""
+def _export(
+    params: dict[str, Any],
+    config: LMConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    adapted: Adapted | None,
+    dtype: Literal["float32", "bfloat16"],
+) -> None:
+    """Write the LM of an AV or AR, or its adapters; and in float32 the affine map of one, the head of the other."""
+    if adapted is None:
+        export_hf(params["lm"], config, directory, dtype=dtype)
+        tokenizer.save_pretrained(directory)
+    else:
+        export_peft(params["lm"], config, adapted.lora, adapted.base, directory, dtype=dtype)
     for part, file in (("affine", AFFINE_FILE), ("head", HEAD_FILE)):
         if part in params:
             named = {"weight": np.asarray(params[part]["kernel"], np.float32).T}

@@ -1,4 +1,4 @@
-"""From our runs to directories in the reference's layout, and from such directories to something like a run."""
+"""From our runs to model directories, in the reference's layout or as adapters, and back to something like a run."""
 
 import functools
 import os
@@ -12,13 +12,13 @@ from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.extraction import ExtractionConfig, extract, tokenize
 from nla_jax.interop.checkpoints import (
-    export_extras,
+    Adapted,
     export_reconstructor,
     export_verbalizer,
     load_reconstructor,
     load_verbalizer,
 )
-from nla_jax.lm.lora import export_peft, merge
+from nla_jax.lm.lora import ADAPTER_CONFIG, merge
 from nla_jax.lm.transformer import unstack_blocks
 from nla_jax.run import Run
 from nla_jax.training.rl import TextCodec
@@ -33,6 +33,7 @@ def export_run(
     *,
     stage: Literal["rl", "warm_start"] = "rl",
     step: int | None = None,
+    adapters: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> list[str]:
     """Write a run's AV and AR to `directory`/av and `directory`/ar.
@@ -42,6 +43,7 @@ def export_run(
       directory: created if need be.
       stage: joint training, or the two warm starts.
       step: of joint training; the best by the judge if None.
+      adapters: of a run with `lora.rank`, write what was trained alone, in PEFT's format, in place of whole models.
       dtype: of the tensors.
 
     Returns:
@@ -49,58 +51,25 @@ def export_run(
 
     Raises:
       FileNotFoundError: the run has no checkpoint of that stage yet.
+      ValueError: adapters of a run that has none, or of a family that PEFT cannot adapt so.
     """
-    directory, layer = Path(directory), run.config.model.layer
-    stages, step = _chosen(run, stage, step)
-    codec, templates = run.codec, run.config.templates
-    run.release_target()
-    params = merge(unstack_blocks(run.trained_params(stages["av"], "av", step)))
-    notes = export_verbalizer(
-        codec.verbalizer, params, codec.tokenizer, templates, directory / "av", layer=layer, dtype=dtype
-    )
-    del params
-    params = merge(unstack_blocks(run.trained_params(stages["ar"], "ar", step)))
-    export_reconstructor(
-        codec.reconstructor,
-        params,
-        codec.tokenizer,
-        templates,
-        directory / "ar",
-        tokens=run.tokens,
-        dtype=dtype,
-    )
-    return notes
-
-
-def export_adapters(
-    run: Run,
-    directory: str | os.PathLike[str],
-    *,
-    stage: Literal["rl", "warm_start"] = "rl",
-    step: int | None = None,
-) -> None:
-    """Write the adapters of a run's AV and AR to `directory`/av and `directory`/ar in PEFT's format.
-
-    What else is trained lies beside them, as in `export_run`: the AR's head, the AV's affine map.
-
-    Args:
-      run: trained with `lora.rank`.
-      directory: created if need be.
-      stage: as in `export_run`.
-      step: as in `export_run`.
-
-    Raises:
-      FileNotFoundError: the run has no checkpoint of that stage yet.
-      ValueError: a run without adapters, or a family that PEFT cannot adapt so.
-    """
-    if not run.config.lora.rank:
+    directory, config = Path(directory), run.config
+    if adapters and not config.lora.rank:
         raise ValueError(f"{run.directory} was trained without adapters (lora.rank=0); export it whole")
     stages, step = _chosen(run, stage, step)
-    for name, part in (("av", run.codec.verbalizer), ("ar", run.codec.reconstructor)):
-        trained = run.restored_params(stages[name], name, step)
-        folder = Path(directory) / name
-        export_peft(trained["lm"], part.config, run.config.lora, run.lm.name, folder)
-        export_extras(trained, folder)
+    codec, adapted = run.codec, Adapted(config.lora, run.lm.name) if adapters else None
+    run.release_target()
+
+    def params(model: Literal["av", "ar"]) -> Any:
+        if adapters:
+            return run.restored_params(stages[model], model, step)
+        return merge(unstack_blocks(run.trained_params(stages[model], model, step)))
+
+    shared, form = (codec.tokenizer, config.templates), {"adapted": adapted, "dtype": dtype}
+    layer, tokens = config.model.layer, run.tokens
+    notes = export_verbalizer(codec.verbalizer, params("av"), *shared, directory / "av", layer=layer, **form)
+    export_reconstructor(codec.reconstructor, params("ar"), *shared, directory / "ar", tokens=tokens, **form)
+    return notes
 
 
 def _chosen(run: Run, stage: str, step: int | None) -> tuple[dict[str, str], int | None]:
@@ -148,8 +117,10 @@ class CheckpointRun(Run):
         """
         shape = ExperimentConfig("checkpoints", model=ModelConfig(target, dtype=dtype), corpus=BACKGROUND)
         super().__init__(shape, Path(av))
-        self.av = load_verbalizer(av, mesh=self.mesh, dtype=dtype)
-        self.ar = load_reconstructor(ar, mesh=self.mesh, dtype=dtype)
+        # Adapters share the target's weights.
+        bases = [self.target if (Path(path) / ADAPTER_CONFIG).is_file() else None for path in (av, ar)]
+        self.av = load_verbalizer(av, base=bases[0], mesh=self.mesh, dtype=dtype)
+        self.ar = load_reconstructor(ar, base=bases[1], mesh=self.mesh, dtype=dtype)
         pairs = {"d_model": (self.av.meta.d_model, self.ar.meta.d_model)}
         if self.av.meta.layer is not None:
             pairs["layer"] = (self.av.meta.layer, self.ar.meta.layer)

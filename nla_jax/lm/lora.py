@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.families import table
-from nla_jax.lm.transformer import Params, unstack_blocks
+from nla_jax.lm.safetensors_files import read_tensors
+from nla_jax.lm.transformer import Params, parameter_shapes, unstack_blocks
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
@@ -120,7 +121,13 @@ def merge(params: Params) -> Params:
 
 
 def export_peft(
-    adapters: Params, config: LMConfig, lora: LoraConfig, base: str, directory: str | os.PathLike[str]
+    adapters: Params,
+    config: LMConfig,
+    lora: LoraConfig,
+    base: str,
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Write the adapters of an LM in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
@@ -130,6 +137,7 @@ def export_peft(
       lora: what they were made with.
       base: name or path of the LM that they adapt.
       directory: created if need be.
+      dtype: of the tensors.
 
     Raises:
       ValueError: a family that fuses adapted maps in one tensor, which has no adapter of its own there.
@@ -138,7 +146,7 @@ def export_peft(
     tensors, modules = {}, set()
     for name, path in _modules(config, flat).items():
         for side, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
-            value = np.asarray(flat[f"{path}/{leaf}"], np.float32)
+            value = np.asarray(flat[f"{path}/{leaf}"]).astype(dtype)
             tensors[f"base_model.model.{name}.{side}.weight"] = np.ascontiguousarray(value.T)
         modules.add(name.rsplit(".", 1)[-1])
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
@@ -156,32 +164,47 @@ def load_peft(directory: str | os.PathLike[str], config: LMConfig) -> tuple[Para
 
     Raises:
       FileNotFoundError: no adapter there.
-      ValueError: an adapter of another kind, or of another model.
+      ValueError: an adapter of another kind, or of another model; or a file that cannot be read.
     """
     directory = Path(directory)
-    for name in (ADAPTER_CONFIG, ADAPTER_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"no {name} in {directory}; expected an adapter in PEFT's format")
-    description = json.loads((directory / ADAPTER_CONFIG).read_text())
+    description = _peft_description(directory)
     if description.get("peft_type") != "LORA" or not description.get("use_rslora"):
         raise ValueError(
             f"{directory} holds an adapter of type {description.get('peft_type')} with "
             f"use_rslora={description.get('use_rslora')}; only LORA with use_rslora=true is read"
         )
-    tensors, adapters, targets = load_file(directory / ADAPTER_FILE), {}, set()
-    names = {
-        name: path.removesuffix("/kernel")
-        for row in table(config)
-        for name, path in [(row.hf.removesuffix(".weight"), row.paths[0])]
-    }
+    tensors, adapters, targets = read_tensors(directory / ADAPTER_FILE), {}, set()
+    rank, shapes = description["r"], parameter_shapes(config)
+    names = {row.hf.removesuffix(".weight"): row.paths[0] for row in table(config)}
+    base = description["base_model_name_or_path"]
     for key, value in tensors.items():
         name, side = re.fullmatch(r"base_model\.model\.(.*)\.(lora_[AB])\.weight", key).groups()
         if name not in names:
-            raise ValueError(f"{directory} adapts {name}, which the model does not have; load its own model")
-        adapters[f"{names[name]}/{side.lower()}"] = jnp.asarray(value.T, jnp.float32)
-        targets.add(names[name].rsplit("/", 1)[-1])
-    lora = LoraConfig(description["r"], float(description["lora_alpha"]), tuple(sorted(targets)))
+            raise ValueError(
+                f"{directory} adapts {name}, which the model does not have; load its own model, {base}"
+            )
+        path = names[name].removesuffix("/kernel")
+        inputs, outputs = shapes[names[name]]
+        expected = (rank, inputs) if side == "lora_A" else (outputs, rank)
+        if value.shape != expected:
+            raise ValueError(
+                f"{directory}: {key} is {value.shape}, expected {expected} for this model; load its own model, {base}"
+            )
+        adapters[f"{path}/{side.lower()}"] = jnp.asarray(value.T)
+        targets.add(path.rsplit("/", 1)[-1])
+    lora = LoraConfig(rank, float(description["lora_alpha"]), tuple(sorted(targets)))
     return unflatten_dict(adapters, sep="/"), lora
+
+
+def peft_base(directory: str | os.PathLike[str]) -> str:
+    """Name or path of the model that an adapter in PEFT's format was made for; errors as of `load_peft`."""
+    return _peft_description(Path(directory))["base_model_name_or_path"]
+
+
+def _peft_description(directory: Path) -> dict[str, Any]:
+    if not (directory / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"no {ADAPTER_CONFIG} in {directory}; expected an adapter in PEFT's format")
+    return json.loads((directory / ADAPTER_CONFIG).read_text())
 
 
 def _modules(config: LMConfig, flat: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
 
 from nla_jax.lm.sources import listing
 
@@ -70,6 +71,33 @@ class SafetensorsFiles:
         skipped = bounds[0][0] * int(np.prod(shape[1:])) * dtype.itemsize if bounds else 0
         read = np.fromfile(tensor.path, dtype, int(np.prod(wanted)), offset=tensor.offset + skipped)
         return read.reshape(wanted)
+
+
+def read_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """All tensors of a small file, as float32.
+
+    Args:
+      path: of the file.
+      shapes: name to shape of what must be in it; anything will do if None.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: unreadable, or other names or shapes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; download or export the model again")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); download it again"
+        ) from error
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes is not None and found != shapes:
+        raise ValueError(f"{path} holds {found}, expected {shapes}; does it belong to this model?")
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
 def open_safetensors(directory: str | os.PathLike[str]) -> SafetensorsFiles:

@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_named(own, tmp_path, role, change, message):
     ("role", "name", "message"),
     [
         ("av", "nla_meta.yaml", "not a model of an NLA"),
-        ("av", "config.json", "no config.json"),
+        ("av", "config.json", "neither config.json nor adapter_config.json"),
         ("ar", "value_head.safetensors", "is missing; download or export the model again"),
     ],
 )

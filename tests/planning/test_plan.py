@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from jax.experimental import topologies
 
+from nla_jax.mesh import MeshConfig, make_mesh
 from nla_jax.planning.chips import stand_in_devices, tpu_devices
 
 ROOT = Path(__file__).parent.parent.parent
@@ -141,6 +143,20 @@ def test_a_mesh_may_split_the_sides_of_a_slice(tiny_model_dir):
     done = script("--model.path", str(tiny_model_dir), "--topology", "v6e:8x8", "--held", *mesh, *sizes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "GiB a device are held" in done.stdout
+
+
+def test_slices_are_apart_along_data_alone():
+    pytest.importorskip("libtpu", reason="describing TPU slices needs the extra `parity`")
+    tpu_devices("v5e:2x4")  # sets what libtpu needs to be told
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+    mesh = make_mesh(MeshConfig(data=4, tensor=2), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 2}
+    found = [{device.slice_index for device in part.flat} for part in mesh.devices]
+    assert found == [{0}, {0}, {1}, {1}]
+    with pytest.raises(
+        ValueError, match=r"data=1 is no multiple of the 2 TPU slices.*set --mesh.data 2 and let"
+    ):
+        make_mesh(MeshConfig(), devices)
 
 
 def test_the_script_plans_for_gpus_without_any(tiny_model_dir):
