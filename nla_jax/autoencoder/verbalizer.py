@@ -20,7 +20,7 @@ from nla_jax.lm.config import LMConfig
 from nla_jax.lm.flops import forward_flops
 from nla_jax.lm.logits import TokenStatistics, token_statistics
 from nla_jax.lm.packing import Pieces, first_kept, put, take
-from nla_jax.lm.sampling import Samples, for_decoding, sample
+from nla_jax.lm.sampling import Samples, for_decoding, in_compute_dtype, sample
 from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Params, Past, Transformer, unit
 
 
@@ -76,6 +76,10 @@ class Verbalizer:
 
     def frozen(self, params: Params) -> Params:
         """For use without gradients: the same results from half the memory where the LM computes in bfloat16."""
+        return {**params, "lm": in_compute_dtype(params["lm"], self.config)}
+
+    def for_decoding(self, params: Params) -> Params:
+        """As `read` and `write` take them: see `sampling.for_decoding`."""
         return {**params, "lm": for_decoding(params["lm"], self.config)}
 
     def _inject(self, params: Params, activations_ND: Array) -> Injection:
@@ -193,7 +197,7 @@ class Verbalizer:
         temperature: float | Float[Array, ""] = 1.0,
     ) -> Samples:
         """Write `group` explanations for each activation; rows of a group are adjacent."""
-        params = self.frozen(params)
+        params = self.for_decoding(params)
         past, final_ND = self.read(params, activations_ND)
         return self.write(
             params, past, final_ND, key, group=group, max_tokens=max_tokens, temperature=temperature
@@ -210,7 +214,7 @@ class Verbalizer:
         max_tokens: int,
         temperature: float | Float[Array, ""] = 1.0,
     ) -> Samples:
-        """Sample explanations from what `read` returned; both take `frozen` parameters."""
+        """Sample explanations from what `read` returned, with parameters as `for_decoding` gives them."""
         return sample(
             params["lm"],
             self.config,

@@ -122,7 +122,7 @@ class AbstractRun:
         """The AV as a round's sampling reads it."""
         gather = self.config.rl.gather_weights
         return self._placed(
-            lambda: self.verbalizer.frozen(self._whole()),
+            lambda: self.verbalizer.for_decoding(self._whole()),
             lambda shapes: tree_shardings(shapes, self.mesh, gathered=gather),
         )
 

@@ -93,7 +93,7 @@ class TextCodec:
 
 def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather: bool) -> Any:
     """The AV as it samples, with `gather` whole along fsdp; what is in compute dtype and in place stays as it is."""
-    weights = verbalizer.frozen(params)
+    weights = verbalizer.for_decoding(params)
     if mesh.size == 1:
         return weights
     given, one = {id(x) for x in jax.tree.leaves(params)}, jax.lax.optimization_barrier(jnp.float32(1))

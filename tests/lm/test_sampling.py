@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nla_jax.lm.sampling import for_decoding, sample, sample_token
-from nla_jax.lm.transformer import Transformer, extend
+from nla_jax.lm.sampling import for_decoding, in_compute_dtype, sample, sample_token
+from nla_jax.lm.transformer import Transformer, extend, stack_blocks
 
 DRAWS = 20_000
 MAX_TOKENS, GROUP, NEVER = 24, 3, 9999
@@ -217,6 +217,20 @@ def test_for_decoding_casts_kernels_and_keeps_what_they_compute(tiny_lm):
     kept = for_decoding(tiny_lm.params, tiny_lm.config)
     np.testing.assert_array_equal(kept["lm_head"]["kernel"], tiny_lm.params["embed"]["embedding"].T)
     a, b = (Transformer(config).apply({"params": p}, PROMPTS).final_BTD for p in (cast, tiny_lm.params))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_stacked_blocks_stay_stacked_in_compute_dtype(tiny_lm):
+    config = dataclasses.replace(tiny_lm.config, dtype="bfloat16")
+    stacked = stack_blocks(tiny_lm.params)
+    cast = in_compute_dtype(stacked, config)
+    block = cast["blocks"]
+    assert block["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert block["mlp_norm"]["scale"].dtype == cast["embed"]["embedding"].dtype == jnp.float32
+    np.testing.assert_array_equal(
+        cast["lm_head"]["kernel"], tiny_lm.params["embed"]["embedding"].T.astype(jnp.bfloat16)
+    )
+    a, b = (Transformer(config).apply({"params": p}, PROMPTS).final_BTD for p in (cast, stacked))
     np.testing.assert_array_equal(a, b)
 
 
