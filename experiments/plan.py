@@ -73,6 +73,11 @@ def main() -> None:
     title = (
         f"{config.name} ({Path(config.model.path).name}) on {arguments.topology or f'{len(devices)} GPUs'}\n"
     )
+    if arguments.devices and config.model.remat and not config.model.scan_blocks:
+        title += (
+            "\nXLA:CPU, which stands in for the GPUs' compiler, keeps what remat would compute again, unless blocks "
+            "are scanned: temporaries of updates are far too high without --model.scan-blocks.\n"
+        )
     if arguments.held:
         held = held_by_step(config, lm, devices, steps=tuple(arguments.steps), lengths=lengths)
         print(title, render_held(held, chip), sep="\n")

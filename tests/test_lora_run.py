@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from test_end_to_end import corpus, read_metrics  # noqa: F401
 from tiny_model import write_tiny_model
 
-from nla_jax.analysis.explain import Explainer
 from nla_jax.config import ExperimentConfig, ModelConfig, read_config
 from nla_jax.interop.checkpoints import load_verbalizer
 from nla_jax.interop.meta import FILE_NAME
@@ -88,7 +87,7 @@ def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adap
     notes = export_run(run, tmp_path, adapters=True)
     assert any("adapters alone" in note for note in notes)
     assert {path.name for path in (tmp_path / "av").iterdir()} == {ADAPTER_CONFIG, ADAPTER_FILE, FILE_NAME}
-    loaded = CheckpointRun(tmp_path / "av", tmp_path / "ar", config.model.path)
+    loaded = CheckpointRun(tmp_path / "av", tmp_path / "ar")
     of_target = loaded.target.params["blocks_1"]["mlp"]["up"]["kernel"]
     for model in (loaded.av, loaded.ar):
         assert model.params["lm"]["blocks_1"]["mlp"]["up"]["kernel"] is of_target
@@ -96,7 +95,11 @@ def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adap
     for name in ("av", "ar"):
         ours = run.trained_params("rl", name, run.checkpoints("rl").pinned())
         jax.tree.map(np.testing.assert_array_equal, ours, loaded.trained_params("rl", name))
-    assert len(Explainer(loaded).explain("The array has a shape.", [-1])) == 1
+    script = str(ROOT / "experiments" / "verbalize.py")
+    done = finish(
+        [sys.executable, script, str(tmp_path), "The array has a shape.", "--position", "-1", "--json"]
+    )
+    assert [item["token"] for item in json.loads(done.stdout)] == ["."]
     # Without a base, the model that they name is loaded.
     alone = load_verbalizer(tmp_path / "av")
     jax.tree.map(np.testing.assert_array_equal, alone.params, loaded.av.params)

@@ -18,7 +18,7 @@ from nla_jax.interop.checkpoints import (
     load_reconstructor,
     load_verbalizer,
 )
-from nla_jax.lm.lora import ADAPTER_CONFIG, merge
+from nla_jax.lm.lora import ADAPTER_CONFIG, merge, peft_base
 from nla_jax.lm.transformer import unstack_blocks
 from nla_jax.run import Run
 from nla_jax.training.rl import TextCodec
@@ -95,7 +95,7 @@ class CheckpointRun(Run):
         self,
         av: str | os.PathLike[str],
         ar: str | os.PathLike[str],
-        target: str,
+        target: str | None = None,
         *,
         max_explanation_tokens: int = 200,
         max_reconstructor_tokens: int = 256,
@@ -106,15 +106,19 @@ class CheckpointRun(Run):
         Args:
           av: directory or hub id.
           ar: likewise.
-          target: the LM that they explain, as in `ModelConfig.path`.
+          target: the LM that they explain, as in `ModelConfig.path`; of adapters the one that they name, if None.
           max_explanation_tokens: as in `ExperimentConfig`.
           max_reconstructor_tokens: as in `ExperimentConfig`.
           dtype: as in `ModelConfig`.
 
         Raises:
           FileNotFoundError: as `load_verbalizer`.
-          ValueError: as `load_verbalizer`; or an AV and an AR of different models or layers.
+          ValueError: as `load_verbalizer`; an AV and an AR of different models or layers; or no target, and an AV that
+            names none.
         """
+        if target is None and not (Path(av) / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"{av} does not say which language model it explains; name it with --target")
+        target = target or peft_base(av)
         shape = ExperimentConfig("checkpoints", model=ModelConfig(target, dtype=dtype), corpus=BACKGROUND)
         super().__init__(shape, Path(av))
         # Adapters share the target's weights.

@@ -109,6 +109,10 @@ def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_
             runs.CheckpointRun(exported / "av", exported / "ar", str(tiny_model_dir))
         finally:
             meta.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"av does not say which language model it explains; name it with --tar"
+    ):
+        runs.CheckpointRun(exported / "av", exported / "ar")
 
 
 def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_path, monkeypatch):

@@ -162,10 +162,11 @@ def test_slices_are_apart_along_data_alone():
 def test_the_script_plans_for_gpus_without_any(tiny_model_dir):
     done = script(
         *("--model.path", str(tiny_model_dir), "--devices", "8", "--hbm", "0.0000001", "--steps", "prefill"),
-        *("--mesh.fsdp", "8"),
+        *("--mesh.fsdp", "8", "--model.remat"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "It does not fit on data=1, fsdp=8, tensor=1: at most" in done.stdout
+    assert "temporaries of updates are far too high without --model.scan-blocks" in done.stdout
 
 
 @pytest.mark.parametrize(
