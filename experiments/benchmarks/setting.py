@@ -22,29 +22,14 @@ from nla_jax.autoencoder.prompts import (
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.config_files import config_from_hf
 from nla_jax.lm.transformer import Params, init_params
 from nla_jax.lm.weights import LanguageModel, load_language_model
+from nla_jax.planning.architectures import read_architecture
 from nla_jax.training.state import OptimizerConfig
 from nla_jax.training.supervised import ReconstructorBatch, VerbalizerBatch
 
-_QWEN = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu"}
-SHAPES = {
-    "qwen2.5-7b-shape": {
-        **_QWEN,
-        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 152064},
-        **{"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28},
-        **{"num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768},
-    },
-    "qwen3-8b-shape": {
-        **_QWEN,
-        **{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936},
-        **{"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "head_dim": 128},
-        **{"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 40960},
-        "attention_bias": False,
-    },
-}
-"""Configs whose weights are made up on the device."""
+SHAPES = {"qwen2.5-7b-shape": "Qwen2.5-7B-Instruct", "qwen3-8b-shape": "Qwen3-8B"}
+"""Models whose weights are made up on the device, and where `read_architecture` has their configs."""
 TEMPLATES = PromptTemplates(
     verbalizer="A vector was read from a language model at the last word of some text. Say what the text is about, "
     "how it ends and what comes next. Write a few short statements, the most important one first, and nothing "
@@ -179,7 +164,8 @@ class Setting:
 def load(spec: str, layers: int | None) -> LanguageModel:
     """The model of a spec or of a name in SHAPES, cut or stretched to `layers`; only the former have a tokenizer."""
     if spec in SHAPES:
-        config = config_from_hf(SHAPES[spec] | ({"num_hidden_layers": layers} if layers else {}))
+        config = read_architecture(SHAPES[spec])
+        config = dataclasses.replace(config, num_layers=layers or config.num_layers)
         return LanguageModel(config, random_params(config), None, spec)
     lm = load_language_model(spec)
     if layers:

@@ -11,6 +11,7 @@ from nla_jax.planning.architectures import read_architecture
     [
         # Counts as the models' cards give them, in billions.
         ("Qwen/Qwen2.5-7B-Instruct", 7.616, 28, 0),
+        ("Qwen/Qwen3-8B", 8.191, 36, 0),
         ("meta-llama/Llama-3.3-70B-Instruct", 70.554, 80, 0),
         ("google/gemma-3-12b-it", 11.766, 48, 40),
         ("google/gemma-3-27b-it", 27.009, 62, 52),
