@@ -17,8 +17,8 @@ def get_config() -> ExperimentConfig:
         recipe,
         name="smollm2_135m_lora_cpu",
         lora=LoraConfig(rank=8),
-        av_sft=dataclasses.replace(recipe.av_sft, optimizer=rate(1e-3, recipe.av_sft.optimizer)),
-        ar_sft=dataclasses.replace(recipe.ar_sft, optimizer=rate(5e-4, recipe.ar_sft.optimizer)),
+        av_sft=dataclasses.replace(recipe.av_sft, optimizer=rate(2e-3, recipe.av_sft.optimizer)),
+        ar_sft=dataclasses.replace(recipe.ar_sft, optimizer=rate(1.5e-3, recipe.ar_sft.optimizer)),
         rl=dataclasses.replace(
             recipe.rl,
             av_optimizer=rate(1e-4, recipe.rl.av_optimizer),
