@@ -1,16 +1,20 @@
 import dataclasses
+import functools
 import json
 import runpy
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics.pairwise import cosine_similarity
 
 from nla_jax.analysis.explain import Explainer
-from nla_jax.autoencoder.prompts import PromptTemplates
+from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses, pad
+from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_config
 from nla_jax.data.dataset import stage_columns, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
@@ -19,6 +23,7 @@ from nla_jax.evaluation.report import systems
 from nla_jax.evaluation.subject import reconstructor_of
 from nla_jax.interop import runs
 from nla_jax.interop.checkpoints import load_reconstructor, load_verbalizer
+from nla_jax.lm.transformer import Transformer
 from nla_jax.run import Run
 from nla_jax.stages.evaluation import evaluate_checkpoint
 from nla_jax.training.state import TrainState
@@ -151,3 +156,33 @@ def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):
     assert "  model.layers.1.mlp.up_proj.weight [64, 32] -> lm/blocks_1/mlp/up/kernel transposed" in lines
     assert lines[-1] == "  value_head.safetensors: weight [32, 32] -> head/kernel transposed"
     assert sorted(exported.rglob("*")) == before
+
+
+def test_the_adapters_that_come_along_tell_activations_apart(smollm2):
+    folder = ROOT / "experiments" / "adapters" / "smollm2_135m"
+    av, ar = load_verbalizer(folder / "av", base=smollm2), load_reconstructor(folder / "ar", base=smollm2)
+    texts = [
+        "Return the mean of the array along the given axis",
+        "Raises an error if the file does not exist",
+    ]
+    explanations = [
+        'Ends "given axis". Then of, and, is. On array.',
+        'Ends "not exist". Then or, and, in. On file.',
+    ]
+    tokens_BT, lengths_B = pad([smollm2.tokenizer(text)["input_ids"] for text in texts], 16)
+    layer, model = ar.meta.layer, Transformer(smollm2.config)
+    read = jax.jit(functools.partial(model.apply, capture=(layer,), stop_after=layer))
+    resid_BTD = read({"params": smollm2.params}, jnp.asarray(tokens_BT)).resid[layer]
+    activations_ND = resid_BTD[jnp.arange(2), lengths_B - 1]
+    prompts = encode_reconstructor(ar.tokenizer, ar.reconstructor.prompt, explanations, 32)
+    rebuilt_ND = jax.jit(ar.reconstructor)(ar.params, *map(jnp.asarray, prompts))
+    cosines = cosine_similarity(rebuilt_ND, activations_ND)
+    assert (np.diag(cosines) > cosines[[0, 1], [1, 0]] + 0.05).all()
+    responses = encode_responses(av.tokenizer, av.verbalizer.prompt, explanations, 26)
+
+    summed = jax.jit(functools.partial(sft_loss, av.verbalizer))
+    true, wrong = (
+        summed(av.params, vectors_ND, *map(jnp.asarray, responses))[0]
+        for vectors_ND in (activations_ND, activations_ND[::-1])
+    )
+    assert true < 0.8 * wrong
