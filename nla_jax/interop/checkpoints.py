@@ -80,11 +80,11 @@ def load_verbalizer(
     dtype: str = "float32",
     attention_dtype: str = "float32",
 ) -> VerbalizerCheckpoint:
-    """Load an AV of the reference, or one that `export_verbalizer` or `export_adapters` wrote.
+    """Load an AV of the reference, or one that `export_verbalizer` wrote, whole or as adapters.
 
     Args:
       spec: a directory or hub id.
-      base: what adapters belong to, whose weights the AV then shares; None loads what they name.
+      base: what adapters belong to, with blocks not stacked; the AV then shares its weights. None loads what they name.
       mesh: where the parameters go, by the partition rules; the default device if None.
       dtype: see `LMConfig.dtype`.
       attention_dtype: see `LMConfig.attention_dtype`.

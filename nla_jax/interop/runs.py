@@ -19,6 +19,7 @@ from nla_jax.interop.checkpoints import (
     load_verbalizer,
 )
 from nla_jax.lm.lora import ADAPTER_CONFIG, merge, peft_base
+from nla_jax.lm.sources import resolve
 from nla_jax.lm.transformer import unstack_blocks
 from nla_jax.run import Run
 from nla_jax.training.rl import TextCodec
@@ -116,15 +117,20 @@ class CheckpointRun(Run):
           ValueError: as `load_verbalizer`; an AV and an AR of different models or layers; or no target, and an AV that
             names none.
         """
-        if target is None and not (Path(av) / ADAPTER_CONFIG).is_file():
+        av, ar = resolve(av), resolve(ar)
+        adapted = {path: (path / ADAPTER_CONFIG).is_file() for path in (av, ar)}
+        if target is None and not adapted[av]:
             raise ValueError(f"{av} does not say which language model it explains; name it with --target")
         target = target or peft_base(av)
         shape = ExperimentConfig("checkpoints", model=ModelConfig(target, dtype=dtype), corpus=BACKGROUND)
-        super().__init__(shape, Path(av))
-        # Adapters share the target's weights.
-        bases = [self.target if (Path(path) / ADAPTER_CONFIG).is_file() else None for path in (av, ar)]
-        self.av = load_verbalizer(av, base=bases[0], mesh=self.mesh, dtype=dtype)
-        self.ar = load_reconstructor(ar, base=bases[1], mesh=self.mesh, dtype=dtype)
+        super().__init__(shape, av)
+
+        def given(path: Path) -> dict[str, Any]:
+            # Adapters share the target's weights.
+            return {"base": self.target if adapted[path] else None, "mesh": self.mesh, "dtype": dtype}
+
+        self.av = load_verbalizer(av, **given(av))
+        self.ar = load_reconstructor(ar, **given(ar))
         pairs = {"d_model": (self.av.meta.d_model, self.ar.meta.d_model)}
         if self.av.meta.layer is not None:
             pairs["layer"] = (self.av.meta.layer, self.ar.meta.layer)
