@@ -3,9 +3,9 @@
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.mesh import MeshConfig
+from nla_jax.sharding.mesh import MeshConfig
+from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig
 
 
 def get_config() -> ExperimentConfig:

@@ -9,12 +9,12 @@ from nla_jax.config import (
     ReconstructorWarmStartConfig,
     WarmStartConfig,
 )
-from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.data.writers.predictive import PredictiveConfig
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.grpo import PolicyLossConfig
+from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig
 from nla_jax.training.state import OptimizerConfig
 
 

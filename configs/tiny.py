@@ -9,10 +9,10 @@ from nla_jax.config import (
     WarmStartConfig,
 )
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.guards import GuardConfig
+from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig
 
 
 def get_config() -> ExperimentConfig:

@@ -25,7 +25,7 @@ except ModuleNotFoundError:
     torch = None
 
 from nla_jax.cli import use_huge_pages
-from nla_jax.lm.weights import export_hf
+from nla_jax.lm.files.weights import export_hf
 from nla_jax.process import use_compilation_cache
 
 TORCH_MISSING = "torch is not installed, and most rows compare with it; run: pip install -e '.[parity]'"

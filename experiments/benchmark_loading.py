@@ -62,9 +62,9 @@ def measure(folder: Path, dtype: str) -> dict[str, float]:
         return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     import jax
 
-    from nla_jax.lm.config_files import config_from_hf
-    from nla_jax.lm.safetensors_files import open_safetensors, read_json
-    from nla_jax.lm.weights import load_params
+    from nla_jax.lm.files.configs import config_from_hf
+    from nla_jax.lm.files.safetensors_files import open_safetensors, read_json
+    from nla_jax.lm.files.weights import load_params
 
     config = config_from_hf(read_json(folder / "config.json"))
     jax.device_put(np.zeros(1)).block_until_ready()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME, NLAMeta
-from nla_jax.interop.names import tensor_names
-from nla_jax.interop.runs import export_run
-from nla_jax.lm.config_files import config_from_hf
+from nla_jax.interop.tensor_names import tensor_names
+from nla_jax.lm.files.configs import config_from_hf
+from nla_jax.pipeline.export import export_run
+from nla_jax.pipeline.run import Run
 from nla_jax.process import use_compilation_cache
-from nla_jax.run import Run
 
 
 def main() -> None:

@@ -34,11 +34,11 @@ def without_run() -> None:
     args = parser.parse_args()
     # Takes seconds, so not before the process that stays.
     from nla_jax.data.dataset import load_dataset
-    from nla_jax.evaluation.round_trip import EvaluationConfig
-    from nla_jax.evaluation.subject import reconstructor_of
-    from nla_jax.interop.runs import CheckpointRun
+    from nla_jax.evaluation.config import EvaluationConfig
+    from nla_jax.pipeline.evaluate import evaluate_checkpoint
+    from nla_jax.pipeline.export import CheckpointRun
+    from nla_jax.pipeline.subject import reconstructor_of
     from nla_jax.process import use_compilation_cache
-    from nla_jax.stages.evaluation import evaluate_checkpoint
 
     try:
         use_compilation_cache()

@@ -7,9 +7,9 @@ from pathlib import Path
 from nla_jax.analysis.explain import Explainer, as_records
 from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME
-from nla_jax.interop.runs import CheckpointRun
+from nla_jax.pipeline.export import CheckpointRun
+from nla_jax.pipeline.run import Run
 from nla_jax.process import use_compilation_cache
-from nla_jax.run import Run
 
 
 def main() -> None:

@@ -27,6 +27,6 @@ def main(description: str, *stages: str) -> None:
     """
     use_huge_pages()
     # Takes seconds, so not before the process that stays.
-    from nla_jax.stages import command_line
+    from nla_jax.pipeline import command_line
 
     command_line.run(stages, description)

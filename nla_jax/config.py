@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
-from nla_jax.data.explainers.predictive import PredictiveConfig
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.evaluation.round_trip import EvaluationConfig
+from nla_jax.data.writers.predictive import PredictiveConfig
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import LoraConfig
-from nla_jax.mesh import MeshConfig
+from nla_jax.sharding.mesh import MeshConfig
+from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig
 from nla_jax.training.state import OptimizerConfig
 
 

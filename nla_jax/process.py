@@ -1,9 +1,12 @@
 """The process that a script runs in: its compiled programs, and its place among several."""
 
+import ctypes
 import re
+import sys
 from pathlib import Path
 
 import jax
+from tqdm import tqdm
 
 
 def use_compilation_cache() -> None:
@@ -34,3 +37,15 @@ def join_processes(arguments: list[str]) -> list[str]:
         )
     jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
     return arguments[:at] + arguments[end:]
+
+
+def progress_bar(desc: str | None, total: int, unit: str) -> tqdm:
+    """A progress bar that goes when it is full; none without a name, nor in processes but the first."""
+    quiet = desc is None or jax.process_index() > 0
+    return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, leave=False, disable=quiet)
+
+
+def return_freed_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -12,10 +12,11 @@ from flax.traverse_util import flatten_dict
 from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
-from nla_jax.lm.lora import Base, LoraConfig, init_adapters
-from nla_jax.lm.weights import load_language_model
-from nla_jax.mesh import MeshConfig, make_mesh, place, shard_batch, to_host
+from nla_jax.lm.files.weights import load_language_model
+from nla_jax.lm.lora import FrozenBase, LoraConfig, init_adapters
 from nla_jax.process import join_processes
+from nla_jax.sharding.mesh import MeshConfig, make_mesh
+from nla_jax.sharding.placement import place, shard_batch, to_host
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
@@ -44,7 +45,7 @@ def rounds(path: str, mesh: jax.sharding.Mesh, lora: LoraConfig) -> tuple[np.nda
     for name, part in models.items():
         params = part.init(lm.params)
         if lora.rank:
-            bases[name] = Base(params["lm"], lora.scale)
+            bases[name] = FrozenBase(params["lm"], lora.scale)
             params = init_adapters(lora, params, jax.random.key(1))
         states[name] = place(TrainState.create(params, optimizer), mesh)
     reference = jax.jit(verbalizer.frozen)(verbalizer.init(lm.params))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from processes import ROOT
 
-from nla_jax.stages.command_line import parse
+from nla_jax.pipeline.command_line import parse
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {path.name: path.read_text() for path in (ROOT / "experiments").glob("*.py")}

@@ -14,14 +14,14 @@ from test_end_to_end import corpus, read_metrics  # noqa: F401
 from tiny_model import write_tiny_model
 
 from nla_jax.config import ExperimentConfig, ModelConfig, read_config
-from nla_jax.interop.checkpoints import load_verbalizer
 from nla_jax.interop.meta import FILE_NAME
-from nla_jax.interop.runs import CheckpointRun, export_run
-from nla_jax.lm.lora import ADAPTER_CONFIG, ADAPTER_FILE, load_peft
-from nla_jax.run import Run
+from nla_jax.interop.model_directories import load_verbalizer
+from nla_jax.lm.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, load_peft
+from nla_jax.pipeline.export import CheckpointRun, export_run
+from nla_jax.pipeline.run import Run
 from nla_jax.training.checkpoint_files import describe
+from nla_jax.training.joint import optimizers
 from nla_jax.training.loop import abstract
-from nla_jax.training.rl import optimizers
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from benchmarks.measure import Comparison, agree, alternate, finished
 from benchmarks.setting import OPTIMIZER, Setting
 from benchmarks.torch_side import TorchReconstructor, TorchRound, TorchSide, Trainer, numpy
 from benchmarks.torch_side import finished as torch_finished
-from nla_jax.data.extraction import forward
-from nla_jax.mesh import make_mesh, tree_shardings
+from nla_jax.autoencoder.autoencoder import Autoencoder
+from nla_jax.lm.activations import residual_at
+from nla_jax.sharding.mesh import make_mesh, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig
+from nla_jax.training.joint import RLConfig, make_round
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.rl import RLConfig, TextCodec, make_round
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import ar_mse_step, av_sft_step, jit_step
 
@@ -36,7 +37,7 @@ def extraction(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
     rng = np.random.default_rng(2)
     # The first token's stream is huge in many models and would hide the others in a comparison.
     positions_BP = rng.integers(1, sizes.document_tokens, (sizes.documents, sizes.positions), np.int32)
-    run = jax.jit(functools.partial(forward, config=setting.config, layer=layer, top=0))
+    run = jax.jit(functools.partial(residual_at, config=setting.config, layer=layer, top=0))
     ours = finished(run, setting.lm.params, jnp.asarray(tokens_BT), jnp.asarray(positions_BP))
     model, theirs_BT, at_BP = side.backbone(master=False), side.tensor(tokens_BT), side.tensor(positions_BP)
     rows_B1 = torch.arange(sizes.documents, device=side.device)[:, None]
@@ -185,7 +186,7 @@ def _compared(row: str, setting: Setting, ours, theirs, shape: str) -> Compariso
 
 
 @dataclasses.dataclass(frozen=True)
-class EndlessCodec(TextCodec):
+class EndlessCodec(Autoencoder):
     """Counts cut answers as closed, since none closes; remembers what was sampled last."""
 
     seen: list = dataclasses.field(default_factory=list, compare=False)

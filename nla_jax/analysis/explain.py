@@ -9,9 +9,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder import metrics
-from nla_jax.data.extraction import forward, starts_with_bos
-from nla_jax.evaluation.round_trip import RoundTrip
-from nla_jax.run import Run, key_for
+from nla_jax.autoencoder.round_trip import RoundTrip
+from nla_jax.data.extraction import starts_with_bos
+from nla_jax.lm.activations import residual_at
+from nla_jax.pipeline.run import Run
+from nla_jax.randomness import key_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Explainer:
         """The target's activations (T, D) at every token."""
         run, T = self.run, len(ids)
         compute = jax.jit(
-            lambda params, tokens, at: forward(
+            lambda params, tokens, at: residual_at(
                 params, tokens, at, config=run.lm_config, layer=run.config.model.layer, top=0
             )[0]
         )

@@ -9,18 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.data.corpus import Document
 from nla_jax.data.splits import hash_fraction
+from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.logits import logits
-from nla_jax.lm.transformer import Params, Transformer
-from nla_jax.mesh import shard_batch, to_host
+from nla_jax.lm.transformer import Params
+from nla_jax.sharding.placement import shard_batch, to_host
 
 CONTINUATION_TOKENS = 16
 """Tokens of the true continuation that are kept for reading along."""
@@ -100,32 +98,6 @@ def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(tokens[1:] if starts_with_bos(tokens, tokenizer) else tokens)
 
 
-def forward(
-    params: Params,
-    tokens_BT: Int[Array, "B T"],
-    positions_BP: Int[Array, "B P"],
-    *,
-    config: LMConfig,
-    layer: int,
-    top: int,
-) -> tuple[Array, Array | None]:
-    """Residual stream after block `layer` at the positions, and the ids of the `top` likeliest next tokens.
-
-    Returns:
-      (B, P, D) float32, and (B, P, top) ids, likeliest first, or None for `top` 0.
-    """
-    stop_after = None if top else layer
-    out = Transformer(config).apply({"params": params}, tokens_BT, capture=(layer,), stop_after=stop_after)
-
-    def at_positions(x_BTD: Array) -> Array:
-        return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
-
-    activations_BPD = at_positions(out.resid[layer])
-    if not top:
-        return activations_BPD, None
-    return activations_BPD, jax.lax.top_k(logits(params, config, at_positions(out.final_BTD)), top)[1]
-
-
 def extract(
     contexts: Sequence[Context],
     params: Params,
@@ -141,7 +113,7 @@ def extract(
     """
     # Some of the likeliest tokens are not words, so look at more of them.
     top = 4 * config.next_words
-    run = jax.jit(lambda *args: forward(*args, config=lm_config, layer=layer, top=top))
+    run = jax.jit(lambda *args: residual_at(*args, config=lm_config, layer=layer, top=top))
     for start in range(0, len(contexts), config.batch_size):
         batch = contexts[start : start + config.batch_size]
         tokens_BT = np.zeros((config.batch_size, config.max_tokens), np.int32)

@@ -48,7 +48,7 @@ class Extraction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class PromptIds:
     """Token ids that the live tokenizer must reproduce."""
 
     injection_char: str
@@ -59,7 +59,7 @@ class Tokens:
     critic_suffix_ids: tuple[int, ...] | None = None
     """Ids of the AR template's suffix without its first token, which may merge with the explanation."""
 
-    def disagreements(self, live: "Tokens") -> dict[str, tuple[Any, Any]]:
+    def disagreements(self, live: "PromptIds") -> dict[str, tuple[Any, Any]]:
         """The fields in which the live tokenizer gives something else, each with both values.
 
         Suffixes agree if one ends with the other: how many tokens before the fixed ones are counted differs
@@ -67,7 +67,7 @@ class Tokens:
         """
         pairs = {
             field.name: (getattr(self, field.name), getattr(live, field.name))
-            for field in dataclasses.fields(Tokens)
+            for field in dataclasses.fields(PromptIds)
         }
         ours, theirs = pairs["critic_suffix_ids"]
         shorter = min(len(ours), len(theirs)) if ours is not None and theirs is not None else 0
@@ -93,7 +93,7 @@ class Sidecar:
     """One of `STAGES`."""
     row_count: int
     extraction: Extraction
-    tokens: Tokens | None = None
+    tokens: PromptIds | None = None
     """Needed for every stage but `base`."""
     prompt_templates: SidecarTemplates = SidecarTemplates()
     """Needed: `actor` for `av_sft` and `rl`, `critic` for `ar_sft`."""
@@ -147,7 +147,7 @@ class Sidecar:
                 {
                     **fields,
                     "extraction": read_part(Extraction, fields.get("extraction"), "extraction"),
-                    "tokens": None if tokens is None else read_part(Tokens, tokens, "tokens"),
+                    "tokens": None if tokens is None else read_part(PromptIds, tokens, "tokens"),
                     "prompt_templates": read_part(
                         SidecarTemplates, fields.get("prompt_templates") or {}, "prompt_templates"
                     ),
@@ -155,7 +155,7 @@ class Sidecar:
                 "the sidecar",
             )
 
-    def check(self, *, base_model: str, layer_index: int, d_model: int, tokens: Tokens) -> None:
+    def check(self, *, base_model: str, layer_index: int, d_model: int, tokens: PromptIds) -> None:
         """Compare the contract with the live model, config and tokenizer.
 
         Raises:

@@ -6,7 +6,12 @@ the number of processes.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nla_jax.data.dataset import ActivationDataset
 
 SPLITS = ("av_sft", "ar_sft", "rl", "held_out")
 """The disjoint uses of documents, in the order in which their fractions fill the unit interval."""
@@ -55,3 +60,43 @@ def split_of(doc_id: str, fractions: Mapping[str, float], seed: int) -> str:
         if position < edge:
             return name
     return used[-1]  # the shares may sum to a hair less than 1
+
+
+def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[Any]:
+    """Give every row the item of a row of another document."""
+    order = np.random.default_rng(seed).permutation(len(items))
+    documents = np.array(doc_ids)
+    for shift in range(1, len(items)):
+        partner = np.empty(len(items), int)
+        partner[order] = np.roll(order, shift)
+        if (documents[partner] != documents).all():
+            return [items[i] for i in partner]
+    # No single rotation avoids the row's own document: choose a partner for each row alone.
+    rng = np.random.default_rng(seed)
+    return [items[rng.choice(np.flatnonzero(documents != own))] for own in documents]
+
+
+def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDataset]) -> None:
+    """Refuse held-out rows of documents that were trained on.
+
+    Documents are the same if their ids are, or if their texts begin alike.
+
+    Raises:
+      ValueError: with the number of documents and the first few of them.
+    """
+
+    def starts(rows: ActivationDataset) -> dict[str, str]:
+        texts = [] if rows.contexts is None else rows.contexts
+        return {" ".join(text.split())[:160]: doc for text, doc in zip(texts, rows.doc_ids, strict=False)}
+
+    ours = starts(data)
+    for split, rows in trained_on.items():
+        shared = set(data.doc_ids) & set(rows.doc_ids)
+        shared |= {doc for start, doc in ours.items() if start and start in starts(rows)}
+        if shared:
+            some = ", ".join(sorted(shared)[:3])
+            raise ValueError(
+                f"{len(shared)} of {len(set(data.doc_ids))} documents to evaluate on were trained on in {split} "
+                f"({some}{', ...' if len(shared) > 3 else ''}): every figure would flatter; hold other documents "
+                "out"
+            )

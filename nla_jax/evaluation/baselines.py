@@ -17,10 +17,10 @@ from sklearn.linear_model import RidgeCV
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.extraction import next_words
-from nla_jax.evaluation.target import TargetLM
+from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.lm.layers import Norm
 from nla_jax.lm.logits import logits
-from nla_jax.mesh import to_host
+from nla_jax.sharding.placement import to_host
 
 _WORD_PATTERN = r"(?u)\b\w+\b"
 

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nla_jax.evaluation.suites import SUITES
+from nla_jax.evaluation.measure import SUITES
 
 Row = Mapping[str, Any]
 

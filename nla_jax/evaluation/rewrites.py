@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation import text_analysis
 
 Edit = Callable[[str, np.random.Generator], str]
 Writer = Callable[[Sequence[str]], list[str]]
@@ -34,11 +34,13 @@ def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) 
             results.append(None)
             continue
         rng = np.random.default_rng([seed, index])
-        spans = [match.group() for match in of_text.QUOTE.finditer(text)] if quotes else []
+        spans = [match.group() for match in text_analysis.QUOTE.finditer(text)] if quotes else []
         stand_ins = dict(zip(_PLACEHOLDERS, spans, strict=False))
         names = iter(stand_ins)
         bare = (
-            of_text.QUOTE.sub(lambda _, names=names: next(names), text) if quotes else _without_quotes(text)
+            text_analysis.QUOTE.sub(lambda _, names=names: next(names), text)
+            if quotes
+            else _without_quotes(text)
         )
         changed = edit(bare, rng)
         for name, span in stand_ins.items():
@@ -49,7 +51,7 @@ def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) 
 
 def _without_quotes(text: str) -> str:
     """The text with nothing where its quotes stood, and no space before a mark."""
-    return re.sub(r"\s+([.,;:!?])", r"\1", of_text.without_quotes(text))
+    return re.sub(r"\s+([.,;:!?])", r"\1", text_analysis.without_quotes(text))
 
 
 def unchanged(text: str, rng: np.random.Generator) -> str:
@@ -59,14 +61,14 @@ def unchanged(text: str, rng: np.random.Generator) -> str:
 
 def shuffled_sentences(text: str, rng: np.random.Generator) -> str:
     """The same sentences in another order."""
-    parts = of_text.sentences(text)
+    parts = text_analysis.sentences(text)
     return " ".join(parts[i] for i in rng.permutation(len(parts)))
 
 
 def shuffled_lists(text: str, rng: np.random.Generator) -> str:
     """The same sentences, the items of their lists in another order."""
     done = []
-    for sentence in of_text.sentences(text):
+    for sentence in text_analysis.sentences(text):
         *head, last = re.split(r"(?<=: )|(?<=\bNext )|(?<=\bThen )", sentence, maxsplit=1)
         end = last[len(last.rstrip(".!?")) :]
         items = last.removesuffix(end).split(", ") if end else last.split(", ")
@@ -93,7 +95,7 @@ def keywords(text: str, rng: np.random.Generator) -> str:
     found = [
         word
         for word in re.findall(r"[^\s,.;:!?()]+", text)
-        if of_text.content_words(word) or word in _PLACEHOLDERS
+        if text_analysis.content_words(word) or word in _PLACEHOLDERS
     ]
     return ", ".join(found[i] for i in rng.permutation(len(found))) + "."
 
@@ -122,7 +124,8 @@ def asked(
 ) -> list[str | None]:
     """Let a model rewrite the texts; with `quotes`, their quoted spans are put behind what it wrote."""
     kept = [
-        [match.group() for match in of_text.QUOTE.finditer(text or "")] if quotes else [] for text in texts
+        [match.group() for match in text_analysis.QUOTE.finditer(text or "")] if quotes else []
+        for text in texts
     ]
     now = [_without_quotes(text or "") for text in texts]
     for request in requests:

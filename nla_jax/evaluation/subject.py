@@ -10,27 +10,24 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
 from nla_jax.autoencoder import metrics
+from nla_jax.autoencoder.yardstick import Yardstick
+from nla_jax.chat.models import ChatModel
 from nla_jax.data.dataset import ActivationDataset
-from nla_jax.data.explainers.chat import ChatModel
-from nla_jax.data.splits import SPLITS
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.round_trip import EvaluationConfig, Moments
 from nla_jax.evaluation.tables import Figure, Row
-from nla_jax.evaluation.target import TargetLM
-from nla_jax.run import Run, key_for
-from nla_jax.training.loop import return_freed_memory
+from nla_jax.evaluation.target_lm import TargetLM
 
 Texts = Sequence[str | None]
 """Explanations, None where none could be read."""
 
 
 @runtime_checkable
-class Verbalizer(Protocol):
+class ExplainFn(Protocol):
     """Whatever explains activations in text."""
 
     def __call__(
@@ -40,7 +37,7 @@ class Verbalizer(Protocol):
 
 
 @runtime_checkable
-class Reconstructor(Protocol):
+class RebuildFn(Protocol):
     """Whatever rebuilds activations from texts."""
 
     def __call__(self, texts: Texts) -> np.ndarray:
@@ -62,15 +59,15 @@ class Subject:
       seed: of every random choice.
       tokens_of: the last AV's sampled tokens for activations, where it has tokens.
       marker: the text of the injected token, which no explanation should hold.
-      chat: answers questions and checks claims beside the target LM; opened by `suites.measure` where the config names
+      chat: answers questions and checks claims beside the target LM; opened by `measure.measure_suites` where the config names
         one.
     """
 
     data: ActivationDataset
     training: ActivationDataset | None
-    moments: Moments
-    verbalizers: Mapping[str, Verbalizer]
-    reconstructors: Mapping[str, Reconstructor]
+    moments: Yardstick
+    verbalizers: Mapping[str, ExplainFn]
+    reconstructors: Mapping[str, RebuildFn]
     load_target: Callable[[], TargetLM]
     config: EvaluationConfig = EvaluationConfig()
     seed: int = 0
@@ -216,152 +213,6 @@ class Subject:
         found.update(np.ascontiguousarray(self.data.activations).tobytes())
         found.update("\n".join(self.ids).encode())
         return found.hexdigest()
-
-
-def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[Any]:
-    """Give every row the item of a row of another document."""
-    order = np.random.default_rng(seed).permutation(len(items))
-    documents = np.array(doc_ids)
-    for shift in range(1, len(items)):
-        partner = np.empty(len(items), int)
-        partner[order] = np.roll(order, shift)
-        if (documents[partner] != documents).all():
-            return [items[i] for i in partner]
-    # No single rotation avoids the row's own document: choose a partner for each row alone.
-    rng = np.random.default_rng(seed)
-    return [items[rng.choice(np.flatnonzero(documents != own))] for own in documents]
-
-
-def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDataset]) -> None:
-    """Refuse held-out rows of documents that were trained on.
-
-    Documents are the same if their ids are, or if their texts begin alike.
-
-    Raises:
-      ValueError: with the number of documents and the first few of them.
-    """
-
-    def starts(rows: ActivationDataset) -> dict[str, str]:
-        texts = [] if rows.contexts is None else rows.contexts
-        return {" ".join(text.split())[:160]: doc for text, doc in zip(texts, rows.doc_ids, strict=False)}
-
-    ours = starts(data)
-    for split, rows in trained_on.items():
-        shared = set(data.doc_ids) & set(rows.doc_ids)
-        shared |= {doc for start, doc in ours.items() if start and start in starts(rows)}
-        if shared:
-            some = ", ".join(sorted(shared)[:3])
-            raise ValueError(
-                f"{len(shared)} of {len(set(data.doc_ids))} documents to evaluate on were trained on in {split} "
-                f"({some}{', ...' if len(shared) > 3 else ''}): every figure would flatter; hold other documents "
-                "out"
-            )
-
-
-class _RunVerbalizer:
-    """An AV of a run, its weights read when they are first needed."""
-
-    def __init__(self, run: Run, stage: str, step: int | None, held: dict[str, Any]):
-        """Take where the weights are, and what the run's AVs hold their weights in: one at a time."""
-        self.run, self.stage, self.step, self.held = run, stage, step, held
-
-    def __call__(self, activations_ND, *, temperature=0.0, seed=0, desc=None):
-        params, key = self.params(), jax.random.fold_in(key_for(self.run.config.seed, "evaluate"), seed)
-        return self.run.round_trip.verbalize(params, activations_ND, key, temperature, desc)
-
-    def tokens(self, activations_ND: np.ndarray) -> list[list[int]]:
-        key = key_for(self.run.config.seed, "evaluate")
-        return self.run.round_trip.answers(self.params(), activations_ND, key, 0.0)
-
-    def params(self) -> Any:
-        if self.stage not in self.held:
-            # An AV is as large as the target.
-            self.held.clear()
-            return_freed_memory()
-            self.held[self.stage] = self.run.trained_params(self.stage, "av", self.step)
-        return self.held[self.stage]
-
-
-def subject_of(run: Run) -> Subject:
-    """A run's NLA before and after joint training, on its held-out rows.
-
-    Raises:
-      FileNotFoundError: no AV was trained yet.
-      ValueError: documents that were trained on.
-    """
-    best = run.checkpoints("rl").pinned() or run.checkpoints("rl").latest()
-    stages = {"warm start": ("av_sft", None)}
-    ars = {"judge": ("ar_sft", None)}
-    if best is not None:
-        stages["after RL"] = ("rl", best)
-        ars = {"own": ("rl", best), **ars}
-    if run.checkpoints("second_judge").latest() is not None:
-        ars["second judge"] = ("second_judge", None)
-    data, config = run.held_out(run.config.evaluation.rows), run.config
-    check_unseen(data, {split: run.data(split) for split in SPLITS if split != "held_out"})
-    held: dict[str, Any] = {}
-    verbalizers = {name: _RunVerbalizer(run, *where, held) for name, where in stages.items()}
-    return Subject(
-        data,
-        run.data("ar_sft"),
-        run.moments,
-        verbalizers,
-        {name: reconstructor_of(run, *where) for name, where in ars.items()},
-        functools.cache(lambda: target_of(run)),
-        config.evaluation,
-        config.seed,
-        list(verbalizers.values())[-1].tokens,
-        run.tokens.injection_char,
-    )
-
-
-def subject_of_checkpoint(
-    run: Run, data: ActivationDataset, *, judge: Reconstructor | None = None, rows: int = 256
-) -> Subject:
-    """An AV and an AR that come without their run, on data that they were not trained on (which is not checked).
-
-    Args:
-      run: reads the checkpoint (`interop.runs.CheckpointRun`).
-      data: held-out rows; its first `rows` are taken.
-      judge: an AR that never saw the AV's texts.
-      rows: at most.
-
-    Raises:
-      ValueError: a judge that is the AV's own AR.
-    """
-    own = _RunVerbalizer(run, "rl", 1, {})
-    reconstructors = {"own": reconstructor_of(run, "rl", 1)} | ({"judge": judge} if judge else {})
-    subject = Subject(
-        data.take(slice(0, rows)),
-        None,
-        run.moments,
-        {"checkpoint": own},
-        reconstructors,
-        functools.cache(lambda: target_of(run)),
-        run.config.evaluation,
-        run.config.seed,
-        own.tokens,
-        run.tokens.injection_char,
-    )
-    check_judges(subject)
-    return subject
-
-
-def target_of(run: Run) -> TargetLM:
-    """The target LM of a run, for reading and judging texts."""
-    try:
-        params = run.arranged(run.target.params, stacked=True)
-    except ValueError:  # blocks that differ in more than their numbers cannot be stacked
-        params = run.target.params
-    lm = dataclasses.replace(run.target, params=params)
-    run.release_target()
-    return TargetLM(lm, run.lm_config, run.config.model.layer)
-
-
-def reconstructor_of(run: Run, stage: str = "rl", step: int | None = None) -> Reconstructor:
-    """The AR of a run, its weights read when they are first needed."""
-    params = functools.cache(lambda: run.trained_params(stage, "ar", step))
-    return lambda texts: run.round_trip.reconstruct(params(), texts)
 
 
 def check_judges(subject: Subject) -> None:

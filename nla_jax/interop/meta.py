@@ -13,8 +13,8 @@ from typing import Any, Literal
 from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT, PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.data.sidecar import (
+    PromptIds,
     SidecarTemplates,
-    Tokens,
     naming,
     read_part,
     read_yaml,
@@ -55,7 +55,7 @@ class NLAMeta:
 
     role: Literal["av", "ar"]
     d_model: int
-    tokens: Tokens
+    tokens: PromptIds
     prompt_templates: SidecarTemplates
     """`actor` is the AV's user message, `critic` the AR's prompt; literal braces are single."""
     injection_scale: float | None = None
@@ -102,7 +102,7 @@ class NLAMeta:
             return InjectionConfig(scale=self.injection_scale)
         return InjectionConfig(self.own.layer, self.own.mode, self.own.scale, self.own.affine)
 
-    def check_tokens(self, live: Tokens, where: Path | str) -> None:
+    def check_tokens(self, live: PromptIds, where: Path | str) -> None:
         """Compare the token ids with the live tokenizer's.
 
         Raises:
@@ -191,7 +191,7 @@ def _meta_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "role": ROLES[fields["role"]],
         "d_model": fields["d_model"],
-        "tokens": read_part(Tokens, fields["tokens"], "tokens"),
+        "tokens": read_part(PromptIds, fields["tokens"], "tokens"),
         "prompt_templates": SidecarTemplates(
             _from_format(texts.get("av", texts.get("actor"))),
             _from_format(texts.get("ar", texts.get("critic"))),

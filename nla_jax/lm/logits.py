@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from nla_jax.lm.attention import contract, matmul
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.transformer import Params
-from nla_jax.mesh import keep_rows_apart, row_ways, split_head, tensor_ways
+from nla_jax.sharding.constraints import batch_shards, constrain_batch, gather_head, tensor_shards
 
 CHUNK_LOGITS = 2**25
 """Logits that exist at one time on a device, at most: 128 MiB of them."""
@@ -57,14 +57,14 @@ def token_statistics(
     """
     head = head_kernel(params)
     # Moved once for all chunks; what is trained is the head as it is.
-    moved = jax.lax.stop_gradient(split_head(head, config.compute_dtype))
+    moved = jax.lax.stop_gradient(gather_head(head, config.compute_dtype))
 
     def statistics(final_CD: Array, targets_C: Array) -> TokenStatistics:
         arithmetic = config.compute_dtype, config.logit_softcap
         return TokenStatistics(*_statistics(*arithmetic, head, moved, final_CD, targets_C, temperature))
 
-    ways = tensor_ways()
-    # As `split_head` splits them.
+    ways = tensor_shards()
+    # As `gather_head` splits them.
     width = config.vocab_size if config.vocab_size % ways else config.vocab_size // ways
     return _over_tokens(statistics, width, targets_BT.shape, final_BTD, targets_BT)
 
@@ -127,7 +127,7 @@ def _over_tokens(function, width, shape, *arrays_BT):
 
     Every device that rows are split over has its part of every chunk; of a token it has `width` logits.
     """
-    ways = row_ways(shape[0])
+    ways = batch_shards(shape[0])
     tokens = shape[0] * shape[1] // ways
     # As few chunks as the limit allows, and all of one size, so that little is padded.
     chunk = -(-tokens // -(-tokens * width // CHUNK_LOGITS))
@@ -141,5 +141,5 @@ def _over_tokens(function, width, shape, *arrays_BT):
     def back(result: Array) -> Array:
         return result.reshape(-1, ways, chunk).swapaxes(0, 1).reshape(ways, -1)[:, :tokens].reshape(shape)
 
-    result = jax.lax.map(lambda chunk: function(*map(keep_rows_apart, chunk)), tuple(map(chunks, arrays_BT)))
+    result = jax.lax.map(lambda chunk: function(*map(constrain_batch, chunk)), tuple(map(chunks, arrays_BT)))
     return jax.tree.map(back, result)

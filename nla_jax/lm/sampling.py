@@ -13,7 +13,7 @@ from nla_jax.lm.attention import PAD_POSITION, KVSegment
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import head_kernel, logits
 from nla_jax.lm.transformer import Params, Past, Transformer, unstack_blocks
-from nla_jax.mesh import keep_rows_apart, split_vocabulary, tensor_ways
+from nla_jax.sharding.constraints import constrain_batch, constrain_vocabulary, tensor_shards
 
 _BINS = 256
 """Tokens per bin of the two-level inverse CDF."""
@@ -57,9 +57,11 @@ def sample_token(
     peak_B = scaled_BV.max(axis=-1)
     weight_BV = jnp.exp(scaled_BV - peak_B[:, None])
     # Every device of the tensor axis has whole bins of its own; their shares are all that it tells the others.
-    padding = -weight_BV.shape[1] % (_BINS * tensor_ways())
-    weight_BCV = split_vocabulary(jnp.pad(weight_BV, ((0, 0), (0, padding))).reshape(len(peak_B), -1, _BINS))
-    share_BC = keep_rows_apart(weight_BCV.sum(axis=-1))
+    padding = -weight_BV.shape[1] % (_BINS * tensor_shards())
+    weight_BCV = constrain_vocabulary(
+        jnp.pad(weight_BV, ((0, 0), (0, padding))).reshape(len(peak_B), -1, _BINS)
+    )
+    share_BC = constrain_batch(weight_BCV.sum(axis=-1))
 
     def best() -> Array:
         # The first token that reaches the peak; an argmax over all tokens takes seven times as long on CPU.
@@ -88,7 +90,8 @@ def _row(x_BC: Array, index_B: Int[Array, "B"]) -> Array:
 def in_compute_dtype(params: Params, config: LMConfig) -> Params:
     """The weights as they are best read without gradients: kernels in compute dtype, nothing tied.
 
-    What is so already comes back as it is (`mesh.jit_sharing` keeps it so), and blocks that are stacked stay stacked.
+    Weights that are in this form already come back unchanged (under `jit_aliasing`, as the same arrays), and
+    stacked blocks stay stacked.
     A head that stays a transposed view of the embedding costs four times as much on CPU in bfloat16 where rows are few.
     """
 
@@ -153,7 +156,7 @@ def sample(
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
-        logits_BV = split_vocabulary(logits(params, config, keep_rows_apart(final_BD)))
+        logits_BV = constrain_vocabulary(logits(params, config, constrain_batch(final_BD)))
         drawn, log_prob = sample_token(jax.random.fold_in(key, t), logits_BV, temperature)
         drawn, log_prob = jnp.where(ended, 0, drawn), jnp.where(ended, 0.0, log_prob)
         # `tokens` is led by `margin` impossible ids, so that the last tokens can be compared from the start.

@@ -23,7 +23,7 @@ from nla_jax.lm.blocks import Block, Buffer, LayerPattern
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.layers import Norm
 from nla_jax.lm.packing import Packing, Pieces
-from nla_jax.mesh import keep_rows_apart
+from nla_jax.sharding.constraints import constrain_batch
 
 Params = dict[str, Any]
 Past = Sequence[tuple[KVSegment, ...]] | tuple[KVSegment, ...]
@@ -125,7 +125,7 @@ class _Layout:
         after, segments = [], ()
         for stream_BTD, packing in zip(streams, self.packings, strict=True):
             stream_BTD, fresh = block(stream_BTD, packing, pattern, (*past, *segments), buffer)
-            after.append(keep_rows_apart(stream_BTD))
+            after.append(constrain_batch(stream_BTD))
             segments += fresh
         return tuple(after), segments
 
@@ -266,7 +266,7 @@ class Transformer(nn.Module):
             # Padding stays finite; a real position past the table gives NaN rather than a wrong one.
             slots_BT = jnp.where(positions_BT == PAD_POSITION, 0, positions_BT)
             resid_BTD = resid_BTD + self.position_embed(slots_BT).astype(jnp.float32)
-        return keep_rows_apart(resid_BTD, looked_up=True)
+        return constrain_batch(resid_BTD, looked_up=True)
 
 
 def init_params(config: LMConfig, key: Array) -> Params:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.config_files import config_from_gguf, config_from_hf
-from nla_jax.lm.gguf import open_gguf
-from nla_jax.lm.sources import resolve
-from nla_jax.lm.weights import ROPE_FACTORS
+from nla_jax.lm.files.configs import config_from_gguf, config_from_hf
+from nla_jax.lm.files.gguf import open_gguf
+from nla_jax.lm.files.sources import resolve
+from nla_jax.lm.files.weights import ROPE_FACTORS
 
 _FOLDER = Path(__file__).parent / "models"
 

@@ -10,7 +10,6 @@ import numpy as np
 from nla_jax.config import ExperimentConfig
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import CHUNK_LOGITS
-from nla_jax.mesh import make_mesh
 from nla_jax.planning.chips import Chip
 from nla_jax.planning.measure import Cost, extrapolate, measure
 from nla_jax.planning.steps import (
@@ -24,6 +23,7 @@ from nla_jax.planning.steps import (
     bytes_per_device,
     check_divisions,
 )
+from nla_jax.sharding.mesh import make_mesh
 
 STAGE_MODELS = {
     "extract": ("target",),

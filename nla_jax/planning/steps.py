@@ -16,13 +16,14 @@ from nla_jax.autoencoder.prompts import ReconstructorPrompt, VerbalizerPrompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.config import ExperimentConfig
-from nla_jax.data.extraction import forward
+from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.lora import Base, attach, init_adapters
+from nla_jax.lm.lora import FrozenBase, init_adapters, with_adapters
 from nla_jax.lm.transformer import parameter_shapes, stack_blocks
-from nla_jax.mesh import BATCH, AnyMesh, mark_given, tree_shardings
+from nla_jax.sharding.aliasing import mark_passthrough
+from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
 from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
-from nla_jax.training.rl import sampling_weights
+from nla_jax.training.joint import sampling_weights
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -104,13 +105,13 @@ class AbstractRun:
         return {name: state(name) for name in ("av", "ar")}
 
     @functools.cached_property
-    def bases(self) -> dict[str, Base]:
+    def bases(self) -> dict[str, FrozenBase]:
         """What adapters belong to, if there are any; the AR's shares what it has of the AV's, unless it is stacked."""
         lora = self.config.lora
         if not lora.rank:
             return {}
         reconstructor = self._placed(lambda: self.reconstructor.init(self._target())["lm"])
-        return {"av": Base(self.target, lora.scale), "ar": Base(reconstructor, lora.scale)}
+        return {"av": FrozenBase(self.target, lora.scale), "ar": FrozenBase(reconstructor, lora.scale)}
 
     @functools.cached_property
     def reference(self) -> Tree:
@@ -137,7 +138,7 @@ class AbstractRun:
 
     def _whole(self) -> Tree:
         """All parameters of the AV."""
-        return attach(Base(self._target(), 1.0) if self.bases else None, self._trained("av"))
+        return with_adapters(FrozenBase(self._target(), 1.0) if self.bases else None, self._trained("av"))
 
     def _trained(self, name: str) -> Tree:
         params = {"av": self.verbalizer, "ar": self.reconstructor}[name].init(self._target())
@@ -156,7 +157,7 @@ class AbstractRun:
 
     def _extract(self) -> Step:
         config, layer = self.config.extraction, self.config.model.layer
-        run = functools.partial(forward, config=self.lm, layer=layer, top=4 * config.next_words)
+        run = functools.partial(residual_at, config=self.lm, layer=layer, top=4 * config.next_words)
         tokens, positions = self._rows(
             lambda: (
                 jnp.zeros((config.batch_size, config.max_tokens), jnp.int32),
@@ -209,9 +210,9 @@ class AbstractRun:
         gather = self.config.rl.gather_weights
 
         def copy(base, trained):
-            return sampling_weights(self.verbalizer, attach(base, trained), self.mesh, gather=gather)
+            return sampling_weights(self.verbalizer, with_adapters(base, trained), self.mesh, gather=gather)
 
-        return Step(jax.jit(mark_given(copy)), (self.bases.get("av"), self.states["av"].params))
+        return Step(jax.jit(mark_passthrough(copy)), (self.bases.get("av"), self.states["av"].params))
 
     def _prefill(self) -> Step:
         shape = self.config.rl.activations, self.lm.d_model

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
-from nla_jax.mesh import tree_shardings
+from nla_jax.sharding.mesh import tree_shardings
 from nla_jax.training.checkpoint_files import (
     CheckpointError,
     Tree,

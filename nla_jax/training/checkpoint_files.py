@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from nla_jax.mesh import settle
+from nla_jax.sharding.placement import block_on_simulated_devices
 
 Tree = Any
 
@@ -53,7 +53,7 @@ def load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[st
 def fingerprints(tree: Tree) -> dict[str, int]:
     """A number for each leaf that changes with any of its bits, the same on every mesh."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    numbers = jax.device_get([settle(_fingerprint(leaf)) for leaf in leaves])
+    numbers = jax.device_get([block_on_simulated_devices(_fingerprint(leaf)) for leaf in leaves])
     return {joined(path): int(number) for path, number in zip(paths, numbers, strict=True)}
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.verbalizer import Verbalizer, token_mask
 from nla_jax.lm.logits import exact_kl
-from nla_jax.lm.lora import Base, attach
+from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.training.state import LossSums, TrainState, update
 
 MAX_LOG_RATIO = 12.0
@@ -115,7 +115,7 @@ def grpo_step(
     state: TrainState,
     rollouts: Rollouts,
     reference_params: Any,
-    base: Base | None = None,
+    base: FrozenBase | None = None,
     *,
     verbalizer: Verbalizer,
     optimizer: optax.GradientTransformation,
@@ -147,7 +147,7 @@ def grpo_step(
 
     def sums(params: Any, piece: tuple[Rollouts, Array]) -> LossSums:
         recorded, advantages = piece
-        params = attach(base, params)
+        params = with_adapters(base, params)
         T = recorded.tokens_NGT.shape[-1]
         tokens_BT = recorded.tokens_NGT.reshape(-1, T)
         lengths_B, mask_BT = recorded.lengths_NG.reshape(-1), token_mask(recorded.lengths_NG.reshape(-1), T)

@@ -1,7 +1,6 @@
 """The loop around every pure step: resume, batches, evaluation, checkpoints, metrics, progress."""
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import signal
@@ -17,7 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from nla_jax.mesh import place, settle, tree_shardings
+from nla_jax.process import return_freed_memory
+from nla_jax.sharding.mesh import tree_shardings
+from nla_jax.sharding.placement import block_on_simulated_devices, place
 from nla_jax.training.checkpoint import Checkpoints
 from nla_jax.training.guards import GuardConfig, GuardError, Watch
 from nla_jax.training.metrics_log import MetricsLog
@@ -25,8 +26,12 @@ from nla_jax.training.state import TooManyBadSteps, TrainState, check_bad_steps
 
 States = dict[str, TrainState]
 """The models that a stage trains, by name."""
+
+
 Metrics = Callable[[], dict[str, float]]
 """The metrics of a step that was dispatched: they are waited for when they are asked for."""
+
+
 Step = Callable[[States, dict[str, np.ndarray], int], tuple[States, Metrics]]
 """(states, batch, index of the step from 0) -> (states, metrics to come); donates the states.
 
@@ -166,7 +171,7 @@ def run_stage(
         unread = None
         for now in range(done + 1, config.steps + 1):
             states, metrics = step(states, next(batches), now - 1)
-            settle(states)
+            block_on_simulated_devices(states)
             if unread is not None:
                 # The state is a step further than these metrics.
                 report(now - 1, read(unread, now))
@@ -199,12 +204,6 @@ def run_stage(
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that are single numbers, on the host."""
     return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-
-
-def return_freed_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def abstract(initial: Callable[[], Any], mesh: Mesh) -> Any:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.reconstructor import Reconstructor, mse_loss
 from nla_jax.autoencoder.verbalizer import Verbalizer, sft_loss
-from nla_jax.lm.lora import Base, attach
+from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.training.state import LossSums, TrainState, update
 
 
@@ -41,7 +41,7 @@ class ReconstructorBatch:
 def av_sft_step(
     state: TrainState,
     batch: VerbalizerBatch,
-    base: Base | None = None,
+    base: FrozenBase | None = None,
     *,
     verbalizer: Verbalizer,
     optimizer: optax.GradientTransformation,
@@ -52,7 +52,7 @@ def av_sft_step(
 
     def sums(params: Any, piece: VerbalizerBatch) -> LossSums:
         rows = piece.activations_BD, piece.responses_BT, piece.lengths_B
-        loss, _ = sft_loss(verbalizer, attach(base, params), *rows, tokens)
+        loss, _ = sft_loss(verbalizer, with_adapters(base, params), *rows, tokens)
         return LossSums(loss)
 
     return update(state, optimizer, sums, batch, batch.lengths_B.sum().astype("float32"), micro_batches)
@@ -61,7 +61,7 @@ def av_sft_step(
 def ar_mse_step(
     state: TrainState,
     batch: ReconstructorBatch,
-    base: Base | None = None,
+    base: FrozenBase | None = None,
     *,
     reconstructor: Reconstructor,
     optimizer: optax.GradientTransformation,
@@ -76,7 +76,7 @@ def ar_mse_step(
 
     def sums(params: Any, piece: ReconstructorBatch) -> LossSums:
         rows = piece.prompts_BT, piece.lengths_B, piece.activations_BD
-        mse_B = mse_loss(reconstructor, attach(base, params), *rows, tokens)
+        mse_B = mse_loss(reconstructor, with_adapters(base, params), *rows, tokens)
         return LossSums((mse_B * piece.weights_B).sum(), per_row={"mse_nrm_B": mse_B})
 
     return update(state, optimizer, sums, batch, batch.weights_B.sum(), micro_batches)

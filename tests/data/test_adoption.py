@@ -12,8 +12,8 @@ from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConf
 from nla_jax.data.adoption import adopt, templates_of
 from nla_jax.data.batches import verbalizer_rows
 from nla_jax.data.dataset import load_dataset
-from nla_jax.run import Run
-from nla_jax.stages.pipeline import run_stages
+from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.stages import run_stages
 
 D, LAYER = 32, 2
 ACTOR = "Look: <concept>{injection_char}</concept>. Say it in <explanation> tags."

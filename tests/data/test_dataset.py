@@ -7,9 +7,16 @@ import pytest
 import yaml
 
 from nla_jax.data.dataset import load_dataset, stage_columns, write_shard
-from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates, Tokens, sidecar_path_for
+from nla_jax.data.sidecar import (
+    CorpusSlice,
+    Extraction,
+    PromptIds,
+    Sidecar,
+    SidecarTemplates,
+    sidecar_path_for,
+)
 
-TOKENS = Tokens("㊗", 16, 101, 102, (7, 8))
+TOKENS = PromptIds("㊗", 16, 101, 102, (7, 8))
 TEMPLATES = SidecarTemplates("Explain {injection_char}, {please}.", "<text>{explanation}</text> Goes on:")
 EXTRACTION = Extraction("org/model", 3, 5, "brown", CorpusSlice(0, 10), 2)
 SIDECAR = Sidecar("set-1", "base", 2, EXTRACTION, TOKENS, TEMPLATES, created_at="2026-01-02T03:04:05+00:00")

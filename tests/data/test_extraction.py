@@ -11,7 +11,7 @@ from nla_jax.data.corpus import Document
 from nla_jax.data.extraction import ExtractionConfig, extract, next_words, starts_with_bos, text_of, tokenize
 from nla_jax.lm.logits import logits
 from nla_jax.lm.transformer import Transformer
-from nla_jax.mesh import make_mesh
+from nla_jax.sharding.mesh import make_mesh
 
 CONFIG = ExtractionConfig(max_tokens=24, min_position=5, positions_per_document=3, next_words=2, batch_size=2)
 DOCUMENTS = [

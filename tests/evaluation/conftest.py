@@ -6,12 +6,13 @@ import functools
 import numpy as np
 import pytest
 
+from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
 from nla_jax.evaluation.baselines import ridge_from_words
-from nla_jax.evaluation.round_trip import EvaluationConfig, Moments
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.subject import Subject
-from nla_jax.evaluation.target import TargetLM
+from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.lm.transformer import stack_blocks
 
 LAYER = 2
@@ -93,7 +94,7 @@ def subject(tiny_lm) -> Subject:
     return Subject(
         held_out,
         training,
-        Moments.of(training.activations),
+        Yardstick.of(training.activations),
         {"warm start": lambda h, **_: write(h, seed=1), "after RL": write},
         {
             "own": reader(slice(0, 120)),

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from nla_jax.autoencoder import metrics
-from nla_jax.evaluation import planted, suites
+from nla_jax.data.splits import check_unseen, shuffled
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.subject import check_judges, check_unseen, shuffled
+from nla_jax.evaluation.measure import SUITES, chosen_suites, measure_suites, stored_results
+from nla_jax.evaluation.planted import cheaters
+from nla_jax.evaluation.planted.tasks import tasks
+from nla_jax.evaluation.subject import check_judges
 from nla_jax.evaluation.suites import (
     controls,
     cost,
@@ -19,8 +22,7 @@ from nla_jax.evaluation.suites import (
     sanity,
 )
 from nla_jax.evaluation.tables import paired, read_ratios, row_key
-from nla_jax.evaluation.tasks import tasks
-from nla_jax.evaluation.text import quotes, words
+from nla_jax.evaluation.text_analysis import quotes, words
 
 
 def figure(table, row, name, **labels):
@@ -33,12 +35,12 @@ def figure(table, row, name, **labels):
 @pytest.fixture(scope="module")
 def everything(subject, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    return folder, suites.measure(subject, ["all", "sanity"], folder, "digest")
+    return folder, measure_suites(subject, ["all", "sanity"], folder, "digest")
 
 
 def test_every_suite_fills_its_tables_with_intervals(everything):
     _, found = everything
-    assert list(found) == list(suites.SUITES)
+    assert list(found) == list(SUITES)
     for suite in found.values():
         for table in suite["tables"]:
             assert table["rows"], table["name"]
@@ -57,15 +59,17 @@ def test_every_suite_fills_its_tables_with_intervals(everything):
 def test_what_is_done_is_kept_and_not_measured_again(subject, everything, monkeypatch, tmp_path):
     folder, first = everything
     monkeypatch.setattr(cost, "measure", lambda subject: pytest.fail("measured again"))
-    assert suites.measure(subject, ["cost"], folder, "digest") == first
+    assert measure_suites(subject, ["cost"], folder, "digest") == first
     monkeypatch.setattr(cost, "measure", lambda subject: [])
-    suites.measure(subject, ["cost"], tmp_path, "one")
-    assert suites.kept(tmp_path, "another") == {} and suites.kept(tmp_path, "one")["cost"]["tables"] == []
+    measure_suites(subject, ["cost"], tmp_path, "one")
+    assert (
+        stored_results(tmp_path, "another") == {} and stored_results(tmp_path, "one")["cost"]["tables"] == []
+    )
 
 
 def test_unknown_suites_and_missing_columns_are_named(subject):
     with pytest.raises(ValueError, match="unknown suites magic; there are: all, reconstruction"):
-        suites.chosen(["magic"])
+        chosen_suites(["magic"])
     bare = dataclasses.replace(
         subject, data=dataclasses.replace(subject.data, contexts=None, extra={}), training=None
     )
@@ -97,13 +101,13 @@ def test_a_judge_that_is_the_own_ar_is_refused(subject):
 
 
 def test_oracle_and_mean_land_where_they_should(subject):
-    oracle = planted.oracle(subject)
+    oracle = cheaters.oracle(subject)
     texts = oracle.texts()
     assert oracle.text_figures("judge", texts)["fve"].estimate().value == pytest.approx(1, abs=1e-9)
     assert oracle.text_figures("judge", texts)["fve_nrm"].estimate().value == pytest.approx(1, abs=1e-6)
     splice = reconstruction.splice(oracle)
     assert figure(splice, "AV planted", "share recovered", AR="judge").value == pytest.approx(1, abs=1e-3)
-    mean = planted.mean(subject)
+    mean = cheaters.mean(subject)
     assert mean.text_figures("own", mean.texts())["fve"].estimate().value == pytest.approx(0, abs=1e-6)
     assert figure(splice, "training mean", "share recovered").value == 0
 
@@ -128,7 +132,7 @@ def test_fve_nrm_is_what_numpy_makes_of_its_definition(subject):
 def test_the_copier_is_found_out(subject):
     honest = degeneracy.copying(subject).rows
     (ours,) = [row for row in honest if row.name == "AV after RL"]
-    (copied,) = [row for row in degeneracy.copying(planted.copier(subject)).rows if row.group == "nla"]
+    (copied,) = [row for row in degeneracy.copying(cheaters.copier(subject)).rows if row.group == "nla"]
     assert copied.figures["copied 3-grams"].estimate().value == 1
     assert copied.figures["longest span (words)"].estimate().low >= 10
     assert ours.figures["copied 3-grams"].estimate().value < 0.5
@@ -143,14 +147,14 @@ def test_a_copy_loses_more_by_a_paraphrase_without_quotes_than_plain_words_do(su
         return np.stack([tails.get(text or "", subject.moments.mean_D) for text in texts])
 
     readers = {"own": read, "judge": subject.reconstructors["judge"]}
-    copier = dataclasses.replace(planted.copier(subject), reconstructors=readers, training=None)
+    copier = dataclasses.replace(cheaters.copier(subject), reconstructors=readers, training=None)
     row = sanity._row("copier", copier, "control")
     assert row.figures["fve, own"].estimate().value == pytest.approx(1, abs=1e-6)
     assert row.figures["kept as shuffled words"].estimate().high < 0.2
 
 
 def test_the_private_code_is_found_out(subject):
-    coder = planted.private_code(subject)
+    coder = cheaters.private_code(subject)
     (row,) = degeneracy.private_code(dataclasses.replace(coder, reconstructors=_two(coder))).rows
     assert row.figures["own minus judge"].low > 0.2
     found = sanity._row("private code", coder, "control")
@@ -239,9 +243,9 @@ def asked(subject, tmp_path_factory):
     """The suites that ask, of an AV that knows the next word, with a chat model beside the target."""
     folder = tmp_path_factory.mktemp("asked")
     config = dataclasses.replace(subject.config, chat_model="local:reader")
-    suites.measure(subject, ["cost"], folder, "digest")
+    measure_suites(subject, ["cost"], folder, "digest")
     reading = dataclasses.replace(subject, chat=Reader(), config=config)
-    return folder, reading, suites.measure(reading, ["prediction", "faithfulness"], folder, "digest")
+    return folder, reading, measure_suites(reading, ["prediction", "faithfulness"], folder, "digest")
 
 
 def tables_of(found, suite):
@@ -300,19 +304,19 @@ def test_a_chat_model_that_says_nothing_fills_the_tables_all_the_same(subject):
 
 def test_another_chat_model_asks_again_and_leaves_other_suites_alone(asked, monkeypatch):
     folder, reading, _ = asked
-    assert list(suites.kept(folder, "digest", "local:reader")) == ["prediction", "faithfulness", "cost"]
-    assert list(suites.kept(folder, "digest", "local:other")) == ["cost"]
-    assert list(suites.kept(folder, "digest")) == ["cost"]
+    assert list(stored_results(folder, "digest", "local:reader")) == ["prediction", "faithfulness", "cost"]
+    assert list(stored_results(folder, "digest", "local:other")) == ["cost"]
+    assert list(stored_results(folder, "digest")) == ["cost"]
     # Nothing is opened where nothing is asked.
     monkeypatch.setattr(suites, "open_chat_model", lambda *_: pytest.fail("opened"))
     closed = dataclasses.replace(reading, chat=None)
-    assert suites.measure(closed, ["prediction", "cost"], folder, "digest") == suites.kept(
+    assert measure_suites(closed, ["prediction", "cost"], folder, "digest") == stored_results(
         folder, "digest", "local:reader"
     )
     opened = []
     monkeypatch.setattr(suites, "open_chat_model", lambda *given: opened.append(given) or Reader())
     monkeypatch.setattr(prediction, "measure", lambda subject: [])
-    suites.measure(closed, ["prediction"], folder, "new")
+    measure_suites(closed, ["prediction"], folder, "new")
     assert opened == [("local:reader", folder / "chat.sqlite")]
 
 

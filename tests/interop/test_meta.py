@@ -5,10 +5,10 @@ import yaml
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
-from nla_jax.data.sidecar import SidecarTemplates, Tokens
+from nla_jax.data.sidecar import PromptIds, SidecarTemplates
 from nla_jax.interop.meta import NLAMeta, OwnSettings
 
-TOKENS = Tokens("㈎", 149705, 29, 522, (1318, 29, 366, 1708, 29))
+TOKENS = PromptIds("㈎", 149705, 29, 522, (1318, 29, 366, 1708, 29))
 RELEASE = """\
 kind: nla_model
 schema_version: 2

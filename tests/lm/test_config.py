@@ -1,7 +1,7 @@
 import pytest
 
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.config_files import config_from_gguf, config_from_hf
+from nla_jax.lm.files.configs import config_from_gguf, config_from_hf
 
 HF = {
     "architectures": ["LlamaForCausalLM"],

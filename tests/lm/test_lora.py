@@ -6,15 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nla_jax.lm.lora import (
-    Base,
-    LoraConfig,
-    attach,
-    export_peft,
-    init_adapters,
-    load_peft,
-    merge,
-)
+from nla_jax.lm.files.peft import export_peft, load_peft
+from nla_jax.lm.lora import FrozenBase, LoraConfig, init_adapters, merge, with_adapters
 from nla_jax.lm.transformer import Transformer, stack_blocks, unstack_blocks
 
 LORA = LoraConfig(rank=4, alpha=6.0)
@@ -23,7 +16,7 @@ TOKENS = jnp.arange(12).reshape(2, 6) + 5
 
 @pytest.fixture(scope="module")
 def base(tiny_lm):
-    return Base(tiny_lm.params, LORA.scale)
+    return FrozenBase(tiny_lm.params, LORA.scale)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +44,14 @@ def test_a_fresh_adapter_changes_nothing_and_follows_the_kernels(tiny_lm, base):
     assert 0.1 < np.abs(query["lora_a"]).max() <= 32**-0.5
     other = params["lm"]["blocks_2"]["attention"]["query"]["lora_a"]
     assert not np.array_equal(query["lora_a"], other)
-    attached = base.attach(params)
+    attached = base.with_adapters(params)
     assert attached["lm"]["embed"]["embedding"] is tiny_lm.params["embed"]["embedding"]
     np.testing.assert_array_equal(stream(tiny_lm, attached), stream(tiny_lm, {"lm": tiny_lm.params}))
 
 
 @pytest.mark.parametrize("form", [unstack_blocks, stack_blocks])
 def test_attached_and_merged_adapters_compute_the_same(tiny_lm, base, trained, form):
-    attached = attach(Base(form(base.lm), base.scale), form(trained))
+    attached = with_adapters(FrozenBase(form(base.lm), base.scale), form(trained))
     merged = merge(attached)
     kernel = form(merged["lm"])
     assert jax.tree.structure(kernel) == jax.tree.structure(form(tiny_lm.params))
@@ -72,7 +65,7 @@ def test_merged_weights_by_hand(base, trained):
     expected = base.lm["blocks_1"]["mlp"]["down"]["kernel"] + 6 / 4**0.5 * (
         np.asarray(down["lora_a"], np.float64) @ np.asarray(down["lora_b"], np.float64)
     )
-    merged = merge(base.attach(trained))["lm"]["blocks_1"]["mlp"]["down"]
+    merged = merge(base.with_adapters(trained))["lm"]["blocks_1"]["mlp"]["down"]
     assert merged.keys() == {"kernel"}
     np.testing.assert_allclose(merged["kernel"], expected, rtol=1e-6, atol=1e-6)
 
@@ -84,7 +77,7 @@ def test_gradients_are_those_of_the_merged_weights(tiny_lm, base, trained):
 
     attached, merged = (
         jax.jit(jax.grad(loss), static_argnums=1)(trained, assemble)
-        for assemble in (base.attach, lambda x: merge(base.attach(x)))
+        for assemble in (base.with_adapters, lambda x: merge(base.with_adapters(x)))
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max())), attached, merged
@@ -92,7 +85,7 @@ def test_gradients_are_those_of_the_merged_weights(tiny_lm, base, trained):
 
 
 def test_without_a_base_what_is_trained_is_everything(tiny_lm):
-    assert attach(None, {"lm": tiny_lm.params})["lm"] is tiny_lm.params
+    assert with_adapters(None, {"lm": tiny_lm.params})["lm"] is tiny_lm.params
 
 
 def test_adapters_come_back_from_peft_files(tiny_lm, trained, tmp_path):
@@ -111,7 +104,7 @@ def test_peft_computes_the_same_from_them(tiny_lm, tiny_model_dir, base, trained
     model = peft.PeftModel.from_pretrained(model, tmp_path)
     with torch.inference_mode():
         logits = model(torch.tensor(np.asarray(TOKENS))).logits.numpy()
-    ours = stream(tiny_lm, base.attach(trained)) @ tiny_lm.params["embed"]["embedding"].T
+    ours = stream(tiny_lm, base.with_adapters(trained)) @ tiny_lm.params["embed"]["embedding"].T
     np.testing.assert_allclose(ours, logits, rtol=1e-3, atol=1e-3)
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nla_jax.lm.files.weights import export_hf, load_language_model
 from nla_jax.lm.logits import logits
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Transformer, extend
-from nla_jax.lm.weights import export_hf, load_language_model
 
 NEW_TOKENS = 64
 TEXT = "The theory of plate tectonics explains how the continents move: slowly, over many millions of years"

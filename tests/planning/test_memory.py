@@ -13,12 +13,13 @@ import dataclasses, json, sys
 import jax, numpy as np
 from nla_jax.config import ExperimentConfig, ModelConfig
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.lora import Base, LoraConfig, attach
-from nla_jax.mesh import MeshConfig, jit_sharing, make_mesh
+from nla_jax.lm.lora import FrozenBase, LoraConfig, with_adapters
+from nla_jax.sharding.aliasing import jit_aliasing
+from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.planning.plan import make_plan
 from nla_jax.planning.chips import CHIPS
 from nla_jax.planning.steps import AbstractRun
-from nla_jax.training.rl import sampling_weights
+from nla_jax.training.joint import sampling_weights
 
 lm = LMConfig("llama", 640, 128, 4, 8, 4, 16, 256, tie_embeddings=False)
 report = {}
@@ -59,8 +60,8 @@ for gather in (False, True):
     plan = make_plan(config, lm, CHIPS["h100"], devices, steps=("copy", "prefill"))
     trees = [run.target, run.states["av"].params]
     base, trained = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), trees)
-    copy = jit_sharing(
-        lambda base, trained: sampling_weights(run.verbalizer, attach(base, trained), run.mesh, gather=gather)
+    copy = jit_aliasing(
+        lambda base, trained: sampling_weights(run.verbalizer, with_adapters(base, trained), run.mesh, gather=gather)
     )
     given = {
         shard.data.unsafe_buffer_pointer()
@@ -69,7 +70,7 @@ for gather in (False, True):
     }
     found = sum(
         shard.data.nbytes
-        for leaf in jax.tree.leaves(copy(Base(base, 1.0), trained))
+        for leaf in jax.tree.leaves(copy(FrozenBase(base, 1.0), trained))
         for shard in leaf.addressable_shards
         if shard.device == devices[0] and shard.data.unsafe_buffer_pointer() not in given
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from jax.experimental import topologies
 
-from nla_jax.mesh import MeshConfig, make_mesh
 from nla_jax.planning.chips import stand_in_devices, tpu_devices
+from nla_jax.sharding.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
@@ -21,7 +21,7 @@ from nla_jax.planning.chips import tpu_devices
 from nla_jax.planning.plan import make_plan
 from nla_jax.planning.report import render
 from nla_jax.planning.steps import LENGTHS, STEPS
-from nla_jax.mesh import MeshConfig
+from nla_jax.sharding.mesh import MeshConfig
 
 topology, sizes, steps, blocks, depth, width = json.loads(sys.argv[1])
 lm = LMConfig("llama", 640, width, depth, 8, 4, 16, 2 * width, tie_embeddings=False)

@@ -20,7 +20,7 @@ import tensorstore
 
 import nla_jax
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
-from nla_jax.mesh import MeshConfig, make_mesh, tree_shardings
+from nla_jax.sharding.mesh import MeshConfig, make_mesh, tree_shardings
 from nla_jax.training.checkpoint import Checkpoints, restore_params
 from nla_jax.training.checkpoint_files import CheckpointError, _fingerprint, describe, verify
 from nla_jax.training.state import TrainState

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from nla_jax.data.batches import training_batches
-from nla_jax.mesh import make_mesh
+from nla_jax.sharding.mesh import make_mesh
 from nla_jax.training.checkpoint import Checkpoints
 from nla_jax.training.loop import LoopConfig, run_stage
 from nla_jax.training.metrics_log import MetricsLog

@@ -3,6 +3,7 @@
 import numpy as np
 
 from nla_jax.autoencoder import metrics
+from nla_jax.data.splits import shuffled
 from nla_jax.evaluation.baselines import (
     PCACode,
     dictionary_texts,
@@ -11,7 +12,7 @@ from nla_jax.evaluation.baselines import (
     nearest_by_text,
     ridge_from_words,
 )
-from nla_jax.evaluation.subject import Subject, shuffled
+from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import Row, Table
 
 FIXED_TEXT = "This text is about a general topic and goes on with common words."

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nla_jax.evaluation import rewrites
-from nla_jax.evaluation import text as of_text
+from nla_jax.evaluation import rewrites, text_analysis
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.round_trip import progress
 from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table
+from nla_jax.process import progress_bar
 
 LONG_SPAN = 8
 """Words of a copied span that count as long."""
@@ -42,9 +41,9 @@ def copying(subject: Subject) -> Table:
     data, rows = subject.data, []
     for name, texts in _sources(subject).items():
         both = [(text or "", context) for text, context in zip(texts, data.contexts, strict=True)]
-        spans = np.array([of_text.longest_copied_span(*pair) for pair in both])
+        spans = np.array([text_analysis.longest_copied_span(*pair) for pair in both])
         figures = {
-            "copied 3-grams": _share([of_text.copied_ngrams(*pair) for pair in both], data.doc_ids),
+            "copied 3-grams": _share([text_analysis.copied_ngrams(*pair) for pair in both], data.doc_ids),
             "longest span (words)": Ratio.mean(spans, data.doc_ids),
             f"spans of {LONG_SPAN} words or more": Ratio.mean(spans >= LONG_SPAN, data.doc_ids),
         }
@@ -71,7 +70,13 @@ def rewriting(subject: Subject) -> Table:
             )
             labels = {"quotes": "kept" if quotes else "taken out", "AR": ar}
             rows.append(
-                Row(name, {"fve_nrm": after, "kept": kept(before, after)}, "nla", labels, subject.ids[:count])
+                Row(
+                    name,
+                    {"fve_nrm": after, "kept": share_kept(before, after)},
+                    "nla",
+                    labels,
+                    subject.ids[:count],
+                )
             )
 
     texts = subject.texts()[: subject.config.rewrite_rows]
@@ -94,7 +99,7 @@ def rewriting(subject: Subject) -> Table:
     )
 
 
-def kept(before: Ratio, after: Ratio) -> Ratio | None:
+def share_kept(before: Ratio, after: Ratio) -> Ratio | None:
     """Of what was explained, how much still is; None where next to nothing was."""
     explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
     return Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids) if explains else None
@@ -105,7 +110,7 @@ def _writer(subject: Subject, name: str) -> rewrites.Writer:
 
     def write(requests: Sequence[str]) -> list[str]:
         fresh = [request for request in dict.fromkeys(requests) if request not in known]
-        with progress(name, len(fresh), "text") as bar:
+        with progress_bar(name, len(fresh), "text") as bar:
             for request, answer in subject.target.writer(fresh, max_tokens=48):
                 known[request] = answer
                 bar.update()
@@ -141,10 +146,12 @@ def readability(subject: Subject) -> Table:
         nats, tokens = subject.target.log_likelihood([""] * len(filled), [[f" {text}"] for text in filled])
         figures = {
             "nats a token": Ratio.of(-nats[:, 0], tokens[:, 0], data.doc_ids),
-            "repeated 2-grams": _share([of_text.repeated_ngrams(text) for text in written], data.doc_ids),
-            "boilerplate 4-grams": _share(of_text.boilerplate(written, data.doc_ids), data.doc_ids),
+            "repeated 2-grams": _share(
+                [text_analysis.repeated_ngrams(text) for text in written], data.doc_ids
+            ),
+            "boilerplate 4-grams": _share(text_analysis.boilerplate(written, data.doc_ids), data.doc_ids),
             "letters outside ASCII": _share(
-                [of_text.foreign_letters(text) for text in written], data.doc_ids
+                [text_analysis.foreign_letters(text) for text in written], data.doc_ids
             ),
             "failed": Ratio.mean([text is None for text in texts], data.doc_ids),
         }

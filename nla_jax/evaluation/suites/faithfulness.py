@@ -13,10 +13,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from nla_jax.autoencoder import metrics
-from nla_jax.evaluation import chat
-from nla_jax.evaluation import text as of_text
+from nla_jax.data.splits import shuffled
+from nla_jax.evaluation import chat_questions, text_analysis
 from nla_jax.evaluation.estimates import Estimate, Ratio, bootstrap
-from nla_jax.evaluation.subject import Subject, Texts, shuffled
+from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table
 
 RECURRENCE_TOKENS = 10
@@ -28,7 +28,7 @@ NEWLINE = " newline "
 class Checked:
     """A claim, the held-out row that it is about, and what was found."""
 
-    claim: of_text.Claim
+    claim: text_analysis.Claim
     row: int
     exact: bool
     stem: bool
@@ -67,11 +67,11 @@ def evidence(subject: Subject) -> tuple[list[str], list[str]]:
 def check(subject: Subject, texts: Texts) -> list[Checked]:
     """All claims of one text a row, each compared with its own and with another document's evidence."""
     contexts, after = evidence(subject)
-    frame = of_text.frame_words(text or "" for text in texts)
+    frame = text_analysis.frame_words(text or "" for text in texts)
     partner = shuffled(range(len(texts)), subject.data.doc_ids, subject.seed)
     found = []
     for row, text in enumerate(texts):
-        for claim in of_text.claims(text or "", frame):
+        for claim in text_analysis.claims(text or "", frame):
             own, other = (
                 after[where] if claim.kind == "expectation" else contexts[where]
                 for where in (row, partner[row])
@@ -80,13 +80,13 @@ def check(subject: Subject, texts: Texts) -> list[Checked]:
     return found
 
 
-def _says(claim: of_text.Claim, context: str, frame: Collection[str]) -> tuple[bool, bool]:
+def _says(claim: text_analysis.Claim, context: str, frame: Collection[str]) -> tuple[bool, bool]:
     """Whether the evidence holds a claim exactly, and by word stem."""
     if claim.kind == "detail":
-        exact = of_text.stands_in(claim.text, context)
+        exact = text_analysis.stands_in(claim.text, context)
     else:
-        exact = of_text.says_exactly(claim.text, context, frame)
-    return exact, of_text.says_by_stem(claim.text, context, frame)
+        exact = text_analysis.says_exactly(claim.text, context, frame)
+    return exact, text_analysis.says_by_stem(claim.text, context, frame)
 
 
 def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
@@ -94,7 +94,7 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
     rows, docs, n = [], subject.data.doc_ids, len(subject.data)
     for name, found in checked.items():
         margins = entailed(subject, found)
-        for kind, meaning in of_text.KINDS.items():
+        for kind, meaning in text_analysis.KINDS.items():
             chosen = [c for c in found if c.claim.kind == kind]
             if len({docs[c.row] for c in chosen}) < 2:
                 continue
@@ -154,21 +154,21 @@ def claims_by_model(subject: Subject, sources: Mapping[str, Texts]) -> Table:
     docs, contexts, rows = subject.data.doc_ids[:count], subject.data.contexts[:count], []
     for name, texts in sources.items() if len(set(docs)) > 1 else ():
         elsewhere = shuffled(contexts, docs, subject.seed)
-        listed = chat.claims(subject.chat, texts[:count], desc=f"claims of {name}")
+        listed = chat_questions.claims(subject.chat, texts[:count], desc=f"claims of {name}")
         found = [claimed or [] for claimed in listed]
         own, other = (
-            list(chain(*chat.verdicts(subject.chat, found, where, desc=f"claims of {name}")))
+            list(chain(*chat_questions.verdicts(subject.chat, found, where, desc=f"claims of {name}")))
             for where in (contexts, elsewhere)
         )
         at = [(row, kind) for row, claimed in enumerate(found) for kind, _ in claimed]
-        for chosen_kind in (None, *chat.KINDS):
+        for chosen_kind in (None, *chat_questions.KINDS):
             chosen = [i for i, (_, kind) in enumerate(at) if chosen_kind in (None, kind)]
             of, counts = [docs[at[i][0]] for i in chosen], Counter(at[i][0] for i in chosen)
             figures = {"a text": Ratio.mean([counts[row] for row in range(count)], docs)}
             if chosen_kind is None:
                 figures["lists not read"] = Ratio.mean([claimed is None for claimed in listed], docs)
             if len(set(of)) > 1:
-                for verdict in (*chat.VERDICTS, None):
+                for verdict in (*chat_questions.VERDICTS, None):
                     label = verdict or "checks not read"
                     figures[label] = Ratio.mean([own[i] == verdict for i in chosen], of)
                     figures[f"{label}, another"] = Ratio.mean([other[i] == verdict for i in chosen], of)
@@ -197,7 +197,7 @@ def left_out(subject: Subject, found: Sequence[Checked]) -> Table:
         at = np.array([c.row for c in found], int)
         rest = subject.rebuilt(ar, [c.claim.rest for c in found])
         loss = np.asarray(metrics.direction_mse(rest, subject.data.activations[at])) - whole_N[at]
-        for kind in (None, *of_text.KINDS):
+        for kind in (None, *text_analysis.KINDS):
             chosen = [i for i, c in enumerate(found) if kind in (None, c.claim.kind)]
             of = [docs[found[i].row] for i in chosen]
             if len(set(of)) < 2:
@@ -237,18 +237,20 @@ def recurrence(subject: Subject) -> Table:
         activations_NPD = target.activations([data.contexts[i] for i in long], RECURRENCE_TOKENS)
         flat = subject.explain(activations_NPD.reshape(-1, activations_NPD.shape[-1]), desc="last tokens")
         texts = np.array([text or "" for text in flat], object).reshape(len(long), RECURRENCE_TOKENS)
-        frame = of_text.frame_words(texts.ravel())
+        frame = text_analysis.frame_words(texts.ravel())
         docs = [data.doc_ids[i] for i in long]
         partner = shuffled(range(len(long)), docs, subject.seed)
         seen: dict[str, list[tuple[float, float, str]]] = {}
         for row, doc in enumerate(docs):
-            for claim in of_text.claims(texts[row, -1], frame):
+            for claim in text_analysis.claims(texts[row, -1], frame):
                 again, elsewhere = (
-                    np.mean([of_text.says_by_stem(claim.text, text, frame) for text in texts[where, :-1]])
+                    np.mean(
+                        [text_analysis.says_by_stem(claim.text, text, frame) for text in texts[where, :-1]]
+                    )
                     for where in (row, partner[row])
                 )
                 seen.setdefault(claim.kind, []).append((again, elsewhere, doc))
-        for kind in of_text.KINDS:
+        for kind in text_analysis.KINDS:
             if len({doc for *_, doc in seen.get(kind, [])}) > 1:
                 again, elsewhere, of = zip(*seen[kind], strict=True)
                 figures = {"same document": Ratio.mean(again, of), "another": Ratio.mean(elsewhere, of)}

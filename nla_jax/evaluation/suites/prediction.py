@@ -13,12 +13,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nla_jax.autoencoder import metrics
-from nla_jax.data.explainers.predictive import PredictiveConfig, PredictiveExplainer
-from nla_jax.evaluation.chat import choices
+from nla_jax.data.splits import shuffled
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.evaluation.chat_questions import choices
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.subject import Subject, shuffled
+from nla_jax.evaluation.planted.tasks import LETTERS, Task, tasks
+from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import Row, Table
-from nla_jax.evaluation.tasks import LETTERS, Task, tasks
 
 CHOICES = 10
 OPTION_WORDS = 6
@@ -52,7 +53,7 @@ def suffixes(subject: Subject) -> Table:
         "the same document": _options_of_same(subject, rows),
     }
     background = (subject.data if subject.training is None else subject.training).contexts or []
-    explainer = PredictiveExplainer(PredictiveConfig(topic_words=3), seed=0, background=background)
+    explainer = PredictiveWriter(PredictiveConfig(topic_words=3), seed=0, background=background)
     texts = subject.texts()
     table = []
     for origin, options in sets.items():

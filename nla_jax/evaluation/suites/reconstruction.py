@@ -3,9 +3,10 @@
 import numpy as np
 
 from nla_jax.autoencoder import metrics
-from nla_jax.evaluation import text as of_text
+from nla_jax.data.splits import shuffled
+from nla_jax.evaluation import text_analysis
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.subject import Subject, Texts, shuffled
+from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table
 
 PREFIX_TOKENS = (5, 10, 20, 40, 80)
@@ -127,7 +128,9 @@ def slices(subject: Subject) -> Table:
         "norm of the activation": _quantiles(np.linalg.norm(data.activations, axis=1), ".0f"),
     }
     if data.contexts is not None:
-        since = [len(of_text.words(of_text.sentences(context or ".")[-1])) for context in data.contexts]
+        since = [
+            len(text_analysis.words(text_analysis.sentences(context or ".")[-1])) for context in data.contexts
+        ]
         columns["words since the sentence began"] = _quantiles(np.array(since), "d")
     if genres := data.extra.get("genre"):
         common = [g for g in sorted(set(genres)) if genres.count(g) >= len(genres) / 20]

@@ -1,15 +1,16 @@
 """Sanity: planted systems whose place is known, to see that the evaluation itself can be trusted."""
 
-from nla_jax.evaluation import planted, rewrites
+from nla_jax.evaluation import rewrites
+from nla_jax.evaluation.planted import cheaters
 from nla_jax.evaluation.subject import Subject
-from nla_jax.evaluation.suites.degeneracy import copying, kept
+from nla_jax.evaluation.suites.degeneracy import copying, share_kept
 from nla_jax.evaluation.tables import Row, Table
 
 SYSTEMS = {
-    "oracle (ĥ = h)": planted.oracle,
-    "training mean": planted.mean,
-    "copies the context": planted.copier,
-    "private code": planted.private_code,
+    "oracle (ĥ = h)": cheaters.oracle,
+    "training mean": cheaters.mean,
+    "copies the context": cheaters.copier,
+    "private code": cheaters.private_code,
 }
 
 
@@ -44,6 +45,6 @@ def _row(name: str, subject: Subject, group: str) -> Row:
         "copied 3-grams": next(r for r in copying(subject).rows if r.group == "nla").figures[
             "copied 3-grams"
         ],
-        "kept as shuffled words": kept(before, after),
+        "kept as shuffled words": share_kept(before, after),
     }
     return Row(name, figures, group, ids=subject.ids)

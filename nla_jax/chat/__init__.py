@@ -1,0 +1,1 @@
+"""Chat models behind one protocol: models behind APIs, and language models of our own."""

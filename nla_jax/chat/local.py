@@ -1,0 +1,76 @@
+"""A language model of our own as a writer: its likeliest answer to each prompt."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nla_jax.autoencoder.prompts import end_token, pad, render_chat
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.files.weights import LanguageModel
+from nla_jax.lm.prompt_batches import batches_by_length, filled, positions
+from nla_jax.lm.sampling import for_decoding, sample
+from nla_jax.lm.transformer import Transformer
+from nla_jax.sharding.aliasing import jit_aliasing
+from nla_jax.sharding.placement import to_host
+
+ROWS = 32
+"""Answers that are written at once, at most."""
+
+
+class LocalLM:
+    """A loaded LM that answers greedily: as an assistant if its tokenizer has a chat template, else on a new line."""
+
+    def __init__(self, lm: LanguageModel, config: LMConfig, *, batch_tokens: int = 8192):
+        """Take a loaded LM, its config with the dtypes to compute in, and how many prompt tokens a batch may have."""
+        self.lm, self.config, self.batch_tokens = lm, config, batch_tokens
+        self.has_template = lm.tokenizer.chat_template is not None
+        self.end_token = end_token(lm.tokenizer, chat=self.has_template)
+        self._params = None
+        self._write = jax.jit(self._write_after, static_argnames="max_tokens")
+
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens after which an answer to a prompt begins."""
+        tokenizer = self.lm.tokenizer
+        if self.has_template:
+            return tokenizer.encode(render_chat(tokenizer, prompt), add_special_tokens=False)
+        return tokenizer.encode(f"{prompt}\n")
+
+    def __call__(self, prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
+        """Each prompt with its answer up to the end of the turn or `max_tokens`, those of like lengths together."""
+        if self._params is None:
+            self._params = jit_aliasing(functools.partial(for_decoding, config=self.config))(self.lm.params)
+        read = [self.encode(prompt) for prompt in prompts]
+        for chosen, size, length in batches_by_length(
+            list(map(len, read)), self.batch_tokens, most_rows=ROWS
+        ):
+            rows = filled(chosen, size)
+            before, counts = pad([read[i][:-1][-length:] for i in rows], length)
+            last = np.array([[read[i][-1]] for i in rows], np.int32)
+            written = to_host(self._write(self._params, before, counts, last, max_tokens=max_tokens))
+            for i, tokens, n in zip(chosen, *written, strict=False):
+                yield prompts[i], self.lm.tokenizer.decode(tokens[:n], skip_special_tokens=True).strip()
+
+    def _write_after(self, params, prompts_NT, lengths_N, last_N1, max_tokens):
+        ones_N = jnp.ones(len(last_N1), jnp.int32)
+        out = Transformer(self.config).apply(
+            {"params": params},
+            (prompts_NT, last_N1),
+            (positions(prompts_NT, lengths_N), positions(last_N1, ones_N, lengths_N)),
+        )
+        found = sample(
+            params,
+            self.config,
+            out.segments,
+            out.final_BTD[1][:, 0],
+            lengths_N + 1,
+            jax.random.key(0),
+            group=1,
+            max_tokens=max_tokens,
+            closing=(self.end_token,),
+            end_token=self.end_token,
+            temperature=0.0,
+        )
+        return found.tokens_BT, found.lengths_B

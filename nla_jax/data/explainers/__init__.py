@@ -1,1 +1,0 @@
-"""Writers of warm-start explanations, behind one protocol."""

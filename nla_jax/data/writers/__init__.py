@@ -1,0 +1,1 @@
+"""Writers of the texts that warm starts learn from."""

@@ -1,0 +1,110 @@
+"""The built-in explainer: warm-start texts about the context and about what the model is about to predict.
+
+Texts about topics alone carry almost nothing of an activation; the last words and the expected next words do. No
+API and no model is needed: the target's expectation was stored during extraction. Wording and order vary, keyed by
+the row, so that the AV learns language and not one form.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.splits import hash_fraction
+
+_ABOUT_FIRST = 0.25
+"""Share of the texts that begin with topic and source."""
+_WORD = re.compile(r"[A-Za-z][a-z]{3,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictiveConfig:
+    """What a predictive text tells."""
+
+    ending_words: int = 3
+    """How many of the context's last words are quoted."""
+    ending_characters: int = 24
+    """Longest quote; a longer one loses words in front, and a single longer word its beginning."""
+    next_words: int = 4
+    """Expected next words that are listed."""
+    topic_words: int = 2
+    """Words that set the context apart from the corpus; 0 leaves the topic out."""
+    source: bool = True
+    """Whether the text's genre is named; only beside a topic."""
+
+
+_ENDING = ('Ends "{}".', 'It ends with "{}".', 'Last words "{}".')
+_NEXT = ("Next {}.", "Likely next: {}.", "Then {}.")
+_ABOUT = ("About {}.", "On {}.", "Topic {}.")
+_ABOUT_FROM = ("About {}, from {}.", "On {}, from {}.", "Topic {}; source {}.")
+
+
+class PredictiveWriter:
+    """Writes explanations for rows that carry `next_words` and `genre`."""
+
+    def __init__(self, config: PredictiveConfig, *, seed: int, background: Sequence[str]):
+        """Count in how many of the `background` texts each word occurs: rare words mark a topic."""
+        self.config, self.seed = config, seed
+        self.texts = len(background)
+        self.frequency = Counter(word for text in background for word in set(_words(text)))
+
+    def explain(self, rows: ActivationDataset) -> list[str]:
+        """Write one explanation for each row.
+
+        Raises:
+          ValueError: the rows lack `next_words`, `genre` or their contexts.
+        """
+        if missing := [name for name in ("next_words", "genre") if name not in rows.extra]:
+            raise ValueError(
+                f"the predictive explainer needs the columns {missing}; extract with extraction.next_words > 0"
+            )
+        if rows.contexts is None:
+            raise ValueError("the predictive explainer needs the column detokenized_text_truncated")
+        return [
+            self._text(f"{doc_id} {n}", context, expected, genre)
+            for doc_id, n, context, expected, genre in zip(
+                rows.doc_ids,
+                rows.n_raw_tokens,
+                rows.contexts,
+                rows.extra["next_words"],
+                rows.extra["genre"],
+                strict=True,
+            )
+        ]
+
+    def topic(self, context: str) -> list[str]:
+        """The words with the highest tf-idf in a context, best first."""
+        counts = Counter(_words(context))
+        score = {
+            word: n * math.log((self.texts + 1) / (self.frequency[word] + 1)) for word, n in counts.items()
+        }
+        return sorted(score, key=lambda word: (-score[word], word))[: self.config.topic_words]
+
+    def _text(self, key: str, context: str, expected: Sequence[str], genre: str) -> str:
+        def choose(options: Sequence[str], purpose: str) -> str:
+            return options[int(hash_fraction(key, seed=self.seed, purpose=purpose) * len(options))]
+
+        config = self.config
+        ending = _ending(context, config.ending_words, config.ending_characters)
+        sentences = [choose(_ENDING, "ending").format(ending)]
+        if expected and config.next_words:
+            sentences.append(choose(_NEXT, "next").format(", ".join(expected[: config.next_words])))
+        if topic := ", ".join(self.topic(context)):
+            about = choose(_ABOUT_FROM if config.source else _ABOUT, "about")
+            sentences.append(about.format(topic, genre) if config.source else about.format(topic))
+        if hash_fraction(key, seed=self.seed, purpose="order") < _ABOUT_FIRST:
+            sentences = [sentences[-1], *sentences[:-1]]
+        return " ".join(sentences)
+
+
+def _ending(context: str, words: int, characters: int) -> str:
+    """The last whole words that fit, or the end of the last word; line breaks count as the word "newline"."""
+    end = " ".join(re.sub(r"\s*\n\s*", " newline ", context).split()[-words:])
+    tail = end[-characters:]
+    return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]

@@ -1,0 +1,110 @@
+"""The suites of an evaluation: each a module with `measure(subject) -> tables`."""
+
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from nla_jax.chat.models import open_chat_model
+from nla_jax.evaluation.subject import Subject
+from nla_jax.evaluation.tables import write_ratios
+from nla_jax.files import write_json
+from nla_jax.sharding.placement import wait_for_all
+
+SUITES = {
+    "reconstruction": "what comes back through each AR, and where",
+    "controls": "controls, and baselines without a writer or reader",
+    "prediction": "questions answered from the explanation alone",
+    "faithfulness": "which claims are true, and whether the AR can tell",
+    "degeneracy": "copying, private codes, readability",
+    "cost": "tokens and seconds",
+    "sanity": "whether planted cheaters are found out",
+}
+"""Name -> what it is about."""
+ALL = tuple(name for name in SUITES if name != "sanity")
+"""What `all` stands for: everything about the NLA. `sanity` is about the evaluation itself."""
+ASKING = ("prediction", "faithfulness")
+"""Suites that ask a chat model, where the config names one."""
+
+
+def chosen_suites(names: Sequence[str]) -> tuple[str, ...]:
+    """Suites by name, `all` spelled out, in the order of `SUITES`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if unknown := sorted(set(names) - {*SUITES, "all"}):
+        raise ValueError(f"unknown suites {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
+    wanted = {*names, *(ALL if "all" in names else ())}
+    return tuple(name for name in SUITES if name in wanted)
+
+
+def measure_suites(subject: Subject, names: Sequence[str], directory: Path, digest: str) -> dict[str, Any]:
+    """Measure suites, keeping each as soon as it is done; those kept under the same digest are not measured again.
+
+    Args:
+      subject: what is evaluated.
+      names: of suites.
+      directory: takes `SUITE.json` (tables) and `SUITE.parquet` (what each row adds to each figure).
+      digest: identifies what the figures depend on, but for the chat model.
+
+    Returns:
+      name -> {"digest", "seconds", "tables"} of all suites that are there.
+
+    Raises:
+      ValueError: data without the columns that a suite reads.
+      ModuleNotFoundError: a suite's packages are missing.
+      RuntimeError: a chat model that does not answer; what it has answered is kept.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    chat_model = subject.config.chat_model
+    todo = [
+        name for name in chosen_suites(names) if name not in stored_results(directory, digest, chat_model)
+    ]
+    if chat_model and subject.chat is None and set(todo) & set(ASKING):
+        subject.chat = open_chat_model(chat_model, directory / "chat.sqlite")
+    bar = tqdm(todo, desc="evaluate", unit="suite", dynamic_ncols=True, disable=jax.process_index() > 0)
+    for name in bar:
+        bar.set_postfix_str(name)
+        try:
+            suite = importlib.import_module(f"nla_jax.evaluation.suites.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the suite {name!r} needs the package {error.name}: pip install {error.name}, or choose other "
+                "suites with --suite"
+            ) from error
+        started = time.perf_counter()
+        tables = suite.measure(subject)
+        if jax.process_index() == 0:
+            seconds, samples = time.perf_counter() - started, subject.config.bootstrap_samples
+            result = {
+                "digest": digest_of(name, digest, chat_model),
+                "seconds": seconds,
+                "tables": [table.record(samples) for table in tables],
+            }
+            write_ratios(tables, directory / f"{name}.parquet")
+            write_json(directory / f"{name}.json", result)
+        wait_for_all(f"suite {name}")
+    return stored_results(directory, digest, chat_model)
+
+
+def digest_of(name: str, digest: str, chat_model: str) -> str:
+    """Identifies what a suite's figures depend on."""
+    return f"{digest}-{chat_model}" if chat_model and name in ASKING else digest
+
+
+def stored_results(directory: Path, digest: str, chat_model: str = "") -> dict[str, Any]:
+    """The suites that were measured under a digest and with a chat model, in the order of `SUITES`."""
+    found = {}
+    for name in SUITES:
+        path = directory / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["digest"] == digest_of(name, digest, chat_model):
+                found[name] = result
+    return found

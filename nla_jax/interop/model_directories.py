@@ -1,0 +1,360 @@
+"""AVs and ARs as Hugging Face directories with a `nla_meta.yaml`: read, checked and written.
+
+An AV is a whole causal LM. An AR is its blocks 0..K, with a final norm in the file that is not applied, and
+`value_head.safetensors` with one `weight`, out x in. In place of the LM's own files there may be an adapter in PEFT's
+format; config, tokenizer and frozen weights are then those of the LM that it was trained on.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
+
+from nla_jax.autoencoder.prompts import (
+    INJECTION_SLOT,
+    PromptTemplates,
+    VerbalizerPrompt,
+    build_reconstructor_prompt,
+    build_verbalizer_prompt,
+)
+from nla_jax.autoencoder.reconstructor import Reconstructor
+from nla_jax.autoencoder.verbalizer import Verbalizer
+from nla_jax.data.sidecar import PromptIds, SidecarTemplates
+from nla_jax.interop.meta import FILE_NAME, NLAMeta, OwnSettings
+from nla_jax.lm.config import LMConfig
+from nla_jax.lm.files.configs import config_from_hf
+from nla_jax.lm.files.peft import ADAPTER_CONFIG, export_peft, load_peft, peft_base
+from nla_jax.lm.files.safetensors_files import open_safetensors, read_tensors
+from nla_jax.lm.files.sources import resolve
+from nla_jax.lm.files.tokenizer import tokenizer_from_directory
+from nla_jax.lm.files.weights import LanguageModel, export_hf, load_language_model, load_params
+from nla_jax.lm.lora import FrozenBase, LoraConfig
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Params, parameter_shapes
+from nla_jax.sharding.mesh import tree_shardings
+
+HEAD_FILE = "value_head.safetensors"
+AFFINE_FILE = "injection_affine.safetensors"
+"""Our own: what a learned injection map adds to the identity, as `weight` (out x in) and `bias`."""
+CLOSING_TAG = "</explanation>"
+
+
+class VerbalizerCheckpoint(NamedTuple):
+    """An AV, ready to use: `verbalizer.sample(params, ...)`."""
+
+    verbalizer: Verbalizer
+    params: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    meta: NLAMeta
+
+
+class AdapterOrigin(NamedTuple):
+    """Of parameters that hold adapters in place of an LM: what they were made with."""
+
+    lora: LoraConfig
+    base: str
+    """Name or path of the LM that they adapt."""
+
+
+class ReconstructorCheckpoint(NamedTuple):
+    """An AR, ready to use: `reconstructor(params, ...)`."""
+
+    reconstructor: Reconstructor
+    params: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    meta: NLAMeta
+
+
+def load_verbalizer(
+    spec: str | os.PathLike[str],
+    *,
+    base: LanguageModel | None = None,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    attention_dtype: str = "float32",
+) -> VerbalizerCheckpoint:
+    """Load an AV of the reference, or one that `export_verbalizer` wrote, whole or as adapters.
+
+    Args:
+      spec: a directory or hub id.
+      base: what adapters belong to, with blocks not stacked; the AV then shares its weights. None loads what they name.
+      mesh: where the parameters go, by the partition rules; the default device if None.
+      dtype: see `LMConfig.dtype`.
+      attention_dtype: see `LMConfig.attention_dtype`.
+
+    Raises:
+      FileNotFoundError: no such model, or no `nla_meta.yaml` or config.json in it.
+      ValueError: an AR, incomplete meta data, token ids that are not the tokenizer's, or weights that do not fit.
+    """
+    path = resolve(spec)
+    meta = NLAMeta.load(path, role="av")
+    tokenizer, config, read = _language_model(path, meta, base, mesh)
+    prompt = build_verbalizer_prompt(tokenizer, meta.templates)
+    critic = meta.prompt_templates.critic
+    suffix = None if critic is None else build_reconstructor_prompt(tokenizer, meta.templates).suffix
+    meta.check_tokens(live_tokens(prompt, suffix), path)
+    config = dataclasses.replace(config, dtype=dtype, attention_dtype=attention_dtype)
+    params = {"lm": read(config)}
+    injection = meta.injection
+    if injection.affine:
+        d = config.d_model
+        tensors = read_tensors(path / AFFINE_FILE, {"weight": (d, d), "bias": (d,)})
+        params |= _placed({"affine": {"kernel": tensors["weight"].T, "bias": tensors["bias"]}}, mesh)
+    return VerbalizerCheckpoint(
+        Verbalizer(config, prompt, injection, injection.scale), params, tokenizer, meta
+    )
+
+
+def load_reconstructor(
+    spec: str | os.PathLike[str],
+    *,
+    base: LanguageModel | None = None,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    attention_dtype: str = "float32",
+) -> ReconstructorCheckpoint:
+    """Load an AR of the reference, or one that we wrote; arguments as for `load_verbalizer`.
+
+    Raises:
+      FileNotFoundError: no such model, or no `nla_meta.yaml`, config.json or value head in it.
+      ValueError: an AV, incomplete meta data, another number of blocks than K+1, token ids that are not the
+        tokenizer's, or weights that do not fit.
+    """
+    path = resolve(spec)
+    meta = NLAMeta.load(path, role="ar")
+    tokenizer, config, read = _language_model(path, meta, base, mesh)
+    prompt = build_reconstructor_prompt(tokenizer, meta.templates)
+    marker = tokenizer.encode(meta.tokens.injection_char, add_special_tokens=False)
+    # The neighbours are the AV's to check: an AR has no use for a chat template.
+    live = dataclasses.replace(meta.tokens, injection_token_id=marker[0], critic_suffix_ids=prompt.suffix)
+    meta.check_tokens(live, path)
+    config = dataclasses.replace(config, dtype=dtype, attention_dtype=attention_dtype).truncated(meta.layer)
+    d = config.d_model
+    head = read_tensors(path / HEAD_FILE, {"weight": (d, d)})["weight"].T
+    params = {"lm": read(config), **_placed({"head": {"kernel": head}}, mesh)}
+    return ReconstructorCheckpoint(Reconstructor(config, prompt), params, tokenizer, meta)
+
+
+def _language_model(
+    path: Path, meta: NLAMeta, base: LanguageModel | None, mesh: Mesh | None
+) -> tuple[PreTrainedTokenizerBase, LMConfig, Callable[[LMConfig], Params]]:
+    """Tokenizer and config of the LM in a directory, and what reads its parameters, adapters attached to their base.
+
+    Raises:
+      FileNotFoundError: neither config.json nor adapter_config.json there.
+      ValueError: another width or number of blocks than the meta data say.
+    """
+    adapted = (path / ADAPTER_CONFIG).is_file()
+    if adapted:
+        base = base or load_language_model(peft_base(path), mesh=mesh)
+        config, source, tokenizer = base.config, base.name, base.tokenizer
+    elif (file := path / "config.json").is_file():
+        config, source = config_from_hf(json.loads(file.read_text())), "config.json"
+        tokenizer = tokenizer_from_directory(path)
+    else:
+        raise FileNotFoundError(
+            f"neither config.json nor {ADAPTER_CONFIG} in {path}; expected a Hugging Face model or a PEFT adapter"
+        )
+    if config.d_model != meta.d_model:
+        raise ValueError(
+            f"{path}: {source} says d_model {config.d_model}, {FILE_NAME} says {meta.d_model}; "
+            f"{'give the model that it adapts, ' + peft_base(path) if adapted else 'do the two files belong together?'}"
+        )
+    if meta.role == "ar" and not adapted and config.num_layers != meta.layer + 1:
+        raise ValueError(
+            f"{path}: config.json says {config.num_layers} blocks, {FILE_NAME} says layer {meta.layer}, which "
+            f"needs {meta.layer + 1}; give the AR's own directory, not that of the model it was cut from"
+        )
+
+    def read(config: LMConfig) -> Params:
+        if not adapted:
+            return load_params(open_safetensors(path), config, mesh=mesh)
+        adapters, lora = load_peft(path, config)
+        kept = {parameter.split("/")[0] for parameter in parameter_shapes(config)}
+        frozen = {name: part for name, part in base.params.items() if name in kept}
+        return FrozenBase(frozen, lora.scale).with_adapters({"lm": _placed(adapters, mesh)})["lm"]
+
+    return tokenizer, config, read
+
+
+def _placed(tree: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    return jax.device_put(tree, None if mesh is None else tree_shardings(tree, mesh))
+
+
+def live_tokens(prompt: VerbalizerPrompt, suffix: tuple[int, ...] | None) -> PromptIds:
+    """What a tokenizer makes of the prompts, as data sets and models record it."""
+    return PromptIds(prompt.marker_text, prompt.marker, prompt.prefix[-1], prompt.tail[0], suffix)
+
+
+def export_verbalizer(
+    verbalizer: Verbalizer,
+    params: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    templates: PromptTemplates,
+    directory: str | os.PathLike[str],
+    *,
+    layer: int,
+    adapted: AdapterOrigin | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> list[str]:
+    """Write an AV that `load_verbalizer` gives back, and that the reference's client reads as far as it can.
+
+    Where that client would inject wrongly, the shared injection scale is left empty, so that it refuses the model.
+
+    Args:
+      verbalizer: with a number for a scale.
+      params: of the AV, whole, or what was trained of it beside its base.
+      tokenizer: the one that made its prompt.
+      templates: the ones that made its prompt.
+      directory: created if need be.
+      layer: the residual stream that is explained.
+      adapted: with adapters, which are then written in PEFT's format, without config and tokenizer.
+      dtype: of the tensors; the affine map stays float32.
+
+    Returns:
+      Why the reference's client cannot use the model as it is; empty if it can.
+
+    Raises:
+      ValueError: a family that PEFT cannot adapt so.
+    """
+    directory, injection = Path(directory), verbalizer.injection
+    wrong, doubtful = reference_obstacles(verbalizer, tokenizer, templates)
+    if adapted is not None:
+        doubtful.append(f"it holds adapters alone: export the whole, or merge them into {adapted.base}")
+    _export(params, verbalizer.config, tokenizer, directory, adapted, dtype)
+    if adapted is None:
+        # For `generate`: the exported config names no token that ends a text.
+        ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
+        (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
+    scale, d_model = float(verbalizer.scale), verbalizer.config.d_model
+    NLAMeta(
+        "av",
+        d_model,
+        live_tokens(verbalizer.prompt, build_reconstructor_prompt(tokenizer, templates).suffix),
+        SidecarTemplates(templates.verbalizer, templates.reconstructor),
+        injection_scale=None if wrong else scale,
+        mse_scale=d_model**0.5,
+        layer=layer,
+        own=OwnSettings(
+            templates.forced_start,
+            templates.closing,
+            templates.chat,
+            injection.layer,
+            injection.mode,
+            injection.affine,
+            scale,
+        ),
+    ).save(directory)
+    return wrong + doubtful
+
+
+def reference_obstacles(
+    verbalizer: Verbalizer, tokenizer: PreTrainedTokenizerBase, templates: PromptTemplates
+) -> tuple[list[str], list[str]]:
+    """Where the reference's client would read an activation wrongly, and where it would only do worse than we do."""
+    injection, wrong, doubtful = verbalizer.injection, [], []
+    if injection.layer != EMBEDDING_LAYER:
+        wrong.append(f"the activation enters after block {injection.layer}, not at the embedding")
+    if injection.mode != "replace":
+        wrong.append(f"the activation is injected by mode {injection.mode!r}, not 'replace'")
+    if injection.affine:
+        wrong.append("the activation passes a learned affine map")
+    if not templates.chat:
+        wrong.append("the prompt is plain text, not a user turn in a chat template")
+    elif not _is_reference_prompt(verbalizer.prompt, tokenizer, templates):
+        doubtful.append("the chat template, rendered without options, gives another prompt")
+    if templates.forced_start:
+        doubtful.append(
+            f"{templates.forced_start!r} was part of the prompt and never the AV's to write: append it there"
+        )
+    if CLOSING_TAG not in templates.closing:
+        doubtful.append(f"answers close with {templates.closing!r}, not with {CLOSING_TAG!r}")
+    return wrong, doubtful
+
+
+def _is_reference_prompt(
+    prompt: VerbalizerPrompt, tokenizer: PreTrainedTokenizerBase, templates: PromptTemplates
+) -> bool:
+    message = templates.verbalizer.replace(INJECTION_SLOT, prompt.marker_text)
+    chat = [{"role": "user", "content": message}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.encode(text + templates.forced_start, add_special_tokens=False)
+    return tuple(ids) == (*prompt.prefix, prompt.marker, *prompt.tail)
+
+
+def export_reconstructor(
+    reconstructor: Reconstructor,
+    params: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    templates: PromptTemplates,
+    directory: str | os.PathLike[str],
+    *,
+    tokens: PromptIds,
+    adapted: AdapterOrigin | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Write an AR that `load_reconstructor` gives back and, if it is whole, that the reference's AR class reads.
+
+    Args:
+      reconstructor: what reads the prompts.
+      params: of the AR, as in `export_verbalizer`.
+      tokenizer: the one that made its prompt.
+      templates: the ones that made its prompt.
+      directory: created if need be.
+      tokens: of the AV that it belongs to, see `live_tokens`.
+      adapted: as in `export_verbalizer`.
+      dtype: of the tensors; the head stays float32.
+
+    Raises:
+      ValueError: as `export_verbalizer`.
+    """
+    directory = Path(directory)
+    config = reconstructor.config
+    _export(params, config, _without_unused_bos(tokenizer), directory, adapted, dtype)
+    NLAMeta(
+        "ar",
+        config.d_model,
+        dataclasses.replace(tokens, critic_suffix_ids=reconstructor.prompt.suffix),
+        SidecarTemplates(templates.verbalizer, templates.reconstructor),
+        mse_scale=config.d_model**0.5,
+        layer=config.num_layers - 1,
+    ).save(directory)
+
+
+def _export(
+    params: dict[str, Any],
+    config: LMConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    adapted: AdapterOrigin | None,
+    dtype: Literal["float32", "bfloat16"],
+) -> None:
+    """Write the LM of an AV or AR, or its adapters; and in float32 the affine map of one, the head of the other."""
+    if adapted is None:
+        export_hf(params["lm"], config, directory, dtype=dtype)
+        tokenizer.save_pretrained(directory)
+    else:
+        export_peft(params["lm"], config, adapted.lora, adapted.base, directory, dtype=dtype)
+    for part, file in (("affine", AFFINE_FILE), ("head", HEAD_FILE)):
+        if part in params:
+            named = {"weight": np.asarray(params[part]["kernel"], np.float32).T}
+            if "bias" in params[part]:
+                named["bias"] = np.asarray(params[part]["bias"], np.float32)
+            save_file({name: np.ascontiguousarray(value) for name, value in named.items()}, directory / file)
+
+
+def _without_unused_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that names a BOS only if it writes one: the reference's AR class refuses others."""
+    if tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = None
+    return tokenizer

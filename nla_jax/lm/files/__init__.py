@@ -1,0 +1,1 @@
+"""Language models as files: where they come from, how their tensors are named, and how they are read and written."""

@@ -1,0 +1,56 @@
+"""Texts of many lengths in batches of few shapes, so that few programs are compiled."""
+
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from nla_jax.lm.attention import PAD_POSITION
+
+PROMPT_LENGTHS = (32, 128, 512, 2048, 8192)
+OPTION_LENGTHS = (16, 64, 256)
+"""Lengths that are compiled for; what is longer loses its beginning (prompts) or its end (options)."""
+
+
+def rounded_up(length: int, lengths: Sequence[int]) -> int:
+    """The first of ascending `lengths` that holds `length`, or the last."""
+    return next((one for one in lengths if one >= length), lengths[-1])
+
+
+def batches_by_length(
+    lengths: Sequence[int], most_tokens: int, *, others: int = 0, most_rows: int = 1 << 16, like: bool = False
+) -> Iterator[tuple[list[int], int, int]]:
+    """Cut prompts into batches of like lengths: their indices, how many rows to compile for, and the padded length.
+
+    Args:
+      lengths: tokens of each prompt.
+      most_tokens: what a batch holds at most, padding included.
+      others: further tokens that every row takes.
+      most_rows: a power of two.
+      like: whether few prompts of one length are given as many rows as if all were of that length: fewer
+        programs, for those who leave padding out.
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_length.setdefault(rounded_up(length, PROMPT_LENGTHS), []).append(row)
+    for length, rows in by_length.items():
+        count = len(lengths) if like else len(rows)
+        fitting = max(most_tokens // (length + others), 1)
+        # Powers of two.
+        size = min(1 << (count - 1).bit_length(), 1 << (fitting.bit_length() - 1), most_rows)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], size, length
+
+
+def filled(rows: Sequence[int], size: int) -> list[int]:
+    """`size` rows: the given ones, and the last of them again and again."""
+    return [*rows, *rows[-1:] * (size - len(rows))]
+
+
+def positions(
+    tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, "B"], starts_B: Int[Array, "B"] | int = 0
+) -> Int[Array, "B T"]:
+    """Positions of rows that begin at `starts_B`; padding has none."""
+    steps_T = jnp.arange(tokens_BT.shape[1])
+    starts_B1 = jnp.broadcast_to(jnp.asarray(starts_B), lengths_B.shape)[:, None]
+    return jnp.where(steps_T < lengths_B[:, None], starts_B1 + steps_T, PAD_POSITION)

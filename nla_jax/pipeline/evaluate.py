@@ -1,0 +1,151 @@
+"""The last two stages: figures on held-out documents, and the report."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nla_jax.config import stage_digest
+from nla_jax.data.dataset import ActivationDataset
+from nla_jax.evaluation.measure import chosen_suites, measure_suites
+from nla_jax.evaluation.report import write_report
+from nla_jax.evaluation.subject import RebuildFn, Subject
+from nla_jax.files import write_json
+from nla_jax.pipeline.make_data import git_commit
+from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.subject import subject_of, subject_of_checkpoint
+from nla_jax.pipeline.train import second_judge, second_judge_is_trained
+
+
+def evaluate(run: Run) -> None:
+    """Measure the chosen suites on held-out documents; write evaluation.json, examples.jsonl and evaluation/."""
+    config = run.config.evaluation
+    run.release_target()
+    if config.second_judge_steps and not second_judge_is_trained(run):
+        second_judge(run)
+    best = run.checkpoints("rl").pinned() or run.checkpoints("rl").latest()
+    _measure(
+        subject_of(run),
+        run,
+        run.directory,
+        _suite_digest(run),
+        {"digest": evaluation_digest(run), "timings": run.timings(), "best_step": best},
+    )
+
+
+def evaluate_checkpoint(
+    run: Run, data: ActivationDataset, directory: Path, *, judge: RebuildFn | None = None
+) -> None:
+    """The same for an AV and an AR that come without their run, with a report of what was measured.
+
+    Args:
+      run: reads the checkpoint (`interop.runs.CheckpointRun`).
+      data: held-out rows; whether the models were trained on them cannot be checked.
+      directory: where everything is written; created if need be.
+      judge: an AR that never saw the AV's texts.
+
+    Raises:
+      ValueError: data of another model, layer or tokenizer, or a judge that is the AV's own AR.
+    """
+    run.check(data.sidecar)
+    subject = subject_of_checkpoint(run, data, judge=judge)
+    directory.mkdir(parents=True, exist_ok=True)
+    digest = f"{subject.digest()}-{run.directory}"
+    _measure(subject, run, directory, digest, {"digest": digest})
+    (directory / "metrics.jsonl").touch()
+    write_report(directory)
+
+
+def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: dict[str, Any]) -> None:
+    config = run.config.evaluation
+    found = measure_suites(subject, config.suites, directory / "evaluation", digest)
+    if jax.process_index() == 0:
+        _write_examples(subject, directory)
+    description = {
+        "name": run.config.name,
+        "model": run.lm.name,
+        "layer": run.config.model.layer,
+        "corpus": subject.data.sidecar.extraction.corpus,
+        "held-out rows": subject.digest(),
+        "config": digest,
+        "code": code_version(),
+        "machine": machine_class(),
+    }
+    result = {
+        "run": description,
+        "settings": dataclasses.asdict(config),
+        "mean_is": f"mean of {len(run.training_activations)} training activations",
+        "suites": found,
+        **about,
+    }
+    write_json(directory / "evaluation.json", result)
+
+
+def report(run: Run) -> None:
+    """Write report.html."""
+    if jax.process_index() == 0:
+        write_report(run.directory)
+
+
+def evaluation_digest(run: Run) -> str:
+    """Identifies what evaluation.json was made from."""
+    config = run.config.evaluation
+    asked = (config.chat_model,) if config.chat_model else ()
+    return "-".join([_suite_digest(run), *chosen_suites(config.suites), *asked])
+
+
+def _suite_digest(run: Run) -> str:
+    """Identifies what one suite's figures were made from, whichever others are measured."""
+    any_suites = dataclasses.replace(run.config.evaluation, suites=())
+    config = dataclasses.replace(run.config, evaluation=any_suites)
+    return f"{stage_digest(config, 'evaluate')}-{run.config.rl.loop.steps}"
+
+
+def _write_examples(subject: Subject, directory: Path) -> None:
+    data, texts = subject.data, subject.texts()
+    prediction_ND = subject.rebuilt(next(iter(subject.reconstructors)), texts)
+    unit_pred = prediction_ND / np.linalg.norm(prediction_ND, axis=1, keepdims=True)
+    unit_true = data.activations / np.linalg.norm(data.activations, axis=1, keepdims=True)
+    cosine_N = (unit_pred * unit_true).sum(axis=1)
+    order = np.random.default_rng(subject.seed).permutation(len(data))
+    chosen = order[: subject.config.examples]
+    # Data sets made elsewhere need not hold what is only for reading along.
+    nothing = [""] * len(data)
+    contexts, continuations = data.contexts or nothing, data.extra.get("true_continuation", nothing)
+    lines = [
+        json.dumps(
+            {
+                "doc_id": data.doc_ids[i],
+                "context_tail": contexts[i][-240:],
+                "next_tokens": continuations[i],
+                "explanation": texts[i],
+                "explainer_text": (data.explanations or nothing)[i],
+                "cosine": float(cosine_N[i]),
+            }
+        )
+        for i in chosen
+    ]
+    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def code_version() -> str:
+    """The version of this library, and its commit where it runs from a checkout."""
+    try:
+        version = importlib.metadata.version("nla_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        version = "not installed"
+    commit = git_commit()
+    return f"{version} ({commit[:12]})" if commit else version
+
+
+def machine_class() -> str:
+    """The kind of machine that a figure was measured on."""
+    devices = jax.devices()
+    kind = f"{len(devices)} x {devices[0].device_kind}" if devices[0].platform != "cpu" else "CPU"
+    return f"{kind}, {os.cpu_count()} cores, {platform.machine()}"

@@ -1,0 +1,151 @@
+"""The first two stages: activations of documents, and texts that explain them."""
+
+import dataclasses
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from nla_jax.config import stage_digest
+from nla_jax.data.adoption import adopt, sidecars
+from nla_jax.data.corpus import load_corpus
+from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
+from nla_jax.data.extraction import extract as extract_contexts
+from nla_jax.data.extraction import tokenize
+from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
+from nla_jax.data.splits import SPLITS, split_of
+from nla_jax.data.writers.predictive import PredictiveWriter
+from nla_jax.pipeline.run import Run
+from nla_jax.sharding.placement import wait_for_all
+
+
+def extract(run: Run) -> None:
+    """Write activations of all documents to data/base; data sets made elsewhere are only checked."""
+    if run.config.data.is_given:
+        for path in filter(None, run.config.data.paths.values()):
+            for sidecar in sidecars(path):
+                run.check(sidecar)
+        return
+    folder, config = run.directory / "data" / "base", run.config.extraction
+    _ = run.prompts  # bad templates fail here, before anything is computed
+    documents = load_corpus(
+        run.config.corpus.source, max_documents=run.config.corpus.max_documents, seed=run.config.seed
+    )
+    run.lm_config.check_layer(run.config.model.layer)
+    contexts = tokenize(documents, run.lm.tokenizer, config, run.config.seed)
+    _check_splits(run, [context.document.id for context in contexts])
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(contexts), config.shard_documents)
+    digest = stage_digest(run.config, "extract")
+    quiet = jax.process_index() > 0
+    with tqdm(total=len(contexts), desc="extract", unit="doc", dynamic_ncols=True, disable=quiet) as bar:
+        for start in starts:
+            chunk = contexts[start : start + config.shard_documents]
+            path = folder / f"base-{start // config.shard_documents:05d}.parquet"
+            if run.is_written(path, digest):
+                bar.update(len(chunk))
+                continue
+            columns: dict[str, list] = defaultdict(list)
+            for part in extract_contexts(
+                chunk,
+                run.target.params,
+                run.lm.tokenizer,
+                run.lm_config,
+                run.config.model.layer,
+                config,
+                run.mesh,
+            ):
+                for name, values in part.items():
+                    columns[name] += values
+                bar.update(len(set(part["doc_id"])))
+            extraction = Extraction(
+                base_model=run.lm.name,
+                d_model=run.lm_config.d_model,
+                layer_index=run.config.model.layer,
+                corpus=run.config.corpus.source,
+                corpus_slice=CorpusSlice(start, len(chunk)),
+                positions_per_doc=config.positions_per_document,
+            )
+            rows = len(columns["doc_id"])
+            if jax.process_index() == 0:
+                write_shard(path, columns, Sidecar(digest, "base", rows, extraction, git_commit=git_commit()))
+
+
+def explain(run: Run) -> None:
+    """Write explainer texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}.
+
+    Data sets made elsewhere come with both, and are copied there.
+    """
+    config, seed = run.config, run.config.seed
+    if config.data.is_given:
+        splits = adopt(config.data.paths, held_out_share=config.corpus.held_out, seed=seed)
+        for part in splits.values():
+            run.check(part.sidecar)
+    else:
+        base = load_dataset(run.directory / "data" / "base")
+        explainer = PredictiveWriter(config.explainer, seed=seed, background=base.contexts)
+        explained = dataclasses.replace(base, explanations=explainer.explain(base))
+        split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
+        splits = {split: explained.take(split_N == split) for split in SPLITS}
+    quiet = jax.process_index() > 0
+    for split, part in tqdm(splits.items(), desc="explain", unit="split", dynamic_ncols=True, disable=quiet):
+        stage = "av_sft" if split == "held_out" else split
+        digest = stage_digest(config, "explain")
+        write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
+
+
+def write_rows(run: Run, path: Path, part: ActivationDataset, *, stage: str, digest: str) -> None:
+    """Write rows with their texts as a data set of a stage (see `data/sidecar.py`) of this run's prompts.
+
+    Of several processes the first writes, and all return when it has.
+    """
+    if jax.process_index() == 0:
+        _write_rows(run, path, part, stage, digest)
+    wait_for_all(str(path))
+
+
+def _write_rows(run: Run, path: Path, part: ActivationDataset, stage: str, digest: str) -> None:
+    columns = {
+        "activation_vector": part.activations,
+        "n_raw_tokens": part.n_raw_tokens,
+        "activation_layer": [run.config.model.layer] * len(part),
+        "doc_id": part.doc_ids,
+        "detokenized_text_truncated": part.contexts,
+        "api_explanation": part.explanations,
+        **part.extra,
+    }
+    columns = {name: column for name, column in columns.items() if column is not None}
+    templates = SidecarTemplates(run.config.templates.verbalizer, run.config.templates.reconstructor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = dataclasses.replace(
+        part.sidecar,
+        dataset_id=digest,
+        stage=stage,
+        tokens=run.tokens,
+        prompt_templates=templates,
+        parent_datasets=(part.sidecar.dataset_id,),
+    )
+    write_shard(path, stage_columns(stage, columns, templates), sidecar)
+
+
+def _check_splits(run: Run, doc_ids: list[str]) -> None:
+    counts = dict.fromkeys(SPLITS, 0)
+    for doc_id in doc_ids:
+        counts[split_of(doc_id, run.config.corpus.fractions, run.config.seed)] += 1
+    if empty := [split for split, count in counts.items() if count < 2]:
+        raise ValueError(
+            f"{len(doc_ids)} documents leave fewer than 2 for the splits {empty}; "
+            "use more documents or larger shares (corpus.held_out and its neighbors)"
+        )
+
+
+def git_commit() -> str:
+    """The commit that the library runs from; empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

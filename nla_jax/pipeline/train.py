@@ -1,0 +1,300 @@
+"""The training stages: warm starts of AV and AR, and joint training."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from nla_jax.autoencoder.verbalizer import sft_loss
+from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig, stage_digest
+from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
+from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.splits import shuffled
+from nla_jax.evaluation import text_analysis
+from nla_jax.lm.packing import token_budget
+from nla_jax.pipeline.make_data import write_rows
+from nla_jax.pipeline.run import Run
+from nla_jax.randomness import key_for
+from nla_jax.sharding.aliasing import jit_aliasing
+from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
+from nla_jax.training.guards import judge_drop
+from nla_jax.training.joint import make_round, optimizers
+from nla_jax.training.loop import abstract, run_stage, scalars
+from nla_jax.training.state import TrainState, restart
+from nla_jax.training.stopwatch import Stopwatch
+from nla_jax.training.supervised import (
+    ReconstructorBatch,
+    VerbalizerBatch,
+    ar_mse_step,
+    av_sft_step,
+    jit_step,
+)
+
+
+def av_sft(run: Run) -> None:
+    """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
+    config, codec = run.config.av_sft, run.codec
+    verbalizer, optimizer = codec.verbalizer, config.optimizer.build()
+    data, held_out = run.data("av_sft"), run.held_out(run.config.evaluation.monitor_rows)
+
+    def rows(part: ActivationDataset):
+        return verbalizer_rows(part, codec.tokenizer, verbalizer.prompt, codec.max_explanation_tokens)
+
+    step = jit_step(
+        av_sft_step, verbalizer=verbalizer, optimizer=optimizer, micro_batches=config.micro_batches
+    )
+    loss = jax.jit(lambda params, batch: sft_loss(verbalizer, params, *jax.tree.leaves(batch)))
+    true_rows = rows(held_out)
+    order = shuffled(range(len(held_out)), held_out.doc_ids, run.config.seed)
+
+    def mean_loss(params, columns):
+        sums = np.zeros(2)
+        for batch, real in evaluation_batches(columns, run.config.evaluation.batch_size):
+            batch["lengths_B"][real:] = 0  # the rows that fill up the last batch
+            sums += np.array(loss(params, shard_batch(VerbalizerBatch(**batch), run.mesh)))
+        return float(sums[0] / sums[1])
+
+    def evaluate(states, highest):
+        params = run.attached("av", states["av"].params)
+        wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
+        real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
+        return {
+            "real_loss": real_loss,
+            "shuffled_loss": shuffled_loss,
+            "gap": shuffled_loss - real_loss,
+        }
+
+    _supervised(
+        run,
+        "av_sft",
+        config,
+        "av",
+        lambda: run.initial_state("av", optimizer),
+        lambda state, batch, tokens: step(
+            state, VerbalizerBatch(**batch), run.bases.get("av"), tokens=tokens
+        ),
+        codec.max_explanation_tokens,
+        functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
+        rows(data),
+        evaluate,
+        ("loss", "gap"),
+        run.config.seed,
+    )
+
+
+def ar_sft(run: Run) -> None:
+    """Warm-start the AR on explainer texts and on the warm-start AV's; its last checkpoint is the frozen judge."""
+    _train_reconstructor(run, "ar_sft", run.config.ar_sft, run.config.seed)
+
+
+def second_judge(run: Run) -> None:
+    """Warm-start another AR on the same texts in another order, as a judge beside the first."""
+    config, steps = run.config.ar_sft, run.config.evaluation.second_judge_steps
+    loop = dataclasses.replace(config.loop, steps=steps, evaluate_every=steps, checkpoint_every=steps)
+    decay = config.optimizer.decay_steps and steps
+    optimizer = dataclasses.replace(config.optimizer, decay_steps=decay)
+    config = dataclasses.replace(config, loop=loop, optimizer=optimizer)
+    _train_reconstructor(run, "second_judge", config, run.config.seed + 1)
+
+
+def second_judge_is_trained(run: Run) -> bool:
+    """Whether its checkpoint is there."""
+    return (run.checkpoints("second_judge").latest() or 0) >= run.config.evaluation.second_judge_steps
+
+
+def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartConfig, seed: int) -> None:
+    codec = run.codec
+    optimizer = config.optimizer.build()
+    data = run.data("ar_sft")
+    texts = _partly_verbalized(run, data, config.verbalized)
+    held_out = run.held_out(run.config.evaluation.monitor_rows)
+    step = jit_step(
+        ar_mse_step,
+        reconstructor=codec.reconstructor,
+        optimizer=optimizer,
+        micro_batches=config.micro_batches,
+    )
+
+    def evaluate(states, highest):
+        texts = held_out.explanations
+        rebuilt_ND = run.round_trip.reconstruct(run.attached("ar", states["ar"].params), texts)
+        return {"held_out_fve_nrm": run.moments.fve_nrm(rebuilt_ND, texts, held_out.activations)}
+
+    _supervised(
+        run,
+        stage,
+        config,
+        "ar",
+        lambda: run.initial_state("ar", optimizer),
+        lambda state, batch, tokens: step(
+            state, ReconstructorBatch(**batch), run.bases.get("ar"), tokens=tokens
+        ),
+        codec.max_reconstructor_tokens,
+        functools.partial(codec.reconstructor.forward_flops, config.batch_size),
+        codec.encode(data.activations, texts),
+        evaluate,
+        ("loss", "held_out_fve_nrm"),
+        seed,
+    )
+
+
+def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[str]:
+    """The rows' explainer texts, a share of them replaced by what the warm-start AV writes at temperature 1.
+
+    The AV's texts are kept in data/verbalized. Where it failed, the explainer's text stays.
+    """
+    texts, path = list(data.explanations), run.directory / "data" / "verbalized" / "verbalized.parquet"
+    digest, seed = stage_digest(run.config, "ar_sft"), run.config.seed
+    chosen = np.random.default_rng(seed).permutation(len(data))[: round(share * len(data))]
+    if not len(chosen):
+        return texts
+    if not run.is_written(path, digest):
+        run.release_target()
+        part, key = data.take(chosen), key_for(seed, "verbalize")
+        written = run.round_trip.verbalize(
+            run.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
+        )
+        kept = [own or explained for own, explained in zip(written, part.explanations, strict=True)]
+        part = dataclasses.replace(part, explanations=kept)
+        write_rows(run, path, part, stage="ar_sft", digest=digest)
+    for row, text in zip(chosen, load_dataset(path).explanations, strict=True):
+        texts[row] = text
+    return texts
+
+
+def _supervised(
+    run: Run,
+    stage: str,
+    config: WarmStartConfig,
+    model: str,
+    initial: Callable[[], TrainState],
+    step: Callable,
+    max_length: int,
+    forward_flops: Callable[[float], float],
+    rows: dict[str, np.ndarray],
+    evaluate: Callable,
+    shown: tuple[str, ...],
+    seed: int,
+) -> None:
+    def first_states():
+        states = {model: initial()}
+        run.release_target()
+        return states
+
+    stopwatch = Stopwatch(run.config.model.dtype)
+
+    def one_step(states, batch, index):
+        lap, lengths_B, tokens = stopwatch.lap(), batch["lengths_B"], None
+        if run.mesh.size == 1:
+            # Where rows are split over devices, they are not packed, and padding stays.
+            pieces = {"micro_batches": config.micro_batches, "buckets": config.length_buckets}
+            tokens = token_budget(lengths_B, max_length, **pieces)
+        placed = place_process_rows(batch, config.batch_size, run.mesh)
+        state, metrics = step(states[model], placed, tokens)
+        lap.until("update", metrics["loss"])
+
+        def metrics_to_come():
+            speed = lap.metrics({"update": 3 * forward_flops(lengths_B.mean())})
+            examples = {"speed/examples_per_second": config.batch_size / speed["speed/update_seconds"]}
+            return scalars(metrics) | speed | examples
+
+        return {model: state}, metrics_to_come
+
+    run_stage(
+        stage,
+        config.loop,
+        initial=first_states,
+        step=one_step,
+        batches=training_batches(
+            rows, config.batch_size, seed, process_row_indices(config.batch_size, run.mesh)
+        ),
+        evaluate=evaluate,
+        checkpoints=run.checkpoints(stage),
+        log=run.log,
+        mesh=run.mesh,
+        shown=shown,
+    )
+
+
+def _warm_started(run: Run) -> dict[str, TrainState]:
+    """AV and AR as joint training begins: adapters with the moments of their warm start, all parameters with none."""
+    states = {}
+    for model, optimizer in optimizers(run.config.rl).items():
+        stage = f"{model}_sft"
+        if run.config.lora.rank:
+            like = abstract(functools.partial(run.initial_state, model, optimizer), run.mesh)
+            restored, _ = run.checkpoints(stage).restore({model: like})
+            states[model] = restart(restored[model])
+        else:
+            states[model] = TrainState.create(run.restored_params(stage, model), optimizer)
+    return states
+
+
+def rl(run: Run) -> None:
+    """Joint training from both warm starts; the best checkpoint by the frozen judge is kept."""
+    config, codec = run.config.rl, run.codec
+    monitor = run.held_out(run.config.evaluation.monitor_rows)
+    run.release_target()
+    seed = run.config.seed
+    # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.
+    reference = run.warm_start_params("av")
+    if not run.config.lora.rank:
+        reference = jit_aliasing(codec.verbalizer.frozen)(reference)
+    first = _warm_started(run)
+
+    def initial():
+        # Called once. Nothing here holds on to the first states after that.
+        return {name: first.pop(name) for name in ("av", "ar")}
+
+    other = shuffled(range(len(monitor)), monitor.doc_ids, seed)
+
+    def evaluate(states, highest):
+        key = key_for(seed, "monitor")
+        temperature = run.config.evaluation.temperature
+        verbalizer = run.attached("av", states["av"].params)
+        texts = run.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
+        own, judge = (
+            run.round_trip.reconstruct(params, texts)
+            # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
+            for params in (run.attached("ar", states["ar"].params), run.warm_start_params("ar"))
+        )
+        swapped = [texts[i] for i in other]
+        row = {
+            "own_fve_nrm": run.moments.fve_nrm(own, texts, monitor.activations),
+            "judge_fve_nrm": run.moments.fve_nrm(judge, texts, monitor.activations),
+            "shuffled_fve_nrm": run.moments.fve_nrm(judge[other], swapped, monitor.activations),
+            "repeated": text_analysis.share(text_analysis.repeated_ngrams(text or "") for text in texts),
+        }
+        if monitor.contexts is not None:
+            pairs = zip(texts, monitor.contexts, strict=True)
+            row["copied"] = text_analysis.share(
+                text_analysis.copied_ngrams(text or "", context) for text, context in pairs
+            )
+        return row | {"judge_drop": judge_drop(row, highest)}
+
+    rows = {"activations_BD": run.data("rl").activations}
+    run_stage(
+        "rl",
+        config.loop,
+        initial=initial,
+        step=make_round(
+            config,
+            codec,
+            reference,
+            run.mesh,
+            key_for(seed, "rollouts"),
+            run.bases,
+        ),
+        batches=training_batches(
+            rows, config.activations, seed, process_row_indices(config.activations, run.mesh)
+        ),
+        evaluate=evaluate,
+        checkpoints=run.checkpoints("rl"),
+        log=run.log,
+        mesh=run.mesh,
+        shown=("reward_mean", "kl", "judge_fve_nrm", "own_fve_nrm"),
+        best="judge_fve_nrm",
+        guards=config.guards,
+    )

@@ -1,0 +1,1 @@
+"""How arrays lie on devices: meshes, placement, hints to the partitioner."""

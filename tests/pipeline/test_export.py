@@ -1,0 +1,188 @@
+import dataclasses
+import functools
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.metrics.pairwise import cosine_similarity
+
+from nla_jax.analysis.explain import Explainer
+from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses, pad
+from nla_jax.autoencoder.verbalizer import sft_loss
+from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_config
+from nla_jax.data.dataset import stage_columns, write_shard
+from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
+from nla_jax.data.splits import SPLITS
+from nla_jax.evaluation.report import systems
+from nla_jax.interop.model_directories import load_reconstructor, load_verbalizer
+from nla_jax.lm.transformer import Transformer
+from nla_jax.pipeline import export
+from nla_jax.pipeline.evaluate import evaluate_checkpoint
+from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.subject import reconstructor_of
+from nla_jax.training.state import TrainState
+
+ROOT = Path(__file__).parent.parent.parent
+LAYER = 1
+TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain it.", closing="<|im_end|>")
+TEXT = "The array has a shape and a type, and every axis has a length of its own."
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_dir, tmp_path_factory):
+    """A run as training leaves it, with random activations and untrained models."""
+    directory = tmp_path_factory.mktemp("run")
+    model = ModelConfig(str(tiny_model_dir), layer=LAYER)
+    run = Run(
+        ExperimentConfig("small", model=model, templates=TEMPLATES, max_explanation_tokens=8), directory
+    )
+    save_config(run.config, directory / "config.json")
+    draw = np.random.default_rng(0)
+    templates = SidecarTemplates(TEMPLATES.verbalizer, TEMPLATES.reconstructor)
+    for split, path in run.split_paths().items():
+        columns = {
+            "activation_vector": draw.standard_normal((4, 32)).astype(np.float32),
+            "n_raw_tokens": [51] * 4,
+            "activation_layer": [LAYER] * 4,
+            "doc_id": [f"{split}-{i}" for i in range(4)],
+            "api_explanation": ["a text"] * 4,
+        }
+        stage = "av_sft" if split == "held_out" else split
+        path.parent.mkdir(parents=True)
+        extraction = Extraction(str(tiny_model_dir), 32, LAYER, "none", CorpusSlice(0, 4), 1)
+        sidecar = Sidecar("set", stage, 4, extraction, run.tokens, templates)
+        write_shard(path, stage_columns(stage, columns, templates), sidecar)
+    assert tuple(run.split_paths()) == SPLITS
+    states = {
+        name: TrainState.create(model.init(run.target.params), optax.sgd(1.0))
+        for name, model in (("av", run.codec.verbalizer), ("ar", run.codec.reconstructor))
+    }
+    run.checkpoints("rl").save(3, states, {})
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("exported")
+    notes = export.export_run(run, directory)
+    assert [note.split(",")[0] for note in notes][-1] == "answers close with '<|im_end|>'"
+    return directory
+
+
+def test_exported_models_are_the_runs(run, exported):
+    av, ar = load_verbalizer(exported / "av"), load_reconstructor(exported / "ar")
+    codec = run.codec
+    # The run says how its scale is found, the export what was found.
+    named = dataclasses.replace(codec.verbalizer.injection, scale=codec.verbalizer.scale)
+    assert av.verbalizer == dataclasses.replace(codec.verbalizer, injection=named)
+    assert ar.reconstructor == codec.reconstructor
+    for loaded, name in ((av, "av"), (ar, "ar")):
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, run.trained_params("rl", name, 3))
+    assert av.tokenizer.encode(TEXT) == run.lm.tokenizer.encode(TEXT)
+
+
+def test_a_run_without_joint_training_is_named(run, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="holds no checkpoint of joint training; export its warm starts"
+    ):
+        export.export_run(Run(run.config, tmp_path), tmp_path / "out")
+
+
+def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_dir, tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
+    monkeypatch.setattr(export, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
+    checkpoints = export.CheckpointRun(
+        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
+    )
+    ours, theirs = (Explainer(each).explain(TEXT, [3, -1]) for each in (checkpoints, run))
+    # The yardstick of the FVE differs: background documents here, training data there.
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.position, a.token, a.explanation) == (b.position, b.token, b.explanation)
+    assert checkpoints.training_activations.shape[1] == 32
+    with pytest.raises(ValueError, match="do not belong together: layer: AV 0, AR 1; give the AR of this AV"):
+        meta = exported / "av" / "nla_meta.yaml"
+        text = meta.read_text()
+        try:
+            meta.write_text(text.replace("extraction_layer_index: 1", "extraction_layer_index: 0"))
+            export.CheckpointRun(exported / "av", exported / "ar", str(tiny_model_dir))
+        finally:
+            meta.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"av does not say which language model it explains; name it with --tar"
+    ):
+        export.CheckpointRun(exported / "av", exported / "ar")
+
+
+def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_path, monkeypatch):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
+    monkeypatch.setattr(export, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
+    models = export.CheckpointRun(
+        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
+    )
+    out = tmp_path / "out"
+    evaluate_checkpoint(models, run.data("held_out"), out)
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert list(evaluation["suites"]) == ["reconstruction", "controls"]
+    names = {(row["name"], row["labels"]["AR"]) for row in systems(evaluation)}
+    assert names == {("explainer texts", "own"), ("AV checkpoint", "own")}
+    assert "AV checkpoint" in (out / "report.html").read_text()
+    with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
+        evaluate_checkpoint(models, run.data("held_out"), out, judge=reconstructor_of(models))
+
+
+def test_a_malformed_chat_model_is_refused_before_anything_is_loaded(monkeypatch):
+    places = [part for name in ("av", "ar", "target", "data", "out") for part in (f"--{name}", "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *places, "--chat-model", "gpt"])
+    without_run = runpy.run_path(str(ROOT / "experiments" / "evaluate.py"))["without_run"]
+    with pytest.raises(SystemExit, match="error: the chat model 'gpt' is not PROVIDER:MODEL"):
+        without_run()
+
+
+def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):
+    before = sorted(exported.rglob("*"))
+    script = str(ROOT / "experiments" / "convert.py")
+    monkeypatch.setattr(sys, "argv", [script, str(exported / "ar"), "--dry-run"])
+    runpy.run_path(script, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "AR: llama, 2 blocks"
+    assert "  model.layers.1.mlp.up_proj.weight [64, 32] -> lm/blocks_1/mlp/up/kernel transposed" in lines
+    assert lines[-1] == "  value_head.safetensors: weight [32, 32] -> head/kernel transposed"
+    assert sorted(exported.rglob("*")) == before
+
+
+def test_the_adapters_that_come_along_tell_activations_apart(smollm2):
+    folder = ROOT / "experiments" / "adapters" / "smollm2_135m"
+    av, ar = load_verbalizer(folder / "av", base=smollm2), load_reconstructor(folder / "ar", base=smollm2)
+    texts = [
+        "Return the mean of the array along the given axis",
+        "Raises an error if the file does not exist",
+    ]
+    explanations = [
+        'Ends "given axis". Then of, and, is. On array.',
+        'Ends "not exist". Then or, and, in. On file.',
+    ]
+    tokens_BT, lengths_B = pad([smollm2.tokenizer(text)["input_ids"] for text in texts], 16)
+    layer, model = ar.meta.layer, Transformer(smollm2.config)
+    read = jax.jit(functools.partial(model.apply, capture=(layer,), stop_after=layer))
+    resid_BTD = read({"params": smollm2.params}, jnp.asarray(tokens_BT)).resid[layer]
+    activations_ND = resid_BTD[jnp.arange(2), lengths_B - 1]
+    prompts = encode_reconstructor(ar.tokenizer, ar.reconstructor.prompt, explanations, 32)
+    rebuilt_ND = jax.jit(ar.reconstructor)(ar.params, *map(jnp.asarray, prompts))
+    cosines = cosine_similarity(rebuilt_ND, activations_ND)
+    assert (np.diag(cosines) > cosines[[0, 1], [1, 0]] + 0.05).all()
+    responses = encode_responses(av.tokenizer, av.verbalizer.prompt, explanations, 26)
+
+    summed = jax.jit(functools.partial(sft_loss, av.verbalizer))
+    true, wrong = (
+        summed(av.params, vectors_ND, *map(jnp.asarray, responses))[0]
+        for vectors_ND in (activations_ND, activations_ND[::-1])
+    )
+    assert true < 0.8 * wrong
