@@ -59,7 +59,7 @@ class Subject:
       seed: of every random choice.
       tokens_of: the last AV's sampled tokens for activations, where it has tokens.
       marker: the text of the injected token, which no explanation should hold.
-      chat: answers questions and checks claims beside the target LM; opened by `measure.measure_suites` where the config names
+      chat: answers questions and checks claims beside the target LM; `measure_suites` opens it where the config names
         one.
     """
 

@@ -308,13 +308,13 @@ def test_another_chat_model_asks_again_and_leaves_other_suites_alone(asked, monk
     assert list(stored_results(folder, "digest", "local:other")) == ["cost"]
     assert list(stored_results(folder, "digest")) == ["cost"]
     # Nothing is opened where nothing is asked.
-    monkeypatch.setattr(suites, "open_chat_model", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("nla_jax.evaluation.measure.open_chat_model", lambda *_: pytest.fail("opened"))
     closed = dataclasses.replace(reading, chat=None)
     assert measure_suites(closed, ["prediction", "cost"], folder, "digest") == stored_results(
         folder, "digest", "local:reader"
     )
     opened = []
-    monkeypatch.setattr(suites, "open_chat_model", lambda *given: opened.append(given) or Reader())
+    monkeypatch.setattr("nla_jax.evaluation.measure.open_chat_model", lambda *given: opened.append(given) or Reader())
     monkeypatch.setattr(prediction, "measure", lambda subject: [])
     measure_suites(closed, ["prediction"], folder, "new")
     assert opened == [("local:reader", folder / "chat.sqlite")]
