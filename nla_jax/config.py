@@ -4,7 +4,6 @@ Each part is declared beside the code that it configures and composed here.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -153,46 +152,6 @@ class ExperimentConfig:
     """Write TensorBoard event files as well."""
 
 
-STAGES = {
-    "extract": ("seed", "model", "corpus", "data", "extraction"),
-    "explain": ("explainer", "templates"),
-    "av_sft": ("injection", "lora", "max_explanation_tokens", "av_sft"),
-    "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
-    "rl": ("rl",),
-    "evaluate": ("evaluation",),
-    "report": (),
-}
-"""The stages in order, each with the config fields that it adds to what defines its result."""
-
-
-def stage_digest(config: ExperimentConfig, stage: str) -> str:
-    """Hash of the config fields that define a stage's result: its own and those of the stages before it.
-
-    Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
-    scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched;
-    and the chat model, which only some suites ask (`evaluation.suites`).
-    """
-    fields: dict[str, Any] = {}
-    for name, own in STAGES.items():
-        fields |= {field: _plain(getattr(config, field)) for field in own}
-        if name == stage:
-            break
-    for choice in ("attention", "scan_blocks"):
-        del fields["model"][choice]
-    if not config.data.is_given:
-        del fields["data"]  # as if there were no such field
-    if not config.lora.rank:
-        fields.pop("lora", None)  # likewise
-    for stage in ("av_sft", "ar_sft", "rl"):
-        if stage in fields:
-            del fields[stage]["loop"]["keep_checkpoints"], fields[stage]["length_buckets"]
-    if "rl" in fields:
-        del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
-    if "evaluation" in fields:
-        del fields["evaluation"]["chat_model"]
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
 def load_config(path: str | Path) -> ExperimentConfig:
     """Run `get_config()` of a config file.
 
@@ -215,7 +174,7 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
     """Write a config as JSON."""
-    path.write_text(json.dumps(_plain(config), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain(config), indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -231,7 +190,8 @@ def read_config(path: Path) -> ExperimentConfig:
     return _build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A dataclass as nested dictionaries; anything else as it is."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 

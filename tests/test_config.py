@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from nla_jax.config import ExperimentConfig, load_config, read_config, save_config, stage_digest
+from nla_jax.config import ExperimentConfig, load_config, read_config, save_config
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.pipeline.command_line import parse
+from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.evaluate import evaluation_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.process import join_processes

@@ -42,9 +42,9 @@ def test_checkpoints_hold_adapters_alone_and_joint_training_goes_on_with_their_m
             assert all("lora" in path or path.startswith("params/head") for path in params)
     # Adam counts the steps of both stages: six of the warm start, six rounds.
     run = Run(read_config(adapted / "config.json"), adapted)
-    assert run.bases.keys() == {"av", "ar"}
+    assert run.models.bases.keys() == {"av", "ar"}
     like = {
-        name: abstract(lambda name=name, optimizer=optimizer: run.initial_state(name, optimizer), run.mesh)
+        name: abstract(lambda name=name, optimizer=optimizer: run.models.initial_state(name, optimizer), run.mesh)
         for name, optimizer in optimizers(run.config.rl).items()
     }
     restored, _ = run.checkpoints("rl").restore(like)
@@ -63,9 +63,9 @@ def test_export_of_adapters_and_of_the_whole(adapted, tmp_path):
     script = str(ROOT / "experiments" / "convert.py")
     finish([sys.executable, script, str(adapted), str(tmp_path / "adapters"), "--adapters"])
     run = Run(read_config(adapted / "config.json"), adapted)
-    adapters, lora = load_peft(tmp_path / "adapters" / "av", run.lm_config)
+    adapters, lora = load_peft(tmp_path / "adapters" / "av", run.models.lm_config)
     assert lora.rank == 4
-    trained = run.restored_params("rl", "av", run.checkpoints("rl").pinned())
+    trained = run.models.trainable_params("rl", "av", run.checkpoints("rl").pinned())
     for name in ("lora_a", "lora_b"):
         ours = trained["lm"]["blocks_2"]["mlp"]["up"][name]
         np.testing.assert_array_equal(adapters["blocks_2"]["mlp"]["up"][name], ours)
@@ -73,7 +73,7 @@ def test_export_of_adapters_and_of_the_whole(adapted, tmp_path):
     finish([sys.executable, script, str(adapted), str(tmp_path / "whole")])
     tensors = load_file(tmp_path / "whole" / "av" / "model.safetensors")
     assert not any("lora" in name for name in tensors)
-    up = run.target.params["blocks_2"]["mlp"]["up"]["kernel"].astype(np.float32)
+    up = run.models.target.params["blocks_2"]["mlp"]["up"]["kernel"].astype(np.float32)
     added = trained["lm"]["blocks_2"]["mlp"]["up"]
     expected = up + run.config.lora.scale * added["lora_a"] @ added["lora_b"]
     np.testing.assert_allclose(tensors["model.layers.2.mlp.up_proj.weight"].T, expected, rtol=1e-5, atol=1e-6)
@@ -91,9 +91,9 @@ def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adap
     of_target = loaded.target.params["blocks_1"]["mlp"]["up"]["kernel"]
     for model in (loaded.av, loaded.ar):
         assert model.params["lm"]["blocks_1"]["mlp"]["up"]["kernel"] is of_target
-    assert loaded.ar.reconstructor == run.codec.reconstructor
+    assert loaded.ar.reconstructor == run.models.autoencoder.reconstructor
     for name in ("av", "ar"):
-        ours = run.trained_params("rl", name, run.checkpoints("rl").pinned())
+        ours = run.models.model_params("rl", name, run.checkpoints("rl").pinned())
         jax.tree.map(np.testing.assert_array_equal, ours, loaded.trained_params("rl", name))
     script = str(ROOT / "experiments" / "verbalize.py")
     done = finish(

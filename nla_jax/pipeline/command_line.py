@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import tyro
 
-from nla_jax.config import STAGES, ExperimentConfig, load_config, read_config
+from nla_jax.config import ExperimentConfig, load_config, read_config
 from nla_jax.pipeline.run import Run
-from nla_jax.pipeline.stages import run_stages
+from nla_jax.pipeline.stages import STAGE_NAMES, run_stages
 from nla_jax.process import join_processes, use_compilation_cache
 from nla_jax.training.loop import Preempted
 
@@ -54,8 +54,8 @@ def parse(description: str, arguments: list[str]) -> tuple[ExperimentConfig, Pat
 
 def run(stages: tuple[str, ...], description: str) -> None:
     """Run some stages of an experiment from the command line; without any, all."""
-    stages = stages or tuple(STAGES)
-    assert set(stages) <= set(STAGES)
+    stages = stages or STAGE_NAMES
+    assert set(stages) <= set(STAGE_NAMES)
     try:
         use_compilation_cache()
         config, run_dir = parse(description, join_processes(sys.argv[1:]))

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from nla_jax.config import stage_digest
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.evaluation.measure import chosen_suites, measure_suites
 from nla_jax.evaluation.report import write_report
 from nla_jax.evaluation.subject import RebuildFn, Subject
 from nla_jax.files import write_json
+from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import git_commit
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.subject import subject_of, subject_of_checkpoint
@@ -26,10 +26,10 @@ from nla_jax.pipeline.train import second_judge, second_judge_is_trained
 def evaluate(run: Run) -> None:
     """Measure the chosen suites on held-out documents; write evaluation.json, examples.jsonl and evaluation/."""
     config = run.config.evaluation
-    run.release_target()
+    run.models.release_target()
     if config.second_judge_steps and not second_judge_is_trained(run):
         second_judge(run)
-    best = run.checkpoints("rl").pinned() or run.checkpoints("rl").latest()
+    best = run.best_step()
     _measure(
         subject_of(run),
         run,
@@ -69,7 +69,7 @@ def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: di
         _write_examples(subject, directory)
     description = {
         "name": run.config.name,
-        "model": run.lm.name,
+        "model": run.models.lm.name,
         "layer": run.config.model.layer,
         "corpus": subject.data.sidecar.extraction.corpus,
         "held-out rows": subject.digest(),
@@ -80,7 +80,7 @@ def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: di
     result = {
         "run": description,
         "settings": dataclasses.asdict(config),
-        "mean_is": f"mean of {len(run.training_activations)} training activations",
+        "mean_is": run.yardstick.description,
         "suites": found,
         **about,
     }
@@ -91,6 +91,12 @@ def report(run: Run) -> None:
     """Write report.html."""
     if jax.process_index() == 0:
         write_report(run.directory)
+
+
+def is_evaluated(run: Run) -> bool:
+    """Whether evaluation.json holds the figures of this config and round."""
+    path = run.directory / "evaluation.json"
+    return path.exists() and json.loads(path.read_text())["digest"] == evaluation_digest(run)
 
 
 def evaluation_digest(run: Run) -> str:

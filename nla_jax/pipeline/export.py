@@ -59,16 +59,19 @@ def export_run(
     if adapters and not config.lora.rank:
         raise ValueError(f"{run.directory} was trained without adapters (lora.rank=0); export it whole")
     stages, step = _chosen(run, stage, step)
-    codec, adapted = run.codec, AdapterOrigin(config.lora, run.lm.name) if adapters else None
-    run.release_target()
+    codec, adapted = (
+        run.models.autoencoder,
+        AdapterOrigin(config.lora, run.models.lm.name) if adapters else None,
+    )
+    run.models.release_target()
 
     def params(model: Literal["av", "ar"]) -> Any:
         if adapters:
-            return run.restored_params(stages[model], model, step)
-        return merge(unstack_blocks(run.trained_params(stages[model], model, step)))
+            return run.models.trainable_params(stages[model], model, step)
+        return merge(unstack_blocks(run.models.model_params(stages[model], model, step)))
 
     shared, form = (codec.tokenizer, config.templates), {"adapted": adapted, "dtype": dtype}
-    layer, tokens = config.model.layer, run.tokens
+    layer, tokens = config.model.layer, run.models.prompt_ids
     notes = export_verbalizer(codec.verbalizer, params("av"), *shared, directory / "av", layer=layer, **form)
     export_reconstructor(codec.reconstructor, params("ar"), *shared, directory / "ar", tokens=tokens, **form)
     return notes

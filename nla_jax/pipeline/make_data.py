@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from nla_jax.config import stage_digest
+from nla_jax.autoencoder.prompts import build_verbalizer_prompt
 from nla_jax.data.adoption import adopt, sidecars
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
@@ -18,6 +18,7 @@ from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS, split_of
 from nla_jax.data.writers.predictive import PredictiveWriter
+from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.sharding.placement import wait_for_all
 
@@ -30,12 +31,13 @@ def extract(run: Run) -> None:
                 run.check(sidecar)
         return
     folder, config = run.directory / "data" / "base", run.config.extraction
-    _ = run.prompts  # bad templates fail here, before anything is computed
+    # Templates that do not fit the tokenizer fail here, before anything is computed.
+    build_verbalizer_prompt(run.models.lm.tokenizer, run.config.templates)
     documents = load_corpus(
         run.config.corpus.source, max_documents=run.config.corpus.max_documents, seed=run.config.seed
     )
-    run.lm_config.check_layer(run.config.model.layer)
-    contexts = tokenize(documents, run.lm.tokenizer, config, run.config.seed)
+    run.models.lm_config.check_layer(run.config.model.layer)
+    contexts = tokenize(documents, run.models.lm.tokenizer, config, run.config.seed)
     _check_splits(run, [context.document.id for context in contexts])
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(contexts), config.shard_documents)
@@ -51,9 +53,9 @@ def extract(run: Run) -> None:
             columns: dict[str, list] = defaultdict(list)
             for part in extract_contexts(
                 chunk,
-                run.target.params,
-                run.lm.tokenizer,
-                run.lm_config,
+                run.models.target.params,
+                run.models.lm.tokenizer,
+                run.models.lm_config,
                 run.config.model.layer,
                 config,
                 run.mesh,
@@ -62,8 +64,8 @@ def extract(run: Run) -> None:
                     columns[name] += values
                 bar.update(len(set(part["doc_id"])))
             extraction = Extraction(
-                base_model=run.lm.name,
-                d_model=run.lm_config.d_model,
+                base_model=run.models.lm.name,
+                d_model=run.models.lm_config.d_model,
                 layer_index=run.config.model.layer,
                 corpus=run.config.corpus.source,
                 corpus_slice=CorpusSlice(start, len(chunk)),
@@ -95,6 +97,19 @@ def explain(run: Run) -> None:
         stage = "av_sft" if split == "held_out" else split
         digest = stage_digest(config, "explain")
         write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
+    if jax.process_index() == 0:
+        run.measured_yardstick().save(run.directory / "data")
+    wait_for_all("yardstick")
+
+
+def data_is_written(run: Run) -> bool:
+    """Whether the data of all splits are there.
+
+    Raises:
+      ValueError: they are there, but of another config.
+    """
+    digest = stage_digest(run.config, "explain")
+    return all([run.is_written(path, digest) for path in run.split_paths().values()])
 
 
 def write_rows(run: Run, path: Path, part: ActivationDataset, *, stage: str, digest: str) -> None:
@@ -124,7 +139,7 @@ def _write_rows(run: Run, path: Path, part: ActivationDataset, stage: str, diges
         part.sidecar,
         dataset_id=digest,
         stage=stage,
-        tokens=run.tokens,
+        tokens=run.models.prompt_ids,
         prompt_templates=templates,
         parent_datasets=(part.sidecar.dataset_id,),
     )

@@ -25,18 +25,18 @@ class _RunVerbalizer:
 
     def __call__(self, activations_ND, *, temperature=0.0, seed=0, desc=None):
         params, key = self.params(), jax.random.fold_in(key_for(self.run.config.seed, "evaluate"), seed)
-        return self.run.round_trip.verbalize(params, activations_ND, key, temperature, desc)
+        return self.run.models.round_trip.verbalize(params, activations_ND, key, temperature, desc)
 
     def tokens(self, activations_ND: np.ndarray) -> list[list[int]]:
         key = key_for(self.run.config.seed, "evaluate")
-        return self.run.round_trip.answers(self.params(), activations_ND, key, 0.0)
+        return self.run.models.round_trip.answers(self.params(), activations_ND, key, 0.0)
 
     def params(self) -> Any:
         if self.stage not in self.held:
             # An AV is as large as the target.
             self.held.clear()
             return_freed_memory()
-            self.held[self.stage] = self.run.trained_params(self.stage, "av", self.step)
+            self.held[self.stage] = self.run.models.model_params(self.stage, "av", self.step)
         return self.held[self.stage]
 
 
@@ -47,7 +47,7 @@ def subject_of(run: Run) -> Subject:
       FileNotFoundError: no AV was trained yet.
       ValueError: documents that were trained on.
     """
-    best = run.checkpoints("rl").pinned() or run.checkpoints("rl").latest()
+    best = run.best_step()
     stages = {"warm start": ("av_sft", None)}
     ars = {"judge": ("ar_sft", None)}
     if best is not None:
@@ -62,14 +62,14 @@ def subject_of(run: Run) -> Subject:
     return Subject(
         data,
         run.data("ar_sft"),
-        run.moments,
+        run.yardstick,
         verbalizers,
         {name: reconstructor_of(run, *where) for name, where in ars.items()},
         functools.cache(lambda: target_of(run)),
         config.evaluation,
         config.seed,
         list(verbalizers.values())[-1].tokens,
-        run.tokens.injection_char,
+        run.models.prompt_ids.injection_char,
     )
 
 
@@ -92,14 +92,14 @@ def subject_of_checkpoint(
     subject = Subject(
         data.take(slice(0, rows)),
         None,
-        run.moments,
+        run.yardstick,
         {"checkpoint": own},
         reconstructors,
         functools.cache(lambda: target_of(run)),
         run.config.evaluation,
         run.config.seed,
         own.tokens,
-        run.tokens.injection_char,
+        run.models.prompt_ids.injection_char,
     )
     check_judges(subject)
     return subject
@@ -108,15 +108,15 @@ def subject_of_checkpoint(
 def target_of(run: Run) -> TargetLM:
     """The target LM of a run, for reading and judging texts."""
     try:
-        params = run.arranged(run.target.params, stacked=True)
+        params = run.models.in_configured_form(run.models.target.params, stacked=True)
     except ValueError:  # blocks that differ in more than their numbers cannot be stacked
-        params = run.target.params
-    lm = dataclasses.replace(run.target, params=params)
-    run.release_target()
-    return TargetLM(lm, run.lm_config, run.config.model.layer)
+        params = run.models.target.params
+    lm = dataclasses.replace(run.models.target, params=params)
+    run.models.release_target()
+    return TargetLM(lm, run.models.lm_config, run.config.model.layer)
 
 
 def reconstructor_of(run: Run, stage: str = "rl", step: int | None = None) -> RebuildFn:
     """The AR of a run, its weights read when they are first needed."""
-    params = functools.cache(lambda: run.trained_params(stage, "ar", step))
-    return lambda texts: run.round_trip.reconstruct(params(), texts)
+    params = functools.cache(lambda: run.models.model_params(stage, "ar", step))
+    return lambda texts: run.models.round_trip.reconstruct(params(), texts)

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from nla_jax.autoencoder.verbalizer import sft_loss
-from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig, stage_digest
+from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig
 from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation import text_analysis
 from nla_jax.lm.packing import token_budget
+from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import write_rows
 from nla_jax.pipeline.run import Run
 from nla_jax.randomness import key_for
@@ -35,7 +36,7 @@ from nla_jax.training.supervised import (
 
 def av_sft(run: Run) -> None:
     """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
-    config, codec = run.config.av_sft, run.codec
+    config, codec = run.config.av_sft, run.models.autoencoder
     verbalizer, optimizer = codec.verbalizer, config.optimizer.build()
     data, held_out = run.data("av_sft"), run.held_out(run.config.evaluation.monitor_rows)
 
@@ -57,7 +58,7 @@ def av_sft(run: Run) -> None:
         return float(sums[0] / sums[1])
 
     def evaluate(states, highest):
-        params = run.attached("av", states["av"].params)
+        params = run.models.with_base("av", states["av"].params)
         wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
         real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
         return {
@@ -71,9 +72,9 @@ def av_sft(run: Run) -> None:
         "av_sft",
         config,
         "av",
-        lambda: run.initial_state("av", optimizer),
+        lambda: run.models.initial_state("av", optimizer),
         lambda state, batch, tokens: step(
-            state, VerbalizerBatch(**batch), run.bases.get("av"), tokens=tokens
+            state, VerbalizerBatch(**batch), run.models.bases.get("av"), tokens=tokens
         ),
         codec.max_explanation_tokens,
         functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
@@ -99,13 +100,18 @@ def second_judge(run: Run) -> None:
     _train_reconstructor(run, "second_judge", config, run.config.seed + 1)
 
 
+def is_trained(run: Run, stage: str) -> bool:
+    """Whether a training stage has made all its steps."""
+    return (run.checkpoints(stage).latest() or 0) >= getattr(run.config, stage).loop.steps
+
+
 def second_judge_is_trained(run: Run) -> bool:
     """Whether its checkpoint is there."""
     return (run.checkpoints("second_judge").latest() or 0) >= run.config.evaluation.second_judge_steps
 
 
 def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartConfig, seed: int) -> None:
-    codec = run.codec
+    codec = run.models.autoencoder
     optimizer = config.optimizer.build()
     data = run.data("ar_sft")
     texts = _partly_verbalized(run, data, config.verbalized)
@@ -119,17 +125,17 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
 
     def evaluate(states, highest):
         texts = held_out.explanations
-        rebuilt_ND = run.round_trip.reconstruct(run.attached("ar", states["ar"].params), texts)
-        return {"held_out_fve_nrm": run.moments.fve_nrm(rebuilt_ND, texts, held_out.activations)}
+        rebuilt_ND = run.models.round_trip.reconstruct(run.models.with_base("ar", states["ar"].params), texts)
+        return {"held_out_fve_nrm": run.yardstick.fve_nrm(rebuilt_ND, texts, held_out.activations)}
 
     _supervised(
         run,
         stage,
         config,
         "ar",
-        lambda: run.initial_state("ar", optimizer),
+        lambda: run.models.initial_state("ar", optimizer),
         lambda state, batch, tokens: step(
-            state, ReconstructorBatch(**batch), run.bases.get("ar"), tokens=tokens
+            state, ReconstructorBatch(**batch), run.models.bases.get("ar"), tokens=tokens
         ),
         codec.max_reconstructor_tokens,
         functools.partial(codec.reconstructor.forward_flops, config.batch_size),
@@ -151,10 +157,10 @@ def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[
     if not len(chosen):
         return texts
     if not run.is_written(path, digest):
-        run.release_target()
+        run.models.release_target()
         part, key = data.take(chosen), key_for(seed, "verbalize")
-        written = run.round_trip.verbalize(
-            run.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
+        written = run.models.round_trip.verbalize(
+            run.models.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
         )
         kept = [own or explained for own, explained in zip(written, part.explanations, strict=True)]
         part = dataclasses.replace(part, explanations=kept)
@@ -180,7 +186,7 @@ def _supervised(
 ) -> None:
     def first_states():
         states = {model: initial()}
-        run.release_target()
+        run.models.release_target()
         return states
 
     stopwatch = Stopwatch(run.config.model.dtype)
@@ -224,22 +230,22 @@ def _warm_started(run: Run) -> dict[str, TrainState]:
     for model, optimizer in optimizers(run.config.rl).items():
         stage = f"{model}_sft"
         if run.config.lora.rank:
-            like = abstract(functools.partial(run.initial_state, model, optimizer), run.mesh)
+            like = abstract(functools.partial(run.models.initial_state, model, optimizer), run.mesh)
             restored, _ = run.checkpoints(stage).restore({model: like})
             states[model] = restart(restored[model])
         else:
-            states[model] = TrainState.create(run.restored_params(stage, model), optimizer)
+            states[model] = TrainState.create(run.models.trainable_params(stage, model), optimizer)
     return states
 
 
 def rl(run: Run) -> None:
     """Joint training from both warm starts; the best checkpoint by the frozen judge is kept."""
-    config, codec = run.config.rl, run.codec
+    config, codec = run.config.rl, run.models.autoencoder
     monitor = run.held_out(run.config.evaluation.monitor_rows)
-    run.release_target()
+    run.models.release_target()
     seed = run.config.seed
     # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.
-    reference = run.warm_start_params("av")
+    reference = run.models.warm_start_params("av")
     if not run.config.lora.rank:
         reference = jit_aliasing(codec.verbalizer.frozen)(reference)
     first = _warm_started(run)
@@ -253,18 +259,21 @@ def rl(run: Run) -> None:
     def evaluate(states, highest):
         key = key_for(seed, "monitor")
         temperature = run.config.evaluation.temperature
-        verbalizer = run.attached("av", states["av"].params)
-        texts = run.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
+        verbalizer = run.models.with_base("av", states["av"].params)
+        texts = run.models.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
         own, judge = (
-            run.round_trip.reconstruct(params, texts)
+            run.models.round_trip.reconstruct(params, texts)
             # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
-            for params in (run.attached("ar", states["ar"].params), run.warm_start_params("ar"))
+            for params in (
+                run.models.with_base("ar", states["ar"].params),
+                run.models.warm_start_params("ar"),
+            )
         )
         swapped = [texts[i] for i in other]
         row = {
-            "own_fve_nrm": run.moments.fve_nrm(own, texts, monitor.activations),
-            "judge_fve_nrm": run.moments.fve_nrm(judge, texts, monitor.activations),
-            "shuffled_fve_nrm": run.moments.fve_nrm(judge[other], swapped, monitor.activations),
+            "own_fve_nrm": run.yardstick.fve_nrm(own, texts, monitor.activations),
+            "judge_fve_nrm": run.yardstick.fve_nrm(judge, texts, monitor.activations),
+            "shuffled_fve_nrm": run.yardstick.fve_nrm(judge[other], swapped, monitor.activations),
             "repeated": text_analysis.share(text_analysis.repeated_ngrams(text or "") for text in texts),
         }
         if monitor.contexts is not None:
@@ -285,7 +294,7 @@ def rl(run: Run) -> None:
             reference,
             run.mesh,
             key_for(seed, "rollouts"),
-            run.bases,
+            run.models.bases,
         ),
         batches=training_batches(
             rows, config.activations, seed, process_row_indices(config.activations, run.mesh)

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConfig, stage_digest
+from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConfig
 from nla_jax.data.adoption import adopt, templates_of
 from nla_jax.data.batches import verbalizer_rows
 from nla_jax.data.dataset import load_dataset
+from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.stages import run_stages
 
@@ -109,7 +110,7 @@ def test_a_run_trains_on_them_as_they_are(paths, tiny_lm, tmp_path):
     assert run.data("rl").sidecar.parent_datasets == ("reference-rl",)
 
     # What both warm starts read: answers up to the closing tag, AR prompts that end with the template's suffix.
-    codec, data = run.codec, run.data("av_sft").take(slice(0, 1))
+    codec, data = run.models.autoencoder, run.data("av_sft").take(slice(0, 1))
     rows = verbalizer_rows(data, codec.tokenizer, codec.verbalizer.prompt, 32)
     answer = codec.tokenizer.decode(rows["responses_BT"][0, : rows["lengths_B"][0]])
     assert answer == f"{data.explanations[0]}\n</explanation>"

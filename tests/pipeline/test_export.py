@@ -56,12 +56,15 @@ def run(tiny_model_dir, tmp_path_factory):
         stage = "av_sft" if split == "held_out" else split
         path.parent.mkdir(parents=True)
         extraction = Extraction(str(tiny_model_dir), 32, LAYER, "none", CorpusSlice(0, 4), 1)
-        sidecar = Sidecar("set", stage, 4, extraction, run.tokens, templates)
+        sidecar = Sidecar("set", stage, 4, extraction, run.models.prompt_ids, templates)
         write_shard(path, stage_columns(stage, columns, templates), sidecar)
     assert tuple(run.split_paths()) == SPLITS
     states = {
-        name: TrainState.create(model.init(run.target.params), optax.sgd(1.0))
-        for name, model in (("av", run.codec.verbalizer), ("ar", run.codec.reconstructor))
+        name: TrainState.create(model.init(run.models.target.params), optax.sgd(1.0))
+        for name, model in (
+            ("av", run.models.autoencoder.verbalizer),
+            ("ar", run.models.autoencoder.reconstructor),
+        )
     }
     run.checkpoints("rl").save(3, states, {})
     return run
@@ -77,14 +80,14 @@ def exported(run, tmp_path_factory):
 
 def test_exported_models_are_the_runs(run, exported):
     av, ar = load_verbalizer(exported / "av"), load_reconstructor(exported / "ar")
-    codec = run.codec
+    codec = run.models.autoencoder
     # The run says how its scale is found, the export what was found.
     named = dataclasses.replace(codec.verbalizer.injection, scale=codec.verbalizer.scale)
     assert av.verbalizer == dataclasses.replace(codec.verbalizer, injection=named)
     assert ar.reconstructor == codec.reconstructor
     for loaded, name in ((av, "av"), (ar, "ar")):
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, run.trained_params("rl", name, 3))
-    assert av.tokenizer.encode(TEXT) == run.lm.tokenizer.encode(TEXT)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, run.models.model_params("rl", name, 3))
+    assert av.tokenizer.encode(TEXT) == run.models.lm.tokenizer.encode(TEXT)
 
 
 def test_a_run_without_joint_training_is_named(run, tmp_path):

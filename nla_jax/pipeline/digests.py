@@ -1,0 +1,46 @@
+"""What identifies a stage's result: a hash of the config fields that it depends on."""
+
+import hashlib
+import json
+from typing import Any
+
+from nla_jax.config import ExperimentConfig, plain
+
+STAGE_FIELDS = {
+    "extract": ("seed", "model", "corpus", "data", "extraction"),
+    "explain": ("explainer", "templates"),
+    "av_sft": ("injection", "lora", "max_explanation_tokens", "av_sft"),
+    "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
+    "rl": ("rl",),
+    "evaluate": ("evaluation",),
+    "report": (),
+}
+"""The stages in order, each with the config fields that it adds to what defines its result."""
+
+
+def stage_digest(config: ExperimentConfig, stage: str) -> str:
+    """Hash of the config fields that define a stage's result: its own and those of the stages before it.
+
+    Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
+    scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched;
+    and the chat model, which only some suites ask (`evaluation.suites`).
+    """
+    fields: dict[str, Any] = {}
+    for name, own in STAGE_FIELDS.items():
+        fields |= {field: plain(getattr(config, field)) for field in own}
+        if name == stage:
+            break
+    for choice in ("attention", "scan_blocks"):
+        del fields["model"][choice]
+    if not config.data.is_given:
+        del fields["data"]  # Runs that extract have the digest that they had before the field existed.
+    if not config.lora.rank:
+        fields.pop("lora", None)  # The same holds of runs without adapters.
+    for trained in ("av_sft", "ar_sft", "rl"):
+        if trained in fields:
+            del fields[trained]["loop"]["keep_checkpoints"], fields[trained]["length_buckets"]
+    if "rl" in fields:
+        del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
+    if "evaluation" in fields:
+        del fields["evaluation"]["chat_model"]
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
