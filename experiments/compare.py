@@ -1,36 +1,8 @@
-"""Compare evaluated runs: every figure that they share, with paired intervals on the rows that they share."""
+"""Compare evaluated runs, every figure that they share: `nla compare`."""
 
-import argparse
-import dataclasses
-import json
-from pathlib import Path
+import sys
 
-from nla_jax.evaluation.compare import compare, rendered
-
-
-def main() -> None:
-    """Parse the command line, compare every run with the first, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="run directories that experiments/evaluate.py was run on"
-    )
-    parser.add_argument("--table", action="append", help="only this table (repeatable), such as systems")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    args = parser.parse_args()
-    if len(args.runs) < 2:
-        parser.error("give at least two runs")
-    first, *others = args.runs
-    records = []
-    try:
-        for other in others:
-            found = [d for d in compare(first, other) if args.table is None or d.table in args.table]
-            print(rendered(found, (first.name, other.name)), end="\n\n")
-            records += [{"first": str(first), "other": str(other), **dataclasses.asdict(d)} for d in found]
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1), encoding="utf-8")
-
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["compare", *sys.argv[1:]])

@@ -1,6 +1,11 @@
-"""Write warm-start explanations and split the rows by document."""
+"""Write warm-start explanations and split the rows by document: `nla stage explain`.
 
-from nla_jax.cli import main
+To explain a text with a trained NLA: verbalize.py.
+"""
+
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "explain")
+    main(["stage", "explain", *sys.argv[1:]])

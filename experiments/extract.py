@@ -1,6 +1,8 @@
-"""Extract activations of the target LM at sampled positions of the corpus."""
+"""Extract activations of the target LM at sampled positions of the corpus: `nla stage extract`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "extract")
+    main(["stage", "extract", *sys.argv[1:]])

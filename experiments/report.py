@@ -1,6 +1,8 @@
-"""Write the HTML report of a run."""
+"""Write the HTML report of a run: `nla stage report`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "report")
+    main(["stage", "report", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Train, measure and report an NLA: all stages in order."""
+"""Train, measure and report an NLA, all stages in order: `nla train`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__)
+    main(["train", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Train AV and AR jointly with GRPO."""
+"""Train AV and AR jointly with GRPO: `nla stage rl`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "rl")
+    main(["stage", "rl", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from nla_jax.commands.explain import main
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(["explain", *sys.argv[1:]])

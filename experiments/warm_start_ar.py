@@ -1,6 +1,8 @@
-"""Warm-start the AR on the explanations; its last checkpoint is the frozen judge."""
+"""Warm-start the AR on the explanations; its last checkpoint is the frozen judge: `nla stage ar_sft`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "ar_sft")
+    main(["stage", "ar_sft", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Warm-start the AV on the explanations; its last checkpoint is the reference of RL."""
+"""Warm-start the AV on the explanations; its last checkpoint is the reference of RL: `nla stage av_sft`."""
 
-from nla_jax.cli import main
+import sys
+
+from nla_jax.__main__ import main
 
 if __name__ == "__main__":
-    main(__doc__, "av_sft")
+    main(["stage", "av_sft", *sys.argv[1:]])

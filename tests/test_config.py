@@ -5,7 +5,6 @@ import pytest
 
 from nla_jax.config import ExperimentConfig, load_config, read_config, save_config
 from nla_jax.evaluation.config import EvaluationConfig
-from nla_jax.pipeline.command_line import parse
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.evaluate import evaluation_digest
 from nla_jax.pipeline.run import Run
@@ -42,35 +41,6 @@ def test_a_chat_model_defines_the_evaluation_but_not_every_suite(tmp_path):
     )
     assert stage_digest(plain, "evaluate") == stage_digest(asking, "evaluate")
     assert evaluation_digest(Run(plain, tmp_path)) != evaluation_digest(Run(asking, tmp_path))
-
-
-def test_prompt_options_from_the_command_line():
-    config, _ = parse("", [str(CONFIGS[0]), "--templates.no-chat", "--templates.marker", "㊗"])
-    assert (config.templates.chat, config.templates.marker) == (False, "㊗")
-    config, _ = parse("", [str(CONFIGS[0]), "--templates.marker", "None"])
-    assert (config.templates.chat, config.templates.marker) == (True, None)
-
-
-def test_command_line_overrides_by_name(tmp_path):
-    arguments = [
-        str(CONFIGS[0]),
-        "--rl.loop.steps",
-        "7",
-        "--run-dir",
-        str(tmp_path),
-        "--injection.layer",
-        "-1",
-    ]
-    config, run_dir = parse("", arguments)
-    assert (config.rl.loop.steps, config.injection.layer, run_dir) == (7, -1, tmp_path)
-
-
-def test_unknown_override_is_named(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse("", [str(CONFIGS[0]), "--rl.loop.stepz", "7"])
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert "stepz" in message and "rl.loop.steps" in message
 
 
 def test_missing_config_lists_its_neighbors():

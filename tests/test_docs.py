@@ -1,19 +1,25 @@
-"""Commands in the documentation name scripts that exist and fields that configs have."""
+"""Commands in the documentation name scripts and commands that exist, and fields that configs have."""
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from processes import ROOT
 
-from nla_jax.pipeline.command_line import parse
+from nla_jax.__main__ import COMMANDS
+from nla_jax.commands.experiment import parse
+from nla_jax.commands.stage import STAGES
+from nla_jax.shipped import find_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {path.name: path.read_text() for path in (ROOT / "experiments").glob("*.py")}
-STAGE_SCRIPTS = [name for name, text in SCRIPTS.items() if "nla_jax.cli import main" in text]
+STARTED = {
+    name: re.findall(r'"(\w+)"', "".join(re.findall(r"main\(\[(.*), \*sys", text)))
+    for name, text in SCRIPTS.items()
+}
+"""What a script starts: the words that stand before its own arguments, as in ["stage", "rl"]."""
 PLACE = r"--distributed( [\w.\-]+:\d+,\d+,[\w$]+)?"
 
 
@@ -26,20 +32,39 @@ def commands(text: str) -> list[list[str]]:
     ]
 
 
+def nla_commands(text: str) -> list[list[str]]:
+    """Arguments of every call of `nla`, and those of the scripts as if `nla` had been called."""
+    called = re.findall(r"(?:^|[ `/])nla ([a-z]+\b[^\n`\"&|)#]*)", text.replace("\\\n", " "), re.M)
+    scripts = (STARTED[script] + arguments for script, *arguments in commands(text) if STARTED[script])
+    return [*map(shlex.split, called), *scripts]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_scripts_exist(page):
+def test_scripts_and_commands_exist(page):
     for script, *_ in commands(page.read_text()):
         assert script in SCRIPTS, script
+    for name, *arguments in nla_commands(page.read_text()):
+        assert name in COMMANDS, name
+        assert name != "stage" or arguments[0] in (*STAGES, "NAME"), arguments
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_fields_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for script, *arguments in commands(re.sub(PLACE, "", page.read_text())):
-        if script in STAGE_SCRIPTS and arguments and arguments[0].startswith("configs/"):
-            monkeypatch.setattr(sys, "argv", [script, *arguments])
-            config, run_dir = parse("", arguments)
+    for name, *arguments in nla_commands(re.sub(PLACE, "", page.read_text())):
+        if name == "stage":
+            arguments = arguments[1:]
+        if name in ("train", "stage", "evaluate") and arguments and is_config(arguments[0]):
+            config, run_dir = parse(arguments, f"nla {name}")
             assert config.name and isinstance(run_dir, Path)
+
+
+def is_config(argument: str) -> bool:
+    try:
+        return find_config(argument).is_file()
+    except FileNotFoundError:
+        assert not argument.startswith("configs/"), argument
+        return False
 
 
 def test_the_jobset_is_one_and_gives_every_process_its_place():

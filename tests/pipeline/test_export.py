@@ -15,6 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from nla_jax.analysis.explain import Explainer
 from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses, pad
 from nla_jax.autoencoder.verbalizer import sft_loss
+from nla_jax.commands import evaluate
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_config
 from nla_jax.data.dataset import stage_columns, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
@@ -141,12 +142,10 @@ def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_p
         evaluate_checkpoint(models, run.data("held_out"), out, judge=reconstructor_of(models))
 
 
-def test_a_malformed_chat_model_is_refused_before_anything_is_loaded(monkeypatch):
+def test_a_malformed_chat_model_is_refused_before_anything_is_loaded():
     places = [part for name in ("av", "ar", "target", "data", "out") for part in (f"--{name}", "nowhere")]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *places, "--chat-model", "gpt"])
-    without_run = runpy.run_path(str(ROOT / "experiments" / "evaluate.py"))["without_run"]
     with pytest.raises(SystemExit, match="error: the chat model 'gpt' is not PROVIDER:MODEL"):
-        without_run()
+        evaluate.main([*places, "--chat-model", "gpt"])
 
 
 def test_dry_run_prints_names_and_writes_nothing(exported, monkeypatch, capsys):

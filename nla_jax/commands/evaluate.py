@@ -1,0 +1,72 @@
+"""Measure an NLA on held-out documents, and write evaluation.json and report.html.
+
+  nla evaluate RUN --suite all          a run's NLA, before and after joint training
+  nla evaluate --av AV --ar AR --target LM --data DATA --out DIR [--judge AR] [--suite NAME ...]
+               [--chat-model PROVIDER:MODEL]
+                                        models that come without a run, such as released checkpoints
+
+Suites: reconstruction controls prediction faithfulness degeneracy cost, all of them (all), and sanity.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from nla_jax.commands import experiment, plain_errors
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate a run, or models that come without one if --av is among the arguments."""
+    if any(argument.split("=")[0] == "--av" for argument in arguments):
+        without_run(arguments)
+    else:
+        stages = ("evaluate", "report")
+        experiment.run(
+            list(_overrides(arguments)), stages=stages, program="nla evaluate", description=__doc__
+        )
+
+
+def _overrides(arguments: list[str]) -> Iterator[str]:
+    """The arguments, with --suite spelled as the config field that it stands for."""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option == "--suite":
+            yield "--evaluation.suites"
+            yield from [value] if equals else []
+        else:
+            yield argument
+
+
+def without_run(arguments: list[str]) -> None:
+    """Evaluate an AV and an AR from directories of their own."""
+    parser = argparse.ArgumentParser(
+        prog="nla evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--av", required=True, help="directory or hub id of an AV with a nla_meta.yaml")
+    parser.add_argument("--ar", required=True, help="the AR that belongs to it")
+    parser.add_argument("--target", required=True, help="the language model that they explain")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="held-out activations: a parquet file or a folder"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="directory for what is written")
+    parser.add_argument("--judge", help="an AR that never saw the AV's texts")
+    parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
+    parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
+    args = parser.parse_args(arguments)
+    # These take seconds, and the help needs none of them.
+    from nla_jax.data.dataset import load_dataset
+    from nla_jax.evaluation.config import EvaluationConfig
+    from nla_jax.pipeline.evaluate import evaluate_checkpoint
+    from nla_jax.pipeline.export import CheckpointRun
+    from nla_jax.pipeline.subject import reconstructor_of
+    from nla_jax.process import use_compilation_cache
+
+    with plain_errors():
+        use_compilation_cache()
+        evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
+        run = CheckpointRun(args.av, args.ar, args.target)
+        run.config = dataclasses.replace(run.config, evaluation=evaluation)
+        judge = reconstructor_of(CheckpointRun(args.av, args.judge, args.target)) if args.judge else None
+        evaluate_checkpoint(run, load_dataset(args.data), args.out, judge=judge)
+    print(f"open {(args.out / 'report.html').resolve()}")

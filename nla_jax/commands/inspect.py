@@ -1,0 +1,66 @@
+"""Show what the checkpoints of a run hold, and check that it can be read."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nla_jax.commands import plain_errors
+
+if TYPE_CHECKING:
+    from nla_jax.training.checkpoint_files import Description
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line and print."""
+    parser = argparse.ArgumentParser(prog="nla inspect", description=__doc__)
+    parser.add_argument("directory", type=Path, help="of a run, of one of its stages, or a checkpoint")
+    parser.add_argument("--leaves", action="store_true", help="list every array")
+    parser.add_argument(
+        "--verify", action="store_true", help="read everything and compare it with what was saved"
+    )
+    args = parser.parse_args(arguments)
+    # Takes seconds, and the help needs none of it.
+    from nla_jax.training.checkpoint_files import describe, verify
+
+    with plain_errors():
+        found = describe(args.directory)
+        print(table(found))
+        for description in found:
+            if args.leaves:
+                print(f"\n{description.path}\n{leaves(description)}")
+            if args.verify:
+                verify(description)
+                print(f"{description.path}: every number is as it was saved")
+
+
+def table(found: list["Description"]) -> str:
+    """One line for each tree of each checkpoint."""
+    lines = [
+        ("stage", "step", "kept as best", "tree", "arrays", "params MB", "optimizer MB", "config digest")
+    ]
+    for description in found:
+        for tree, held in description.trees.items():
+            lines.append(
+                (
+                    description.path.parent.name,
+                    str(description.step),
+                    "yes" if description.pinned else "",
+                    tree,
+                    str(len(held)),
+                    f"{description.bytes_of(tree, 'params') / 1e6:.1f}",
+                    f"{description.bytes_of(tree, 'opt_state') / 1e6:.1f}",
+                    description.digest,
+                )
+            )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def leaves(description: "Description") -> str:
+    """One line for each array."""
+    return "\n".join(
+        f"  {tree}/{path}: {leaf.dtype} {leaf.shape}"
+        for tree, held in description.trees.items()
+        for path, leaf in held.items()
+    )
