@@ -185,7 +185,7 @@ def read_config(path: Path) -> ExperimentConfig:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist: {path.parent} is not a run directory; start one with experiments/train_nla.py"
+            f"{path} does not exist: {path.parent} is not a run directory; start one with `nla train CONFIG`"
         )
     return _build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
 

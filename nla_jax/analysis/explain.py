@@ -44,7 +44,7 @@ class Explainer:
         step = checkpoints.pinned() or checkpoints.latest()
         if step is None:
             raise FileNotFoundError(
-                f"{run.directory} holds no checkpoint of joint training; run experiments/train_nla.py first"
+                f"{run.directory} holds no checkpoint of joint training; run `nla train` first"
             )
         self.run = run
         self.av_params = run.trained_params("rl", "av", step)

@@ -167,7 +167,7 @@ def _sdk(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{name}:MODEL needs the package {error.name}: pip install {name}, or nla_jax with its extra chat",
+            f"{name}:MODEL needs the package {error.name}: pip install {name}",
             name=error.name,
         ) from error
 

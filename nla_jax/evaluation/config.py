@@ -10,7 +10,7 @@ class EvaluationConfig:
     """What is evaluated at the end, and how often on the way."""
 
     suites: tuple[str, ...] = ("reconstruction", "controls")
-    """What a run measures at its end; experiments/evaluate.py takes others."""
+    """What a run measures at its end; `nla evaluate` takes others."""
     rows: int = 256
     """Held-out activations of the final evaluation."""
     monitor_rows: int = 128
@@ -32,7 +32,7 @@ class EvaluationConfig:
     """Explanations that the target LM rewrites; 0 leaves that out."""
     chat_model: str = ""
     """Answers the prediction tasks and checks claims as well: anthropic:MODEL, openai:MODEL or local:SOURCE; empty does
-    without. See data/explainers/chat.py."""
+    without. See chat/models.py."""
     dictionary: str | None = None
     """A sparse dictionary in safetensors, whose strongest features make a baseline's texts."""
     second_judge_steps: int = 0

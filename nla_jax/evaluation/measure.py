@@ -75,8 +75,8 @@ def measure_suites(subject: Subject, names: Sequence[str], directory: Path, dige
             suite = importlib.import_module(f"nla_jax.evaluation.suites.{name}")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"the suite {name!r} needs the package {error.name}: pip install {error.name}, or choose other "
-                "suites with --suite"
+                f"the suite {name!r} needs the module {error.name}, which an installation of nla_jax brings along; "
+                "install nla_jax again, or choose other suites (evaluation.suites)"
             ) from error
         started = time.perf_counter()
         tables = suite.measure(subject)

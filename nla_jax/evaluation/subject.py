@@ -124,7 +124,7 @@ class Subject:
         if missing := [column for column in columns if not has.get(column)]:
             raise ValueError(
                 f"the suite {suite!r} needs {', '.join(missing)}, which the held-out data does not carry; choose "
-                "other suites with --suite, or data with these columns"
+                "other suites (evaluation.suites), or data with these columns"
             )
 
     def texts(self, name: str | None = None, *, sample: int | None = None) -> list[str | None]:

@@ -158,9 +158,19 @@ def _check_splits(run: Run, doc_ids: list[str]) -> None:
 
 
 def git_commit() -> str:
-    """The commit that the library runs from; empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+    """The commit that the library runs from; empty outside a checkout.
+
+    A repository around an installed copy, such as that of a project with a virtual environment in it, is not the
+    library's: only one that tracks this very file answers.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -24,7 +24,7 @@ class MetricsLog:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
                 raise ModuleNotFoundError(
-                    "tensorboard=True needs the package tensorboardX: pip install 'nla_jax[tensorboard]'"
+                    "tensorboard=True needs the package tensorboardX: pip install tensorboardX"
                 ) from error
             self.writer = SummaryWriter(str(tensorboard))
 
