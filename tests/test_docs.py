@@ -34,7 +34,7 @@ def commands(text: str) -> list[list[str]]:
 
 def nla_commands(text: str) -> list[list[str]]:
     """Arguments of every call of `nla`, and those of the scripts as if `nla` had been called."""
-    called = re.findall(r"(?:^|[ `/])nla ([a-z]+\b[^\n`\"&|)#]*)", text.replace("\\\n", " "), re.M)
+    called = re.findall(r"(?:^ *|`|/|&& |; )nla ([a-z]+\b[^\n`\"&|)#]*)", text.replace("\\\n", " "), re.M)
     scripts = (STARTED[script] + arguments for script, *arguments in commands(text) if STARTED[script])
     return [*map(shlex.split, called), *scripts]
 
