@@ -19,7 +19,7 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.lm.activations import residual_at
 from nla_jax.sharding.mesh import make_mesh, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig
-from nla_jax.training.joint import RLConfig, make_round
+from nla_jax.training.joint import RLConfig, Round
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import ar_mse_step, av_sft_step, jit_step
@@ -224,7 +224,7 @@ def round_(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
     # Placed as the training loop does it; states elsewhere would make the second round compile anew.
     states = jax.device_put(states, tree_shardings(states, mesh))
     reference = jax.jit(verbalizer.frozen)(verbalizer.init(masters))
-    run = make_round(config, codec, reference, mesh, jax.random.key(0))
+    run = Round(config, codec, reference, mesh, jax.random.key(0))
     batch = {"activations_BD": setting.activations(sizes.round_activations)}
     theirs = TorchRound(side, codec.encode, codec.texts, policy.kl_coefficient)
     repeated_BD = np.repeat(batch["activations_BD"], sizes.group, axis=0)

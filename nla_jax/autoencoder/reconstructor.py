@@ -48,7 +48,7 @@ class Reconstructor:
         params: Params,
         prompts_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
-        tokens: int | None = None,
+        token_budget: int | None = None,
     ) -> Float[Array, "B D"]:
         """Rebuild activations from encoded explanations (see `prompts.encode_reconstructor`).
 
@@ -58,7 +58,8 @@ class Reconstructor:
           params: the AR's.
           prompts_BT: without the shared prefix.
           lengths_B: their tokens.
-          tokens: those of all prompts, at most (see `packing.token_budget`); padding beyond is left out.
+          token_budget: the number of all prompts' tokens, at most (see `packing.budget_for_lengths`); padding beyond
+            it is left out.
         """
         prefix, last = self.prompt.prefix, self.config.num_layers - 1
         steps_T = jnp.arange(prompts_BT.shape[1])
@@ -72,7 +73,7 @@ class Reconstructor:
             positions,
             capture=(last,),
             stop_after=last,
-            tokens=None if tokens is None else len(prefix) + tokens,
+            token_budget=None if token_budget is None else len(prefix) + token_budget,
         )
         resid_BTD = out.resid[last][-1]
         resid_BD = jnp.take_along_axis(resid_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
@@ -89,7 +90,7 @@ def mse_loss(
     prompts_BT: Int[Array, "B T"],
     lengths_B: Int[Array, "B"],
     activations_BD: Float[Array, "B D"],
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> Float[Array, "B"]:
     """Direction MSE of each row, 2(1 - cos), in 0..4."""
-    return direction_mse(reconstructor(params, prompts_BT, lengths_B, tokens), activations_BD)
+    return direction_mse(reconstructor(params, prompts_BT, lengths_B, token_budget), activations_BD)

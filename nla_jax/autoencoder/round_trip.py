@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.data.batches import evaluation_batches
-from nla_jax.lm.packing import token_budget
+from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.process import progress_bar
 from nla_jax.sharding.placement import shard_batch, to_host
 
@@ -25,7 +25,7 @@ class RoundTrip:
                 params, activations_ND, key, group=1, max_tokens=T, temperature=temperature
             )
         )
-        self._reconstruct = jax.jit(codec.reconstructor.__call__, static_argnames="tokens")
+        self._reconstruct = jax.jit(codec.reconstructor.__call__, static_argnames="token_budget")
 
     def verbalize(
         self,
@@ -68,10 +68,11 @@ class RoundTrip:
         rows = codec.encode(np.zeros((len(texts), codec.reconstructor.config.d_model), np.float32), texts)
         found = []
         for batch, real in evaluation_batches(rows, self.batch_size):
-            lengths_B, tokens = batch["lengths_B"], None
+            lengths_B, token_budget = batch["lengths_B"], None
             if self.mesh.size == 1:
                 # Few programs, and little padding.
-                tokens = token_budget(lengths_B, codec.max_reconstructor_tokens, buckets=4)
+                token_budget = budget_for_lengths(lengths_B, codec.max_reconstructor_tokens, buckets=4)
             placed = shard_batch((batch["prompts_BT"], lengths_B), self.mesh)
-            found.append(to_host(self._reconstruct(ar_params, *placed, tokens=tokens))[:real])
+            rebuilt_BD = self._reconstruct(ar_params, *placed, token_budget=token_budget)
+            found.append(to_host(rebuilt_BD)[:real])
         return np.concatenate(found)

@@ -103,7 +103,7 @@ class Verbalizer:
         activations_ND: Float[Array, "N D"],
         responses_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
-        tokens: int | None = None,
+        token_budget: int | None = None,
     ) -> Float[Array, "B T D"]:
         """The LM head's inputs that predict each answer token.
 
@@ -112,7 +112,8 @@ class Verbalizer:
           activations_ND: one a group.
           responses_BT: answers; B is a multiple of N, groups adjacent.
           lengths_B: their tokens; what is returned past them is meaningless.
-          tokens: all answers' tokens, at most (see `packing.token_budget`); padding beyond is left out.
+          token_budget: the number of all answers' tokens, at most (see `packing.budget_for_lengths`); padding beyond
+            it is left out.
         """
         B, T = responses_BT.shape
         steps_T = jnp.arange(T)
@@ -120,8 +121,8 @@ class Verbalizer:
         real_BT = steps_T < lengths_B[:, None] - 1
         positions_BT = jnp.where(real_BT, self.prompt.length + steps_T, PAD_POSITION)
         answers = ((responses_BT[:, :-1],), (positions_BT[:, :-1],)) if T > 1 else ((), ())
-        budget = tokens - B if tokens is not None else None
-        _, (_, tail_NTD, *final_BTD) = self._run(params, activations_ND, *answers, budget)
+        kept = token_budget - B if token_budget is not None else None
+        _, (_, tail_NTD, *final_BTD) = self._run(params, activations_ND, *answers, kept)
         first_B1D = jnp.repeat(tail_NTD[:, -1:], B // len(tail_NTD), axis=0)
         return jnp.concatenate([first_B1D, *final_BTD], axis=1)
 
@@ -131,7 +132,7 @@ class Verbalizer:
         activations_ND: Array,
         answers: Pieces,
         answer_positions: Pieces,
-        budget: int | None = None,
+        answer_budget: int | None = None,
     ) -> tuple[Past, Pieces]:
         """One pass over the prefix (one row), marker and tail (N rows), and answers (B rows) if there are any.
 
@@ -147,7 +148,7 @@ class Verbalizer:
             (jnp.array([prompt.prefix]), tail_NT, *answers),
             (prefix_positions_1T, tail_positions_NT, *answer_positions),
             inject=self._inject(params, activations_ND),
-            tokens=None if budget is None else len(prompt.prefix) + tail_NT.size + budget,
+            token_budget=None if answer_budget is None else len(prompt.prefix) + tail_NT.size + answer_budget,
         )
         return out.segments, out.final_BTD
 
@@ -158,14 +159,14 @@ class Verbalizer:
         responses_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
         temperature: float | Float[Array, ""] = 1.0,
-        tokens: int | None = None,
+        token_budget: int | None = None,
     ) -> TokenStatistics:
         """Log-probability and entropy (nats) of every answer token; entries past a length are meaningless.
 
-        `tokens` is what `hidden` takes.
+        `token_budget` is what `hidden` takes.
         """
-        final_BTD = self.hidden(params, activations_ND, responses_BT, lengths_B, tokens)
-        return self.head_statistics(params, final_BTD, responses_BT, lengths_B, temperature, tokens)
+        final_BTD = self.hidden(params, activations_ND, responses_BT, lengths_B, token_budget)
+        return self.head_statistics(params, final_BTD, responses_BT, lengths_B, temperature, token_budget)
 
     def head_statistics(
         self,
@@ -174,14 +175,14 @@ class Verbalizer:
         responses_BT: Int[Array, "B T"],
         lengths_B: Int[Array, "B"],
         temperature: float | Float[Array, ""] = 1.0,
-        tokens: int | None = None,
+        token_budget: int | None = None,
     ) -> TokenStatistics:
         """`statistics` from what `hidden` returned."""
         B, T = responses_BT.shape
         head = functools.partial(token_statistics, params["lm"], self.config, temperature=temperature)
-        if tokens is None or not self.pack:
+        if token_budget is None or not self.pack:
             return head(final_BTD, responses_BT)
-        kept_M = first_kept(token_mask(lengths_B, T).reshape(-1) > 0, tokens)
+        kept_M = first_kept(token_mask(lengths_B, T).reshape(-1) > 0, token_budget)
         final_M1D = take(final_BTD.reshape(B * T, 1, -1), kept_M)
         statistics = head(final_M1D, take(responses_BT.reshape(B * T, 1), kept_M))
         return jax.tree.map(lambda x_M1: put(x_M1, kept_M, B * T).reshape(B, T), statistics)
@@ -250,11 +251,11 @@ def sft_loss(
     activations_ND: Float[Array, "N D"],
     responses_BT: Int[Array, "B T"],
     lengths_B: Int[Array, "B"],
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Summed negative log-likelihood (nats) of the answers, and the number of tokens it is summed over."""
     mask_BT = token_mask(lengths_B, responses_BT.shape[1])
     log_prob_BT = verbalizer.statistics(
-        params, activations_ND, responses_BT, lengths_B, tokens=tokens
+        params, activations_ND, responses_BT, lengths_B, token_budget=token_budget
     ).log_prob
     return -jnp.sum(log_prob_BT * mask_BT), jnp.sum(mask_BT)

@@ -36,7 +36,7 @@ class TargetLM:
         self.lm, self.config, self.layer, self.batch_tokens = lm, config, layer, batch_tokens
         self.tokenizer = lm.tokenizer
         self.model = Transformer(config, pack=True)
-        self._likelihood = jax.jit(self._likelihood_of, static_argnames="tokens")
+        self._likelihood = jax.jit(self._likelihood_of, static_argnames="token_budgets")
         self._divergence = jax.jit(self._divergence_of)
         self._last = jax.jit(self._last_of)
 
@@ -96,27 +96,30 @@ class TargetLM:
                 ]
                 led += [[[]] * width] * (size - len(chosen))
                 after, lengths = pad([one for row in led for one in row], longest + 1)
-                budget = _budget(int(at.sum() + lengths.sum())), _budget(int(lengths.sum()))
-                found = self._likelihood(self.lm.params, before, at, after, lengths, tokens=budget)
+                budgets = _budget(int(at.sum() + lengths.sum())), _budget(int(lengths.sum()))
+                found = self._likelihood(self.lm.params, before, at, after, lengths, token_budgets=budgets)
                 total[chosen] = to_host(found).astype(np.float64).reshape(size, width)[: len(chosen), :G]
                 tokens[chosen] = (lengths - 1).reshape(size, width)[: len(chosen), :G]
                 bar.update(len(chosen))
         return total, tokens
 
-    def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens):
+    def _likelihood_of(self, params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, token_budgets):
+        of_all, of_options = token_budgets
         final_BTD = self._after(
-            params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, tokens=tokens[0]
+            params, prompts_NT, prompt_lengths_N, options_BT, lengths_B, token_budget=of_all
         ).final_BTD[1]
         B, T = options_BT.shape
         # The head sees what is predicted: each option's tokens but the first, which is the prompt's last.
         mask_BT = jnp.arange(T - 1) < lengths_B[:, None] - 1
-        kept_M = first_kept(mask_BT.reshape(-1), min(tokens[1], mask_BT.size))
+        kept_M = first_kept(mask_BT.reshape(-1), min(of_options, mask_BT.size))
         final_M1D = take(final_BTD[:, :-1].reshape(B * (T - 1), 1, -1), kept_M)
         targets_M1 = take(options_BT[:, 1:].reshape(-1, 1), kept_M)
         found_M1 = token_statistics(params, self.config, final_M1D, targets_M1).log_prob
         return jnp.sum(put(found_M1[:, 0], kept_M, mask_BT.size).reshape(B, T - 1) * mask_BT, axis=1)
 
-    def _after(self, params, prompts_NT, prompt_lengths_N, later_BT, lengths_B, inject=None, tokens=None):
+    def _after(
+        self, params, prompts_NT, prompt_lengths_N, later_BT, lengths_B, inject=None, token_budget=None
+    ):
         """One pass over prompts and what follows each of them."""
         starts_B = jnp.repeat(prompt_lengths_N, len(later_BT) // len(prompts_NT))
         return self.model.apply(
@@ -124,7 +127,7 @@ class TargetLM:
             (prompts_NT, later_BT),
             (positions(prompts_NT, prompt_lengths_N), positions(later_BT, lengths_B, starts_B)),
             inject=inject,
-            tokens=tokens,
+            token_budget=token_budget,
         )
 
     def divergence(

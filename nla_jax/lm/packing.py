@@ -27,11 +27,11 @@ class Packing:
     kept_M: Int[Array, "M"] | None = None
 
     @classmethod
-    def of(cls, positions: Pieces, tokens: int | None = None) -> "Packing":
-        """Pack pieces; `tokens`, if given, is how many the stream holds, at least as many as are not padding."""
-        if tokens is None or tokens >= sum(x.size for x in positions):
+    def of(cls, positions: Pieces, token_budget: int | None = None) -> "Packing":
+        """Pack pieces; the stream holds `token_budget` tokens if given, at least as many as are not padding."""
+        if token_budget is None or token_budget >= sum(x.size for x in positions):
             return cls(positions)
-        return cls(positions, first_kept(_flat(positions) != PAD_POSITION, tokens))
+        return cls(positions, first_kept(_flat(positions) != PAD_POSITION, token_budget))
 
     @property
     def is_complete(self) -> Bool[Array, ""]:
@@ -82,7 +82,7 @@ def put(x: Float[Array, "M *F"], kept_M: Int[Array, "M"], count: int) -> Float[A
     return zeros.at[kept_M].set(x, unique_indices=True, mode="promise_in_bounds")
 
 
-def token_budget(
+def budget_for_lengths(
     lengths_B: Int[np.ndarray, "B"], max_length: int, *, micro_batches: int = 1, buckets: int = 8
 ) -> int | None:
     """Tokens for which the training pass over padded texts is compiled: those of its fullest micro-batch, rounded up.

@@ -93,13 +93,13 @@ class _Layout:
 
     positions: Pieces
     packed: bool
-    tokens: int | None
+    token_budget: int | None
 
     @functools.cached_property
     def packings(self) -> tuple[Packing, ...]:
         """Of each stream."""
         if self.packed:
-            return (Packing.of(self.positions, self.tokens),)
+            return (Packing.of(self.positions, self.token_budget),)
         return tuple(Packing((one,)) for one in self.positions)
 
     def streams(self, pieces: Pieces) -> Streams:
@@ -161,11 +161,11 @@ class Transformer(nn.Module):
         positions_BT: Int[Array, "B T"] | Pieces | None = None,
         *,
         past: Past | None = None,
-        buffers: Sequence[Buffer] | None = None,
+        buffers: Sequence[Buffer] | Buffer | None = None,
         inject: Injection | None = None,
         capture: tuple[int, ...] = (),
         stop_after: int | None = None,
-        tokens: int | None = None,
+        token_budget: int | None = None,
     ) -> Output:
         """Run the blocks.
 
@@ -174,12 +174,13 @@ class Transformer(nn.Module):
             divide the next one's: a shared prompt and its continuations in one pass.
           positions_BT: positions, default 0..T-1 of a lone piece; PAD_POSITION hides a padding token from all others.
           past: per block, segments of earlier tokens; their row counts divide B.
-          buffers: per block, where to write a lone piece; `segments` of the output are then the filled buffers.
+          buffers: where to write a lone piece, one buffer a block (one stacked buffer where blocks are stacked);
+            `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
           capture: blocks whose residual stream is returned; EMBEDDING_LAYER is the stream that enters block 0.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
-          tokens: how many tokens of all pieces are not padding, at most; where pieces are packed, no product with a
-            weight takes more. If there are more after all, everything is NaN.
+          token_budget: how many tokens of all pieces are not padding, at most; where pieces are packed, no product
+            with a weight takes more. If there are more after all, everything is NaN.
 
         Raises:
           ValueError: a layer to capture, to inject at or to stop after that is not among the blocks that run.
@@ -196,7 +197,7 @@ class Transformer(nn.Module):
                 f"cannot capture or inject at layers {outside}: blocks 0 to {last} run (and "
                 f"{EMBEDDING_LAYER} is what enters them); raise stop_after or choose other layers"
             )
-        layout = _Layout(positions, self.pack, tokens)
+        layout = _Layout(positions, self.pack, token_budget)
         streams = tuple(map(self._embed, layout.streams(pieces), layout.streams(positions)))
         if layout.packings[0].kept_M is not None:
             # A wrong number would pass unseen.
@@ -232,17 +233,21 @@ class Transformer(nn.Module):
         return streams, resid, tuple(segments)
 
     def _scan(self, streams, layout, last, past, buffers, inject, capture):
-        """Run one block after the other in a compiled loop over stacked weights, `blocks`."""
-        assert buffers is None, "a decode loop reads unstacked weights; see `unstack_blocks`"
+        """Run one block after the other in a compiled loop over stacked weights, `blocks`.
+
+        `buffers` is one `Buffer` then, whose segment has a leading axis of blocks.
+        """
         config = self.config
+        buffer, slot = (None, None) if buffers is None else buffers
         block = Block(config, config.routes(0), parent=None)
         kept = set(capture) - {EMBEDDING_LAYER, last}
 
         def one(carry, of_layer):
             streams, resid = carry
-            layer, weights, pattern, seen = of_layer
+            layer, weights, pattern, seen, own_buffer = of_layer
             run = functools.partial(block.apply, {"params": weights})
-            streams, fresh = layout.run(run, streams, pattern, seen)
+            writable = None if own_buffer is None else (own_buffer, slot)
+            streams, fresh = layout.run(run, streams, pattern, seen, writable)
             if inject is not None and inject.layer != EMBEDDING_LAYER:
                 streams = _choose(layer == inject.layer, layout.inject(inject, streams), streams)
             resid = {k: _choose(layer == k, streams, before) for k, before in resid.items()}
@@ -252,7 +257,7 @@ class Transformer(nn.Module):
         blocks, before = jax.tree.map(lambda x: x[: last + 1], stacked)
         patterns = LayerPattern.stacked(config, last + 1)
         start = streams, dict.fromkeys(kept, jax.tree.map(jnp.zeros_like, streams))
-        over = jnp.arange(last + 1), blocks, patterns, before
+        over = jnp.arange(last + 1), blocks, patterns, before, buffer
         one = jax.checkpoint(one, prevent_cse=False) if self.remat else one
         (streams, resid), segments = jax.lax.scan(one, start, over)
         return streams, resid | ({last: streams} if last in capture else {}), segments
@@ -282,8 +287,22 @@ def init_params(config: LMConfig, key: Array) -> Params:
 
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
-    """Path ("blocks_0/attention/query/kernel") to shape of every parameter, without making any."""
-    params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    """Path ("blocks_0/attention/query/kernel") to shape of every parameter, without making any.
+
+    One block with experts and one without are traced, as far as the model has them: blocks of one kind have the same
+    shapes, and tracing all blocks of a deep model takes seconds.
+    """
+    kinds = [config.routes(layer) for layer in range(config.num_layers)]
+    examples = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    few_blocks = dataclasses.replace(
+        config,
+        num_layers=len(examples),
+        sliding_layers=tuple(config.sliding_layers[layer] for layer in examples if config.sliding_layers),
+        expert_layers=tuple(config.expert_layers[layer] for layer in examples if config.expert_layers),
+    )
+    params = jax.eval_shape(lambda key: init_params(few_blocks, key), jax.random.key(0))
+    of_kind = {kinds[layer]: params.pop(f"blocks_{index}") for index, layer in enumerate(examples)}
+    params |= {f"blocks_{layer}": of_kind[kind] for layer, kind in enumerate(kinds)}
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 

@@ -13,7 +13,7 @@ from nla_jax.data.batches import evaluation_batches, training_batches, verbalize
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation import text_analysis
-from nla_jax.lm.packing import token_budget
+from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import write_rows
 from nla_jax.pipeline.run import Run
@@ -21,7 +21,7 @@ from nla_jax.randomness import key_for
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
 from nla_jax.training.guards import judge_drop
-from nla_jax.training.joint import make_round, optimizers
+from nla_jax.training.joint import Round, optimizers
 from nla_jax.training.loop import abstract, run_stage, scalars
 from nla_jax.training.state import TrainState, restart
 from nla_jax.training.stopwatch import Stopwatch
@@ -73,8 +73,8 @@ def av_sft(run: Run) -> None:
         config,
         "av",
         lambda: run.models.initial_state("av", optimizer),
-        lambda state, batch, tokens: step(
-            state, VerbalizerBatch(**batch), run.models.bases.get("av"), tokens=tokens
+        lambda state, batch, budget: step(
+            state, VerbalizerBatch(**batch), run.models.bases.get("av"), token_budget=budget
         ),
         codec.max_explanation_tokens,
         functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
@@ -134,8 +134,8 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         config,
         "ar",
         lambda: run.models.initial_state("ar", optimizer),
-        lambda state, batch, tokens: step(
-            state, ReconstructorBatch(**batch), run.models.bases.get("ar"), tokens=tokens
+        lambda state, batch, budget: step(
+            state, ReconstructorBatch(**batch), run.models.bases.get("ar"), token_budget=budget
         ),
         codec.max_reconstructor_tokens,
         functools.partial(codec.reconstructor.forward_flops, config.batch_size),
@@ -192,13 +192,13 @@ def _supervised(
     stopwatch = Stopwatch(run.config.model.dtype)
 
     def one_step(states, batch, index):
-        lap, lengths_B, tokens = stopwatch.lap(), batch["lengths_B"], None
+        lap, lengths_B, budget = stopwatch.lap(), batch["lengths_B"], None
         if run.mesh.size == 1:
             # Where rows are split over devices, they are not packed, and padding stays.
             pieces = {"micro_batches": config.micro_batches, "buckets": config.length_buckets}
-            tokens = token_budget(lengths_B, max_length, **pieces)
+            budget = budget_for_lengths(lengths_B, max_length, **pieces)
         placed = place_process_rows(batch, config.batch_size, run.mesh)
-        state, metrics = step(states[model], placed, tokens)
+        state, metrics = step(states[model], placed, budget)
         lap.until("update", metrics["loss"])
 
         def metrics_to_come():
@@ -288,7 +288,7 @@ def rl(run: Run) -> None:
         "rl",
         config.loop,
         initial=initial,
-        step=make_round(
+        step=Round(
             config,
             codec,
             reference,

@@ -1,4 +1,8 @@
-"""The compiled steps of a run, with shapes in place of arrays: nothing is allocated and no weights are read."""
+"""The compiled steps of a run, with shapes in place of arrays: nothing is allocated and no weights are read.
+
+The steps of a round are the functions that the run itself compiles, `training.joint.RoundPrograms`; only the shapes of
+their arguments are made here.
+"""
 
 import dataclasses
 import functools
@@ -19,11 +23,11 @@ from nla_jax.config import ExperimentConfig
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import FrozenBase, init_adapters, with_adapters
+from nla_jax.lm.sampling import Samples
 from nla_jax.lm.transformer import parameter_shapes, stack_blocks
-from nla_jax.sharding.aliasing import mark_passthrough
 from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
-from nla_jax.training.grpo import Rollouts, grpo_step, reference_log_probs
-from nla_jax.training.joint import sampling_weights
+from nla_jax.training.grpo import Rollouts
+from nla_jax.training.joint import RoundPrograms
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -84,10 +88,13 @@ class AbstractRun:
         ids = tuple(i % lm.vocab_size for i in range(max(lengths.prefix, lengths.tail)))
         av = VerbalizerPrompt(ids[: lengths.prefix], ids[0], ids[: lengths.tail], (1,), 1, "")
         ar = ReconstructorPrompt("{explanation}", ids[: lengths.reconstructor_prefix], ids[:1])
-        passes = (config.model.remat, mesh.size == 1)
+        remat, pack = config.model.remat, mesh.size == 1
         self.config, self.lm, self.mesh = config, lm, mesh
-        self.verbalizer = Verbalizer(lm, av, config.injection, 1.0, *passes)
-        self.reconstructor = Reconstructor(lm.truncated(config.model.layer), ar, *passes)
+        self.verbalizer = Verbalizer(lm, av, config.injection, scale=1.0, remat=remat, pack=pack)
+        self.reconstructor = Reconstructor(lm.truncated(config.model.layer), ar, remat=remat, pack=pack)
+        self.programs = RoundPrograms(
+            config.rl, self.verbalizer, self.reconstructor, config.max_explanation_tokens, mesh
+        )
 
     @functools.cached_property
     def target(self) -> Tree:
@@ -116,7 +123,17 @@ class AbstractRun:
     @functools.cached_property
     def reference(self) -> Tree:
         """The frozen warm-start AV."""
-        return self._placed(self._whole if self.bases else lambda: self.verbalizer.frozen(self._whole()))
+        if self.bases:
+            return self._placed(self._whole)
+        return self._placed(lambda: self.verbalizer.frozen(self._whole()), self._frozen_shardings)
+
+    def _frozen_shardings(self, shapes: Tree) -> Tree:
+        """Those of the AV that is frozen; a head that was the embedding is split as its transpose."""
+        shardings = tree_shardings(shapes, self.mesh)
+        if self.lm.tie_embeddings:
+            vocabulary, width = shardings["lm"]["embed"]["embedding"].spec
+            shardings["lm"]["lm_head"]["kernel"] = NamedSharding(self.mesh, P(width, vocabulary))
+        return shardings
 
     @functools.cached_property
     def weights(self) -> Tree:
@@ -129,7 +146,7 @@ class AbstractRun:
 
     @functools.cached_property
     def copied(self) -> Tree:
-        """What of `weights` is a copy, and not shared with what is trained or with its base."""
+        """The sampling weights that take memory of their own: those that are no arrays of a train state or its base."""
         copy, gather = self._copy(), self.config.rl.gather_weights
         return self._placed(
             functools.partial(copy.function, *copy.arguments),
@@ -168,118 +185,107 @@ class AbstractRun:
 
     def _av_sft(self) -> Step:
         config, T = self.config.av_sft, self.config.max_explanation_tokens
-        B, optimizer = config.batch_size, self.config.rl.av_optimizer.build()
+        B = config.batch_size
         batch = self._rows(
             lambda: VerbalizerBatch(
-                jnp.zeros((B, self.lm.d_model)), jnp.zeros((B, T), jnp.int32), jnp.zeros(B, jnp.int32)
+                activations_BD=jnp.zeros((B, self.lm.d_model)),
+                responses_BT=jnp.zeros((B, T), jnp.int32),
+                lengths_B=jnp.zeros(B, jnp.int32),
             )
         )
-        static = {
-            "verbalizer": self.verbalizer,
-            "optimizer": optimizer,
-            "micro_batches": config.micro_batches,
-        }
-        return Step(jit_step(av_sft_step, **static), (self.states["av"], batch, self.bases.get("av")))
+        step = jit_step(
+            av_sft_step,
+            verbalizer=self.verbalizer,
+            optimizer=config.optimizer.build(),
+            micro_batches=config.micro_batches,
+        )
+        return Step(step, (self.states["av"], batch, self.bases.get("av")))
 
     def _ar_sft(self) -> Step:
-        return self._reconstruct(self.config.ar_sft.batch_size, self.config.ar_sft.micro_batches)
-
-    def _ar_update(self) -> Step:
-        rl = self.config.rl
-        return self._reconstruct(rl.activations * rl.group, rl.micro_batches)
-
-    def _reconstruct(self, B: int, micro_batches: int) -> Step:
-        T = self.config.max_reconstructor_tokens
-        batch = self._rows(
-            lambda: ReconstructorBatch(
-                jnp.zeros((B, T), jnp.int32),
-                jnp.zeros(B, jnp.int32),
-                jnp.zeros((B, self.lm.d_model)),
-                jnp.zeros(B),
-            )
+        config = self.config.ar_sft
+        step = jit_step(
+            ar_mse_step,
+            reconstructor=self.reconstructor,
+            optimizer=config.optimizer.build(),
+            micro_batches=config.micro_batches,
         )
-        static = {
-            "reconstructor": self.reconstructor,
-            "optimizer": self.config.rl.ar_optimizer.build(),
-            "micro_batches": micro_batches,
-        }
-        return Step(jit_step(ar_mse_step, **static), (self.states["ar"], batch, self.bases.get("ar")))
+        return Step(step, (self.states["ar"], self._texts(config.batch_size), self.bases.get("ar")))
 
     def _copy(self) -> Step:
-        """What makes `weights` of the AV, as far as they are a copy."""
-        gather = self.config.rl.gather_weights
-
-        def copy(base, trained):
-            return sampling_weights(self.verbalizer, with_adapters(base, trained), self.mesh, gather=gather)
-
-        return Step(jax.jit(mark_passthrough(copy)), (self.bases.get("av"), self.states["av"].params))
+        return Step(self.programs.copy_weights.program, (self.bases.get("av"), self.states["av"].params))
 
     def _prefill(self) -> Step:
-        shape = self.config.rl.activations, self.lm.d_model
-        activations_ND = self._rows(lambda: jnp.zeros(shape))
-        return Step(jax.jit(self.verbalizer.read), (self.weights, activations_ND))
+        return Step(self.programs.read, (self.weights, self._activations))
 
     def _decode(self) -> Step:
-        rl, T = self.config.rl, self.config.max_explanation_tokens
-
-        @jax.jit
-        def decode(params, past, final_ND, key):
-            temperature = rl.policy.temperature
-            return self.verbalizer.write(
-                params, past, final_ND, key, group=rl.group, max_tokens=T, temperature=temperature
-            )
-
-        read = self._prefill()
-        past, final_ND = self._placed(
-            functools.partial(read.function, *read.arguments), self._prompt_sharding
-        )
+        past, final_ND = self._prompt
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, P()))
-        return Step(decode, (self.weights, past, final_ND, key))
+        return Step(self.programs.write, (self.weights, past, final_ND, key))
 
-    def _prompt_sharding(self, tree: Tree) -> Tree:
-        """Rows and heads split as the partitioner leaves them; a prefix's one row is everywhere."""
+    def _reference(self) -> Step:
+        return Step(self.programs.reference, (self.reference, self._activations, self._samples))
+
+    def _ar_update(self) -> Step:
+        texts = self._texts(self.config.rl.activations * self.config.rl.group)
+        return Step(self.programs.update_reconstructor, (self.states["ar"], texts, self.bases.get("ar")))
+
+    def _av_update(self) -> Step:
+        arguments = self.states["av"], self._rollouts, self.reference, self.bases.get("av")
+        return Step(self.programs.update_verbalizer, arguments)
+
+    @functools.cached_property
+    def _activations(self) -> Tree:
+        """The activations of a round."""
+        return self._rows(lambda: jnp.zeros((self.config.rl.activations, self.lm.d_model)))
+
+    @functools.cached_property
+    def _prompt(self) -> Tree:
+        """The AV's read prompts, split as the partitioner leaves them.
+
+        Keys and values are split by heads and, but for the prefix's one row, by rows; hidden states are split by rows.
+        Positions are constants, which every device has whole.
+        """
 
         def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            if jnp.issubdtype(leaf.dtype, jnp.integer):
+                return NamedSharding(self.mesh, P())
             heads = ("tensor",) if leaf.ndim == 4 else ()
             rows = BATCH[0] if leaf.shape[len(heads)] > 1 else None
             return NamedSharding(self.mesh, P(*heads, rows))
 
-        return jax.tree.map(sharding, tree)
+        read = functools.partial(self.programs.read, self.weights, self._activations)
+        return self._placed(read, lambda shapes: jax.tree.map(sharding, shapes))
+
+    @functools.cached_property
+    def _samples(self) -> Samples:
+        """A round's answers."""
+        write = self._decode()
+        return self._rows(functools.partial(write.function, *write.arguments))
 
     @functools.cached_property
     def _rollouts(self) -> Rollouts:
-        rl, T = self.config.rl, self.config.max_explanation_tokens
-        N, G = rl.activations, rl.group
+        """A round's answers with rewards, and with the reference's log-probs where they are asked for beforehand."""
+        reference = None
+        if self.config.rl.policy.kl == "k3":
+            refer = self._reference()
+            reference = self._rows(functools.partial(refer.function, *refer.arguments))
+        mse_B = weights_B = jax.ShapeDtypeStruct(self._samples.lengths_B.shape, jnp.float32)
+        score = self.programs.score
+        rollouts, _ = jax.eval_shape(score, self._activations, self._samples, mse_B, weights_B, reference)
+        return self._rows(lambda: rollouts)
+
+    def _texts(self, B: int) -> ReconstructorBatch:
+        """A batch of `B` explanations for the AR."""
+        T = self.config.max_reconstructor_tokens
         return self._rows(
-            lambda: Rollouts(
-                jnp.zeros((N, self.lm.d_model)),
-                jnp.zeros((N, G, T), jnp.int32),
-                jnp.zeros((N, G), jnp.int32),
-                jnp.zeros((N, G, T)),
-                jnp.zeros((N, G)),
-                jnp.zeros((N, G, T)),
+            lambda: ReconstructorBatch(
+                prompts_BT=jnp.zeros((B, T), jnp.int32),
+                lengths_B=jnp.zeros(B, jnp.int32),
+                activations_BD=jnp.zeros((B, self.lm.d_model)),
+                weights_B=jnp.zeros(B),
             )
         )
-
-    def _reference(self) -> Step:
-        rl, rollouts = self.config.rl, self._rollouts
-        static = {"verbalizer": self.verbalizer, "temperature": rl.policy.temperature}
-        refer = functools.partial(reference_log_probs, micro_batches=rl.micro_batches, **static)
-        sampled = rollouts.activations_ND, rollouts.tokens_NGT, rollouts.lengths_NG
-        return Step(jax.jit(refer), (self.reference, *sampled))
-
-    def _av_update(self) -> Step:
-        rl = self.config.rl
-        step = jit_step(
-            grpo_step,
-            verbalizer=self.verbalizer,
-            optimizer=rl.av_optimizer.build(),
-            config=rl.policy,
-            micro_batches=rl.micro_batches,
-        )
-        arguments = self.states["av"], self._rollouts, self.reference, self.bases.get("av")
-        return Step(step, arguments)
 
     def _rows(self, make: Callable[[], Tree]) -> Tree:
         """A batch, its rows split as `shard_batch` splits them."""

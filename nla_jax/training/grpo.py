@@ -92,7 +92,7 @@ def reference_log_probs(
     verbalizer: Verbalizer,
     temperature: float = 1.0,
     micro_batches: int = 1,
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> Float[Array, "N G T"]:
     """Log-probabilities of sampled tokens under the reference, for `Rollouts`; they wait for no reward."""
 
@@ -100,7 +100,7 @@ def reference_log_probs(
         activations_MD, tokens_MGT, lengths_MG = piece
         tokens_BT = tokens_MGT.reshape(-1, tokens_MGT.shape[-1])
         statistics = verbalizer.statistics(
-            reference_params, activations_MD, tokens_BT, lengths_MG.reshape(-1), temperature, tokens
+            reference_params, activations_MD, tokens_BT, lengths_MG.reshape(-1), temperature, token_budget
         )
         return statistics.log_prob.reshape(tokens_MGT.shape)
 
@@ -121,7 +121,7 @@ def grpo_step(
     optimizer: optax.GradientTransformation,
     config: PolicyLossConfig,
     micro_batches: int = 1,
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One policy update from recorded rollouts; the loss is averaged over all answer tokens.
 
@@ -136,7 +136,7 @@ def grpo_step(
       optimizer: static.
       config: static.
       micro_batches: divides N.
-      tokens: static; what a micro-batch's answers hold at most (`packing.token_budget`).
+      token_budget: static; how many tokens a micro-batch's answers have at most (`packing.budget_for_lengths`).
 
     Returns:
       The new state and metrics: loss, kl, entropy (nats a token), clip_fraction, and
@@ -154,9 +154,12 @@ def grpo_step(
         old_BT = recorded.log_probs_NGT.reshape(-1, T)
 
         def run(av_params: Any):
-            final_BTD = verbalizer.hidden(av_params, recorded.activations_ND, tokens_BT, lengths_B, tokens)
-            answers = final_BTD, tokens_BT, lengths_B, config.temperature, tokens
-            return final_BTD, verbalizer.head_statistics(av_params, *answers)
+            final_BTD = verbalizer.hidden(
+                av_params, recorded.activations_ND, tokens_BT, lengths_B, token_budget
+            )
+            return final_BTD, verbalizer.head_statistics(
+                av_params, final_BTD, tokens_BT, lengths_B, config.temperature, token_budget
+            )
 
         final_BTD, policy = run(params)
         if config.kl == "k3":

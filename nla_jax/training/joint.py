@@ -1,35 +1,38 @@
 """Joint training: GRPO for the AV on the AR's reconstruction, regression for the AR, no gradient between them.
 
-One round: sample groups of explanations, turn them into texts on the host while the device asks the reference for
-their log-probs, let one AR update score and learn from them at once (its errors before the update are the rewards),
-then one policy update of the AV. Nothing but the texts waits for the device.
+`Round` is the algorithm: the AV samples groups of explanations, the host turns them into texts while the device asks
+the reference for their log-probs, one AR update scores and learns from them at once (its errors before the update are
+the rewards), and one policy update of the AV follows. Nothing but the texts waits for the device. `RoundPrograms` holds
+the compiled functions of these phases, made from static descriptions alone, so that planning lowers what runs compile.
+`RoundMetrics` times the phases and names what is measured.
 Shape letters: N activations, G group, B = N * G rollouts, T time, D model.
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
 
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.metrics import reward
+from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.lm.lora import FrozenBase, with_adapters
-from nla_jax.lm.packing import token_budget
+from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.lm.sampling import Samples
+from nla_jax.lm.transformer import Params, Past
 from nla_jax.sharding.aliasing import jit_aliasing
-from nla_jax.sharding.mesh import BATCH, tree_shardings
+from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
 from nla_jax.sharding.placement import block_on_simulated_devices, place_process_rows, process_rows
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
-from nla_jax.training.loop import LoopConfig, States, Step, scalars
+from nla_jax.training.loop import LoopConfig, Metrics, States, scalars
 from nla_jax.training.state import OptimizerConfig
 from nla_jax.training.stopwatch import Lap, Stopwatch
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
@@ -64,8 +67,11 @@ class RLConfig:
     guards: GuardConfig = GuardConfig()
 
 
-def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather: bool) -> Any:
-    """The AV as it samples, with `gather` whole along fsdp; what is in compute dtype and in place stays as it is."""
+def sampling_weights(verbalizer: Verbalizer, params: Params, mesh: AnyMesh, *, gather: bool) -> Params:
+    """The AV's weights for sampling: cast to compute dtype and, with `gather`, whole along the mesh's fsdp axis.
+
+    Leaves that need neither are returned as they are.
+    """
     weights = verbalizer.for_decoding(params)
     if mesh.size == 1:
         return weights
@@ -85,58 +91,108 @@ def sampling_weights(verbalizer: Verbalizer, params: Any, mesh: Mesh, *, gather:
     return jax.tree.map(moved, weights, *shardings)
 
 
-def make_round(
-    config: RLConfig,
-    codec: Autoencoder,
-    reference_params: Any,
-    mesh: Mesh,
-    key: jax.Array,
-    bases: Mapping[str, FrozenBase] | None = None,
-) -> Step:
-    """Compile one round of joint training as a step for `run_stage`.
+class RoundPrograms:
+    """The compiled functions of a round, one a phase, from static descriptions alone: no weights, no devices' time.
 
-    Args:
-      config: static.
-      codec: static.
-      reference_params: the warm-start AV, best as `Verbalizer.frozen` gives it.
-      mesh: rollouts are split over its data and fsdp axes.
-      key: round i samples with fold_in(key, i).
-      bases: the frozen weights of "av" and "ar" where what is trained are adapters.
-
-    Returns:
-      (states {"av", "ar"}, batch {"activations_BD"}, round) -> (states, metrics to come). The metrics add
-      reward_mean, reward_std (within groups), failed_fraction and length_mean to those of the two updates, and the
-      speed of the phases: prefill, decode, reference (where the KL is k3), ar_update (which gives the rewards) and
-      av_update on the device, texts on the host.
+    Attributes:
+      copy_weights: (base, trained) -> the AV's weights for sampling, see `sampling_weights`.
+      read: (weights, activations_ND) -> (past, final_ND), see `Verbalizer.read`.
+      write: (weights, past, final_ND, key) -> Samples of G answers an activation, rows split over data and fsdp.
+      reference: (reference_params, activations_ND, samples, token_budget) -> the reference's log-probs (N, G, T).
+      update_reconstructor: (state, ReconstructorBatch, base, token_budget) -> (state, metrics), see `ar_mse_step`.
+      score: (activations_ND, samples, mse_B, weights_B, reference_NGT) -> (Rollouts, metrics of the rewards).
+      update_verbalizer: (state, rollouts, reference_params, base, token_budget) -> (state, metrics), see `grpo_step`.
     """
-    verbalizer, G, T = codec.verbalizer, config.group, codec.max_explanation_tokens
-    temperature, pieces = config.policy.temperature, config.micro_batches
-    av_base, ar_base = ((bases or {}).get(model) for model in ("av", "ar"))
-    stopwatch, read = Stopwatch(verbalizer.config.dtype), jax.jit(verbalizer.read)
 
-    @jit_aliasing
-    def copied(base, trained):
-        return sampling_weights(verbalizer, with_adapters(base, trained), mesh, gather=config.gather_weights)
+    def __init__(
+        self,
+        config: RLConfig,
+        verbalizer: Verbalizer,
+        reconstructor: Reconstructor,
+        max_explanation_tokens: int,
+        mesh: AnyMesh,
+    ):
+        """Wrap the phases for compilation, which their first calls begin.
 
-    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, BATCH))
-    def write(params, past, final_ND, key):
-        return verbalizer.write(params, past, final_ND, key, group=G, max_tokens=T, temperature=temperature)
+        Args:
+          config: of joint training.
+          verbalizer: the AV's description.
+          reconstructor: the AR's description.
+          max_explanation_tokens: tokens after which an answer is cut.
+          mesh: rollouts are split over its data and fsdp axes; its devices need not be there.
+        """
+        self._config, self._verbalizer, self._mesh = config, verbalizer, mesh
+        self._max_tokens = max_explanation_tokens
+        optimizer, rows = optimizers(config), NamedSharding(mesh, BATCH)
+        self.copy_weights = jit_aliasing(self._copy_weights)
+        self.read = jax.jit(verbalizer.read)
+        self.write = jax.jit(self._write, out_shardings=rows)
+        # A loop over micro-batches would leave its results whole on every device.
+        self.reference = jax.jit(self._reference, out_shardings=rows, static_argnames="token_budget")
+        self.update_reconstructor = jit_step(
+            ar_mse_step,
+            reconstructor=reconstructor,
+            optimizer=optimizer["ar"],
+            micro_batches=config.micro_batches,
+        )
+        self.score = jax.jit(self._score)
+        self.update_verbalizer = jit_step(
+            grpo_step,
+            verbalizer=verbalizer,
+            optimizer=optimizer["av"],
+            config=config.policy,
+            micro_batches=config.micro_batches,
+        )
 
-    @functools.partial(jax.jit, static_argnames="tokens")
-    def refer(params, activations_ND, samples, tokens):
-        tokens_NGT, lengths_NG = samples.tokens_BT.reshape(-1, G, T), samples.lengths_B.reshape(-1, G)
-        static = {"verbalizer": verbalizer, "temperature": temperature, "micro_batches": pieces}
-        return reference_log_probs(params, activations_ND, tokens_NGT, lengths_NG, tokens=tokens, **static)
+    def _copy_weights(self, base: FrozenBase | None, trained: Params) -> Params:
+        whole, gather = with_adapters(base, trained), self._config.gather_weights
+        return sampling_weights(self._verbalizer, whole, self._mesh, gather=gather)
 
-    def budget(lengths_B, max_length: int) -> int | None:
-        if mesh.size > 1 or config.length_buckets == 1:
-            return None
-        buckets = config.length_buckets
-        return token_budget(np.asarray(lengths_B), max_length, micro_batches=pieces, buckets=buckets)
+    def _write(self, weights: Params, past: Past, final_ND: Float[Array, "N D"], key: Array) -> Samples:
+        return self._verbalizer.write(
+            weights,
+            past,
+            final_ND,
+            key,
+            group=self._config.group,
+            max_tokens=self._max_tokens,
+            temperature=self._config.policy.temperature,
+        )
 
-    @jax.jit
-    def score(activations_ND, samples, mse_B, weights_B, reference_NGT):
-        failed_B = weights_B == 0
+    def _by_group(self, samples: Samples) -> tuple[Array, Array, Array]:
+        """Tokens and the sampler's log-probs as (N, G, T), lengths as (N, G)."""
+        G, T = self._config.group, self._max_tokens
+        lengths_NG = samples.lengths_B.reshape(-1, G)
+        return samples.tokens_BT.reshape(-1, G, T), lengths_NG, samples.log_probs_BT.reshape(-1, G, T)
+
+    def _reference(
+        self,
+        params: Params,
+        activations_ND: Float[Array, "N D"],
+        samples: Samples,
+        token_budget: int | None = None,
+    ) -> Float[Array, "N G T"]:
+        tokens_NGT, lengths_NG, _ = self._by_group(samples)
+        return reference_log_probs(
+            params,
+            activations_ND,
+            tokens_NGT,
+            lengths_NG,
+            verbalizer=self._verbalizer,
+            temperature=self._config.policy.temperature,
+            micro_batches=self._config.micro_batches,
+            token_budget=token_budget,
+        )
+
+    def _score(
+        self,
+        activations_ND: Float[Array, "N D"],
+        samples: Samples,
+        mse_B: Float[Array, "B"],
+        weights_B: Float[Array, "B"],
+        reference_NGT: Float[Array, "N G T"] | None,
+    ) -> tuple[Rollouts, dict[str, Array]]:
+        config, failed_B = self._config, weights_B == 0
         rewards_NG = reward(
             mse_B,
             failed_B,
@@ -144,14 +200,15 @@ def make_round(
             lengths=samples.lengths_B,
             length_hinge_start=config.length_hinge_start,
             length_hinge_slope=config.length_hinge_slope,
-        ).reshape(-1, G)
+        ).reshape(-1, config.group)
+        tokens_NGT, lengths_NG, log_probs_NGT = self._by_group(samples)
         rollouts = Rollouts(
-            activations_ND,
-            samples.tokens_BT.reshape(-1, G, T),
-            samples.lengths_B.reshape(-1, G),
-            samples.log_probs_BT.reshape(-1, G, T),
-            rewards_NG,
-            reference_NGT,
+            activations_ND=activations_ND,
+            tokens_NGT=tokens_NGT,
+            lengths_NG=lengths_NG,
+            log_probs_NGT=log_probs_NGT,
+            rewards_NG=rewards_NG,
+            reference_log_probs_NGT=reference_NGT,
         )
         metrics = {
             "reward_mean": rewards_NG.mean(),
@@ -161,79 +218,176 @@ def make_round(
         }
         return rollouts, metrics
 
-    av_step = jit_step(
-        grpo_step,
-        verbalizer=verbalizer,
-        optimizer=config.av_optimizer.build(),
-        config=config.policy,
-        micro_batches=pieces,
-    )
-    ar_step = jit_step(
-        ar_mse_step,
-        reconstructor=codec.reconstructor,
-        optimizer=config.ar_optimizer.build(),
-        micro_batches=pieces,
-    )
 
-    def sample(params: Any, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
-        # What is a copy lives as long as this call.
-        weights = block_on_simulated_devices(copied(av_base, params))
-        past, final_ND = read(weights, activations_ND)
+class RoundMetrics:
+    """Times the phases of rounds, counts their model FLOPs, and names a round's metrics."""
+
+    def __init__(self, config: RLConfig, verbalizer: Verbalizer, reconstructor: Reconstructor):
+        """Measure what the device reaches in matrix products, and start a thread that waits for the phases."""
+        self._config, self._verbalizer, self._reconstructor = config, verbalizer, reconstructor
+        self._stopwatch = Stopwatch(verbalizer.config.dtype)
+
+    def lap(self) -> Lap:
+        """The clock of one round, which begins now."""
+        return self._stopwatch.lap()
+
+    def flops(self, answer_length: float, prompt_length: float) -> dict[str, float]:
+        """Model FLOPs of each phase.
+
+        Args:
+          answer_length: mean tokens of an answer.
+          prompt_length: mean tokens of an AR prompt after its prefix.
+        """
+        N, B = self._config.activations, self._config.activations * self._config.group
+        answers = self._verbalizer.forward_flops(N, B, answer_length)
+        flops = {
+            "prefill": self._verbalizer.forward_flops(N, N, 0),
+            "decode": self._verbalizer.decode_flops(B, answer_length),
+            "reference": answers,
+            "ar_update": 3 * self._reconstructor.forward_flops(B, prompt_length),
+            "av_update": 3 * answers,
+        }
+        if self._config.policy.kl != "k3":
+            # The update itself runs the reference, whose hidden states it needs.
+            flops["av_update"] += flops.pop("reference")
+        return flops
+
+    def row(
+        self,
+        lap: Lap,
+        *,
+        av: Mapping[str, Array],
+        ar: Mapping[str, Array],
+        scores: Mapping[str, Array],
+        prompt_length: float,
+    ) -> dict[str, float]:
+        """Wait for a round and name its metrics.
+
+        Args:
+          lap: the round's clock.
+          av: metrics of the AV's update.
+          ar: metrics of the AR's update.
+          scores: metrics of the rewards.
+          prompt_length: mean tokens of an AR prompt after its prefix.
+        """
+        shared = ("loss", "grad_norm")
+        named = {f"av_{name}": av[name] for name in shared}
+        named |= {f"ar_{name}": ar[name] for name in shared}
+        named |= {name: x for name, x in av.items() if name not in shared}
+        bad_steps = max(int(metrics["bad_steps"]) for metrics in (av, ar))
+        row = scalars(named | dict(scores) | {"bad_steps": bad_steps})
+        row |= lap.metrics(self.flops(row["length_mean"], prompt_length))
+        B = self._config.activations * self._config.group
+        row["speed/decode_tokens_per_second"] = row["length_mean"] * B / row["speed/decode_seconds"]
+        row["speed/rollouts_per_second"] = B / row["speed/seconds"]
+        return row
+
+
+class Round:
+    """One round of joint training, compiled, as a step for `run_stage`.
+
+    A call takes states {"av", "ar"}, which it donates, a batch {"activations_BD"} and the round's index, which decides
+    the random key of its samples. It returns the new states and metrics to come: those of the two updates,
+    reward_mean, reward_std (within groups), failed_fraction, length_mean, and the speed of the phases: prefill, decode,
+    reference (where the KL is k3), ar_update (which gives the rewards) and av_update on the device, texts on the host.
+    """
+
+    def __init__(
+        self,
+        config: RLConfig,
+        autoencoder: Autoencoder,
+        reference_params: Params,
+        mesh: Mesh,
+        key: Array,
+        bases: Mapping[str, FrozenBase] | None = None,
+    ):
+        """Prepare rounds; see `RoundMetrics` for what that measures on the device.
+
+        Args:
+          config: of joint training.
+          autoencoder: both models' descriptions, and what turns answers into texts and texts into prompts.
+          reference_params: the warm-start AV, best as `Verbalizer.frozen` gives it.
+          mesh: rollouts are split over its data and fsdp axes.
+          key: round i samples with fold_in(key, i).
+          bases: the frozen weights of "av" and "ar" where what is trained are adapters.
+        """
+        self.config, self.autoencoder, self.mesh, self.key = config, autoencoder, mesh, key
+        self.reference_params, bases = reference_params, bases or {}
+        self.av_base, self.ar_base = bases.get("av"), bases.get("ar")
+        verbalizer, reconstructor = autoencoder.verbalizer, autoencoder.reconstructor
+        self.programs = RoundPrograms(
+            config, verbalizer, reconstructor, autoencoder.max_explanation_tokens, mesh
+        )
+        self.metrics = RoundMetrics(config, verbalizer, reconstructor)
+
+    def __call__(self, states: States, batch: dict[str, np.ndarray], index: int) -> tuple[States, Metrics]:
+        """Run round `index`; see the class."""
+        lap, programs, reference_NGT = self.metrics.lap(), self.programs, None
+        activations_ND = place_process_rows(batch["activations_BD"], self.config.activations, self.mesh)
+        # The AV explains each activation in a group of answers.
+        samples = self._sample(states["av"].params, activations_ND, jax.random.fold_in(self.key, index), lap)
+        answer_budget = self._token_budget(samples.lengths_B, self.autoencoder.max_explanation_tokens)
+        # The device asks the reference for their log-probs while the host turns them into texts.
+        if self.config.policy.kl == "k3":
+            reference_NGT = programs.reference(
+                self.reference_params, activations_ND, samples, token_budget=answer_budget
+            )
+            lap.until("reference", reference_NGT)
+        texts, prompt_lengths_B = self._texts(batch["activations_BD"], samples, lap)
+        # The AR learns to rebuild the activations; its errors before it does are the rewards.
+        prompt_budget = self._token_budget(prompt_lengths_B, self.autoencoder.max_reconstructor_tokens)
+        ar, ar_metrics = programs.update_reconstructor(
+            states["ar"], texts, self.ar_base, token_budget=prompt_budget
+        )
+        lap.until("ar_update", ar_metrics["loss"])
+        rollouts, scores = block_on_simulated_devices(
+            programs.score(activations_ND, samples, ar_metrics["mse_nrm_B"], texts.weights_B, reference_NGT)
+        )
+        # The AV learns to write what is rewarded, and to stay near the reference.
+        av, av_metrics = programs.update_verbalizer(
+            states["av"], rollouts, self.reference_params, self.av_base, token_budget=answer_budget
+        )
+        lap.until("av_update", av_metrics["loss"])
+        length = prompt_lengths_B.mean()
+        return {"av": av, "ar": ar}, lambda: self.metrics.row(
+            lap, av=av_metrics, ar=ar_metrics, scores=scores, prompt_length=length
+        )
+
+    def _sample(self, params: Params, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
+        """Read the activations and write answers. The weights that are copies live as long as this call."""
+        weights = block_on_simulated_devices(self.programs.copy_weights(self.av_base, params))
+        past, final_ND = self.programs.read(weights, activations_ND)
         lap.until("prefill", final_ND)
-        samples = write(weights, past, final_ND, key)
+        samples = self.programs.write(weights, past, final_ND, key)
         lap.until("decode", samples.lengths_B)
         return samples
 
-    def run_round(states: States, batch: dict[str, np.ndarray], index: int):
-        lap = stopwatch.lap()
-        activations_ND = place_process_rows(batch["activations_BD"], config.activations, mesh)
-        samples = sample(states["av"].params, activations_ND, jax.random.fold_in(key, index), lap)
-        reference_NGT, answer_tokens = None, budget(samples.lengths_B, T)
-        if config.policy.kl == "k3":
-            reference_NGT = refer(reference_params, activations_ND, samples, tokens=answer_tokens)
-            lap.until("reference", reference_NGT)
+    def _texts(
+        self, activations_ND: np.ndarray, samples: Samples, lap: Lap
+    ) -> tuple[ReconstructorBatch, np.ndarray]:
+        """The AR's batch from sampled answers, and the lengths of its prompts on this process's devices."""
         jax.block_until_ready(samples)
-        started = time.perf_counter()
-        activations_BD = np.repeat(batch["activations_BD"], G, axis=0)
-        rows = codec.encode(activations_BD, codec.decode(*process_rows(samples.answers)))
-        ar_batch = ReconstructorBatch(**place_process_rows(rows, len(samples.lengths_B), mesh))
-        texts_seconds = time.perf_counter() - started
-        prompt_tokens = budget(rows["lengths_B"], codec.max_reconstructor_tokens)
-        ar, ar_metrics = ar_step(states["ar"], ar_batch, ar_base, tokens=prompt_tokens)
-        lap.until("ar_update", ar_metrics["loss"])
-        mse_B, weights_B = ar_metrics["mse_nrm_B"], ar_batch.weights_B
-        rollouts, scores = block_on_simulated_devices(
-            score(activations_ND, samples, mse_B, weights_B, reference_NGT)
+        with lap.on_host("texts"):
+            tokens_BT, lengths_B, closed_B = process_rows(samples.answers)
+            texts = self.autoencoder.decode(tokens_BT, lengths_B, closed_B)
+            activations_BD = np.repeat(activations_ND, self.config.group, axis=0)
+            rows = self.autoencoder.encode(activations_BD, texts)
+            batch = ReconstructorBatch(**place_process_rows(rows, len(samples.lengths_B), self.mesh))
+        return batch, rows["lengths_B"]
+
+    def _token_budget(self, lengths_B: jax.Array | np.ndarray, max_length: int) -> int | None:
+        """The budget of a pass over texts, for which it is compiled.
+
+        Where rows are split over devices they are not packed, and padding stays: None, and nothing waits for lengths.
+        """
+        if self.mesh.size > 1 or self.config.length_buckets == 1:
+            return None
+        return budget_for_lengths(
+            np.asarray(lengths_B),
+            max_length,
+            micro_batches=self.config.micro_batches,
+            buckets=self.config.length_buckets,
         )
-        av, av_metrics = av_step(states["av"], rollouts, reference_params, av_base, tokens=answer_tokens)
-        lap.until("av_update", av_metrics["loss"])
-
-        def metrics() -> dict[str, float]:
-            named = {f"av_{name}": av_metrics[name] for name in ("loss", "grad_norm")}
-            named |= {f"ar_{name}": ar_metrics[name] for name in ("loss", "grad_norm")}
-            named |= {name: x for name, x in av_metrics.items() if name not in ("loss", "grad_norm")}
-            bad_steps = max(int(x["bad_steps"]) for x in (av_metrics, ar_metrics))
-            row = scalars(named | scores | {"bad_steps": bad_steps})
-            N = len(activations_ND)
-            answers = verbalizer.forward_flops(N, N * G, row["length_mean"])
-            flops = {
-                "prefill": verbalizer.forward_flops(N, N, 0),
-                "decode": verbalizer.decode_flops(N * G, row["length_mean"]),
-                "reference": answers,
-                "ar_update": 3 * codec.reconstructor.forward_flops(N * G, rows["lengths_B"].mean()),
-                "av_update": 3 * answers,
-            }
-            if reference_NGT is None:
-                flops["av_update"] += flops.pop("reference")
-            row |= lap.metrics(flops) | {"speed/texts_seconds": texts_seconds}
-            tokens = row["length_mean"] * N * G
-            row["speed/decode_tokens_per_second"] = tokens / row["speed/decode_seconds"]
-            row["speed/rollouts_per_second"] = N * G / row["speed/seconds"]
-            return row
-
-        return {"av": av, "ar": ar}, metrics
-
-    return run_round
 
 
 def optimizers(config: RLConfig) -> dict[str, optax.GradientTransformation]:

@@ -1,9 +1,10 @@
 """How fast a step's phases run, and what share of the device's measured peak they use."""
 
 import concurrent.futures
+import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ class Lap:
     def __init__(self, stopwatch: Stopwatch):
         self._stopwatch, self._dispatched = stopwatch, time.perf_counter()
         self._times: dict[str, concurrent.futures.Future] = {}
+        self._host_seconds: dict[str, float] = {}
 
     def until(self, phase: str, result: jax.Array) -> None:
         """Tell that what was dispatched since the last call is `phase`, and over when `result` is there.
@@ -76,11 +78,22 @@ class Lap:
         self._times[phase] = self._stopwatch.watch(self._dispatched, block_on_simulated_devices(result))
         self._dispatched = time.perf_counter()
 
+    @contextlib.contextmanager
+    def on_host(self, phase: str) -> Iterator[None]:
+        """Time what the host does inside a `with`, whatever the device does meanwhile."""
+        started = time.perf_counter()
+        yield
+        self._host_seconds[phase] = time.perf_counter() - started
+
     def metrics(self, flops: Mapping[str, float]) -> dict[str, float]:
-        """Wait for the phases: `speed/PHASE_seconds`, `speed/seconds` of all, `speed/PHASE_mfu` in 0..1.
+        """Wait for the device's phases.
 
         Args:
           flops: model FLOPs by phase.
+
+        Returns:
+          `speed/PHASE_seconds` of every phase on the device, `speed/seconds` from the first one's beginning to the last
+          one's end, `speed/PHASE_mfu` in 0..1 where FLOPs are given, and `speed/PHASE_seconds` of phases on the host.
         """
         times = {phase: future.result() for phase, future in self._times.items()}
         seconds = {phase: ended - began for phase, (began, ended) in times.items()}
@@ -89,4 +102,4 @@ class Lap:
         metrics["speed/seconds"] = max(ended) - min(began)
         for phase, count in flops.items():
             metrics[f"speed/{phase}_mfu"] = count / seconds[phase] / self._stopwatch.peak
-        return metrics
+        return metrics | {f"speed/{phase}_seconds": value for phase, value in self._host_seconds.items()}

@@ -1,10 +1,11 @@
 """The two supervised steps: AV fine-tuning on explanations, AR regression on activations.
 
 Both are pure: (state, batch) -> (state, metrics). `jit_step` compiles them with the state donated. `base` holds the
-frozen weights where the state's are adapters. `tokens` is what a micro-batch holds at most (`packing.token_budget`), so
-that padding beyond costs nothing; None computes it all.
+frozen weights where the state's are adapters. `token_budget` is how many tokens a micro-batch has at most
+(`packing.budget_for_lengths`), so that padding beyond it costs nothing; None computes all padding.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,13 +47,19 @@ def av_sft_step(
     verbalizer: Verbalizer,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One supervised AV update; the loss is the mean negative log-likelihood a token, in nats."""
 
     def sums(params: Any, piece: VerbalizerBatch) -> LossSums:
-        rows = piece.activations_BD, piece.responses_BT, piece.lengths_B
-        loss, _ = sft_loss(verbalizer, with_adapters(base, params), *rows, tokens)
+        loss, _ = sft_loss(
+            verbalizer,
+            with_adapters(base, params),
+            piece.activations_BD,
+            piece.responses_BT,
+            piece.lengths_B,
+            token_budget,
+        )
         return LossSums(loss)
 
     return update(state, optimizer, sums, batch, batch.lengths_B.sum().astype("float32"), micro_batches)
@@ -66,7 +73,7 @@ def ar_mse_step(
     reconstructor: Reconstructor,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
-    tokens: int | None = None,
+    token_budget: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One AR regression update; the loss is the mean direction MSE over rows with weight.
 
@@ -75,17 +82,33 @@ def ar_mse_step(
     """
 
     def sums(params: Any, piece: ReconstructorBatch) -> LossSums:
-        rows = piece.prompts_BT, piece.lengths_B, piece.activations_BD
-        mse_B = mse_loss(reconstructor, with_adapters(base, params), *rows, tokens)
+        mse_B = mse_loss(
+            reconstructor,
+            with_adapters(base, params),
+            piece.prompts_BT,
+            piece.lengths_B,
+            piece.activations_BD,
+            token_budget,
+        )
         return LossSums((mse_B * piece.weights_B).sum(), per_row={"mse_nrm_B": mse_B})
 
     return update(state, optimizer, sums, batch, batch.weights_B.sum(), micro_batches)
 
 
 def jit_step(step: Callable, **static: Any) -> Callable:
-    """Compile a step with its static arguments bound and its state donated; `tokens` is given with each call."""
+    """Compile a step with its static arguments bound.
 
-    def bound(state, *args, tokens=None):
-        return step(state, *args, tokens=tokens, **static)
+    Args:
+      step: a pure step such as `av_sft_step`, `ar_mse_step` or `grpo.grpo_step`, whose first argument is its state.
+      static: the step's arguments that no call changes: its model, optimizer and config.
 
-    return jax.jit(bound, donate_argnums=0, static_argnames="tokens")
+    Returns:
+      The jitted step, which takes the other arguments by position or by name, as the step itself does. It donates the
+      state, and compiles anew for every `token_budget`.
+    """
+
+    @functools.wraps(step)
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        return step(*args, **kwargs, **static)
+
+    return jax.jit(bound, donate_argnums=0, static_argnames="token_budget")

@@ -54,14 +54,14 @@ def test_parameters_are_the_first_blocks_and_a_head(tiny_lm, reconstructor):
 @pytest.mark.parametrize("spare", [None, 0])
 def test_loss_and_gradients_equal_whole_rows(tiny_lm, reconstructor, prompts, spare):
     ids, lengths = prompts
-    tokens = None if spare is None else int(lengths.sum()) + spare
-    assert tokens is None or tokens < ids.size
+    token_budget = None if spare is None else int(lengths.sum()) + spare
+    assert token_budget is None or token_budget < ids.size
     params = reconstructor.init(tiny_lm.params)
     params["head"]["kernel"] += 0.1 * jnp.asarray(RNG.standard_normal((32, 32)), jnp.float32)
 
     def shared(params):
         saving = dataclasses.replace(reconstructor, remat=True)
-        return mse_loss(saving, params, ids, lengths, TARGETS, tokens).sum()
+        return mse_loss(saving, params, ids, lengths, TARGETS, token_budget).sum()
 
     def plain(params):
         stream = plain_stream(reconstructor.config, params["lm"], reconstructor.prompt.prefix, ids, lengths)

@@ -98,10 +98,10 @@ def test_shared_computation_equals_whole_rows(small, group, injection, spare):
         params["affine"]["bias"] += 0.5
     ids, lengths = responses(verbalizer, small, 2 * group)
 
-    tokens = None if spare is None else int(lengths.sum()) + spare
+    token_budget = None if spare is None else int(lengths.sum()) + spare
 
     def shared(params, activations):
-        return sft_loss(verbalizer, params, activations, ids, lengths, tokens)[0]
+        return sft_loss(verbalizer, params, activations, ids, lengths, token_budget)[0]
 
     def plain(params, activations):
         return plain_loss(verbalizer, params, activations, ids, lengths)
@@ -115,8 +115,8 @@ def test_shared_computation_equals_whole_rows(small, group, injection, spare):
 def test_a_budget_that_holds_not_all_tokens_gives_nothing(small):
     verbalizer = make(small)
     ids, lengths = responses(verbalizer, small, 6)
-    tokens = int(lengths.sum()) - 1
-    loss, _ = sft_loss(verbalizer, verbalizer.init(small.params), ACTIVATIONS, ids, lengths, tokens)
+    token_budget = int(lengths.sum()) - 1
+    loss, _ = sft_loss(verbalizer, verbalizer.init(small.params), ACTIVATIONS, ids, lengths, token_budget)
     assert np.isnan(loss)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nla_jax.lm.attention import PAD_POSITION
-from nla_jax.lm.packing import Packing, token_budget
+from nla_jax.lm.packing import Packing, budget_for_lengths
 
 P = PAD_POSITION
 POSITIONS = (jnp.array([[0, 1, 2]]), jnp.array([[3, 4, P], [3, P, P]]))
@@ -14,7 +14,7 @@ VALUES = (jnp.arange(3.0).reshape(1, 3, 1), jnp.arange(3.0, 9.0).reshape(2, 3, 1
 
 
 def test_all_tokens_or_those_that_are_not_padding():
-    whole, dense, roomy = (Packing.of(POSITIONS, tokens) for tokens in (None, 6, 8))
+    whole, dense, roomy = (Packing.of(POSITIONS, budget) for budget in (None, 6, 8))
     assert whole.join(VALUES).ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert dense.join(VALUES).ravel().tolist() == [0, 1, 2, 3, 4, 6]
     assert dense.join(POSITIONS).ravel().tolist() == [0, 1, 2, 3, 4, 3]
@@ -49,7 +49,7 @@ def test_gradients_go_back_to_the_tokens_they_belong_to():
     ],
 )
 def test_budgets_by_hand(lengths, options, budget):
-    assert token_budget(np.array(lengths), 4, **options) == budget
+    assert budget_for_lengths(np.array(lengths), 4, **options) == budget
 
 
 @given(
@@ -60,11 +60,11 @@ def test_budgets_by_hand(lengths, options, budget):
 def test_a_budget_holds_every_micro_batch_and_little_more(lengths, buckets, micro_batches):
     rows = 6 // micro_batches
     needed = np.maximum(lengths, 1).reshape(micro_batches, rows).sum(axis=1).max()
-    budget = token_budget(np.array(lengths), 9, micro_batches=micro_batches, buckets=buckets)
+    budget = budget_for_lengths(np.array(lengths), 9, micro_batches=micro_batches, buckets=buckets)
     budget = rows * 9 if budget is None else budget
     assert needed <= budget <= rows * 9 and budget - needed <= rows * 9 / buckets + 1
 
 
 def test_there_are_no_more_budgets_than_buckets():
-    found = {token_budget(np.array([a, b, 1, 1]), 25, buckets=4) for a in range(26) for b in range(26)}
+    found = {budget_for_lengths(np.array([a, b, 1, 1]), 25, buckets=4) for a in range(26) for b in range(26)}
     assert len(found) <= 4

@@ -13,7 +13,7 @@ from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.lora import FrozenBase, LoraConfig, init_adapters
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import make_mesh, tree_shardings
-from nla_jax.training.joint import RLConfig, make_round, optimizers, sampling_weights
+from nla_jax.training.joint import RLConfig, Round, optimizers, sampling_weights
 from nla_jax.training.state import TrainState
 
 BATCHES = np.random.default_rng(0).standard_normal((4, 2, 32)).astype(np.float32)
@@ -37,7 +37,7 @@ def rounds(tiny_lm):
     states = {name: TrainState.create(trained[name], optimizer) for name, optimizer in optimizers(rl).items()}
     mesh = make_mesh()
     states = jax.device_put(states, tree_shardings(states, mesh))
-    run_round = make_round(rl, codec, reference, mesh, jax.random.key(0))
+    run_round = Round(rl, codec, reference, mesh, jax.random.key(0))
 
     events, traced, metrics = [], [], []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))

@@ -15,7 +15,7 @@ from nla_jax.autoencoder.prompts import (
 )
 from nla_jax.autoencoder.reconstructor import Reconstructor, mse_loss
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer, sft_loss
-from nla_jax.lm.packing import token_budget
+from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -55,16 +55,16 @@ def ar(tiny_lm):
     return reconstructor, reconstructor.init(tiny_lm.params), batch
 
 
-def av_run(av, batch=None, tokens=None, **options):
+def av_run(av, batch=None, token_budget=None, **options):
     verbalizer, params, own = av
     step = compiled(av_sft_step, verbalizer=verbalizer, optimizer=OPTIMIZER, **options)
-    return step(TrainState.create(params, OPTIMIZER), batch or own, tokens=tokens)
+    return step(TrainState.create(params, OPTIMIZER), batch or own, token_budget=token_budget)
 
 
-def ar_run(ar, batch=None, tokens=None, **options):
+def ar_run(ar, batch=None, token_budget=None, **options):
     reconstructor, params, own = ar
     step = compiled(ar_mse_step, reconstructor=reconstructor, optimizer=OPTIMIZER, **options)
-    return step(TrainState.create(params, OPTIMIZER), batch or own, tokens=tokens)
+    return step(TrainState.create(params, OPTIMIZER), batch or own, token_budget=token_budget)
 
 
 def assert_same_update(left, right):
@@ -92,9 +92,9 @@ def test_padding_left_out_changes_nothing(run, model, micro_batches, request):
     model = request.getfixturevalue(model)
     tokens_BT = jax.tree.leaves(model[2])[1 if run is av_run else 0]
     lengths_B = np.asarray(model[2].lengths_B)
-    tokens = token_budget(lengths_B, tokens_BT.shape[1], micro_batches=micro_batches, buckets=16)
-    assert tokens is not None
-    assert_same_update(run(model, tokens=tokens, micro_batches=micro_batches), run(model))
+    token_budget = budget_for_lengths(lengths_B, tokens_BT.shape[1], micro_batches=micro_batches, buckets=16)
+    assert token_budget is not None
+    assert_same_update(run(model, token_budget=token_budget, micro_batches=micro_batches), run(model))
 
 
 def test_av_loss_is_the_mean_over_tokens_of_unlike_rows(av):
