@@ -29,6 +29,18 @@ CONFIG    a Python file with get_config(), the directory of a run, or one of the
 `{program} CONFIG --help` lists all fields with their values in that config."""
 
 
+def locate(name: str) -> Path:
+    """The directory of the run or the file of the config that a command line names.
+
+    Raises:
+      FileNotFoundError: there is neither.
+    """
+    path = Path(name)
+    if path.is_dir() and (name not in shipped_configs() or (path / "config.json").exists()):
+        return path
+    return find_config(name)
+
+
 def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", Path]:
     """Read the config or the run named first, apply the overrides, and settle the run directory.
 
@@ -46,11 +58,11 @@ def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", Path]
 
     from nla_jax.config import ExperimentConfig, load_config, read_config
 
-    given, rest = Path(arguments[0]), arguments[1:]
-    if given.is_dir() and (arguments[0] not in shipped_configs() or (given / "config.json").exists()):
+    given, rest = locate(arguments[0]), arguments[1:]
+    if given.is_dir():
         config, run_dir = read_config(given / "config.json"), given
     else:
-        config = load_config(find_config(arguments[0]))
+        config = load_config(given)
         run_dir = Path("runs") / config.name
     if "--run-dir" in rest:
         at = rest.index("--run-dir")
@@ -77,6 +89,10 @@ def run(arguments: list[str], *, stages: Sequence[str] = (), program: str, descr
         configs = textwrap.fill(", ".join(shipped_configs()), 110, subsequent_indent=" " * 10)
         print(_USAGE.format(program=program, description=description, configs=configs))
         raise SystemExit(0 if arguments else 2)
+    if not arguments[0].startswith("-"):
+        # A name that is not there is answered at once: what follows takes seconds.
+        with plain_errors():
+            locate(arguments[0])
     import jax
 
     from nla_jax.pipeline.run import Run
