@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-from nla_jax.cli import use_huge_pages
+from nla_jax.commands.startup import use_huge_pages
 from nla_jax.lm.files.weights import export_hf
 from nla_jax.process import use_compilation_cache
 

@@ -24,7 +24,8 @@ jaxtyping.install_import_hook("nla_jax", "beartype.beartype")
 import pytest
 from tiny_model import write_tiny_model
 
-from nla_jax.lm.files.weights import LanguageModel, load_language_model
+from nla_jax.lm.files.weights import load_language_model
+from nla_jax.lm.language_model import LanguageModel
 
 LONG = ("test_end_to_end.py", "test_distributed.py", "test_lora_run.py", "test_plan.py", "test_memory.py")
 """Files that run whole programs, the longest first."""

@@ -17,7 +17,8 @@ from nla_jax.config import ExperimentConfig, ModelConfig, read_config
 from nla_jax.interop.meta import FILE_NAME
 from nla_jax.interop.model_directories import load_verbalizer
 from nla_jax.lm.files.peft import ADAPTER_CONFIG, ADAPTER_FILE, load_peft
-from nla_jax.pipeline.export import CheckpointRun, export_run
+from nla_jax.pipeline.export import export_run
+from nla_jax.pipeline.load import load
 from nla_jax.pipeline.run import Run
 from nla_jax.training.checkpoint_files import describe
 from nla_jax.training.joint import optimizers
@@ -44,7 +45,9 @@ def test_checkpoints_hold_adapters_alone_and_joint_training_goes_on_with_their_m
     run = Run(read_config(adapted / "config.json"), adapted)
     assert run.models.bases.keys() == {"av", "ar"}
     like = {
-        name: abstract(lambda name=name, optimizer=optimizer: run.models.initial_state(name, optimizer), run.mesh)
+        name: abstract(
+            lambda name=name, optimizer=optimizer: run.models.initial_state(name, optimizer), run.mesh
+        )
         for name, optimizer in optimizers(run.config.rl).items()
     }
     restored, _ = run.checkpoints("rl").restore(like)
@@ -87,14 +90,19 @@ def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adap
     notes = export_run(run, tmp_path, adapters=True)
     assert any("adapters alone" in note for note in notes)
     assert {path.name for path in (tmp_path / "av").iterdir()} == {ADAPTER_CONFIG, ADAPTER_FILE, FILE_NAME}
-    loaded = CheckpointRun(tmp_path / "av", tmp_path / "ar")
+    loaded = load(tmp_path, scan_blocks=False, quiet=True)
     of_target = loaded.target.params["blocks_1"]["mlp"]["up"]["kernel"]
-    for model in (loaded.av, loaded.ar):
-        assert model.params["lm"]["blocks_1"]["mlp"]["up"]["kernel"] is of_target
-    assert loaded.ar.reconstructor == run.models.autoencoder.reconstructor
-    for name in ("av", "ar"):
-        ours = run.models.model_params("rl", name, run.checkpoints("rl").pinned())
-        jax.tree.map(np.testing.assert_array_equal, ours, loaded.trained_params("rl", name))
+    for params in (loaded.av_params, loaded.ar_params):
+        assert params["lm"]["blocks_1"]["mlp"]["up"]["kernel"] is of_target
+    assert loaded.autoencoder.reconstructor == run.models.autoencoder.reconstructor
+    for name, params in (("av", loaded.av_params), ("ar", loaded.ar_params)):
+        ours = run.models.model_params("rl", name, run.best_step())
+        jax.tree.map(np.testing.assert_array_equal, ours, params)
+    stacked = load(tmp_path, scan_blocks=True, quiet=True)
+    vectors_ND = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+    assert stacked.explain(vectors_ND).texts == loaded.explain(vectors_ND).texts
+    rebuilt = (nla.reconstruct(["a text", "another"]) for nla in (stacked, loaded))
+    np.testing.assert_allclose(*rebuilt, rtol=1e-5, atol=1e-5)
     script = str(ROOT / "experiments" / "verbalize.py")
     done = finish(
         [sys.executable, script, str(tmp_path), "The array has a shape.", "--position", "-1", "--json"]
@@ -102,7 +110,7 @@ def test_exported_adapters_are_the_runs_and_share_the_weights_of_the_target(adap
     assert [item["token"] for item in json.loads(done.stdout)] == ["."]
     # Without a base, the model that they name is loaded.
     alone = load_verbalizer(tmp_path / "av")
-    jax.tree.map(np.testing.assert_array_equal, alone.params, loaded.av.params)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, loaded.av_params)
 
 
 def test_adapters_on_another_model_are_refused(adapted, tmp_path):
@@ -112,12 +120,12 @@ def test_adapters_on_another_model_are_refused(adapted, tmp_path):
     with pytest.raises(
         ValueError, match=r"wide says d_model 48, nla_meta.yaml says 32; give the model that it adapts"
     ):
-        CheckpointRun(tmp_path / "adapters" / "av", tmp_path / "adapters" / "ar", str(wide))
+        load(tmp_path / "adapters", target=str(wide))
     deep = write_tiny_model(tmp_path / "deep", d_ff=80, num_layers=3)
     with pytest.raises(
         ValueError, match=r"lora_A.weight is \(4, 64\), expected \(4, 80\) for this model; load its own"
     ):
-        CheckpointRun(tmp_path / "adapters" / "av", tmp_path / "adapters" / "ar", str(deep))
+        load(tmp_path / "adapters", target=str(deep))
 
 
 def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):

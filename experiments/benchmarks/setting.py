@@ -22,7 +22,8 @@ from nla_jax.autoencoder.prompts import (
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.files.weights import LanguageModel, load_language_model
+from nla_jax.lm.files.weights import load_language_model
+from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.transformer import Params, init_params
 from nla_jax.planning.architectures import read_architecture
 from nla_jax.training.state import OptimizerConfig

@@ -6,24 +6,17 @@ the tokenizer. Nothing is searched at run time: an explanation that happens to w
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.markers import find_marker
+from nla_jax.lm.chat_template import PLACEHOLDER, end_token, render_chat
+from nla_jax.lm.prompt_batches import pad
 
 EXPLANATION_SLOT = "{explanation}"
 INJECTION_SLOT = "{injection_char}"
-_PLACEHOLDER = "\ue000"
-"""Stands for a text that a chat template is to enclose; a character for private use, in no template."""
-_FIXED_DATE = (
-    "{% macro strftime_now(format) %}"
-    "{{ {'%Y-%m-%d': '2024-07-26', '%d %B %Y': '26 July 2024'}.get(format, '26 Jul 2024') }}{% endmacro %}"
-)
-"""What chat templates that write the date are told, in three usual forms: a prompt must be the same tomorrow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +93,20 @@ def build_verbalizer_prompt(
       ValueError: the marker is not exactly one token in the rendered prompt, or nothing stands before it; no
         chat template although `templates.chat`, or one that refuses or changes the message; no end token.
     """
-    message = templates.verbalizer.replace(INJECTION_SLOT, _PLACEHOLDER)
-    text = render_chat(tokenizer, message) if templates.chat else f"{message}\n"
-    if text.count(_PLACEHOLDER) != 1:
+    message = templates.verbalizer.replace(INJECTION_SLOT, PLACEHOLDER)
+    try:
+        text = render_chat(tokenizer, message) if templates.chat else f"{message}\n"
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. For a base model set templates.chat to False, which makes the verbalizer template the whole "
+            "prompt"
+        ) from error
+    if text.count(PLACEHOLDER) != 1:
         raise ValueError(
             f"the chat template repeats or drops the user message: it renders {message!r} as {text!r}; "
             "set templates.chat to False to do without it"
         )
-    before, after = (text + templates.forced_start).split(_PLACEHOLDER)
+    before, after = (text + templates.forced_start).split(PLACEHOLDER)
     start = [] if templates.chat else _bos(tokenizer)
 
     def split(marker: str) -> tuple[list[int], int | None, list[str]]:
@@ -144,59 +143,6 @@ def build_verbalizer_prompt(
         end_token=end_token(tokenizer, chat=templates.chat),
         marker_text=marker,
     )
-
-
-def render_chat(tokenizer: PreTrainedTokenizerBase, message: str, answer: str | None = None) -> str:
-    """A user message, with the generation prompt or an answer after it, as the chat template writes them.
-
-    Raises:
-      ValueError: no chat template, or one that refuses the message.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "the tokenizer has no chat template; use an instruction-tuned model's tokenizer, or for a base model "
-            "set templates.chat to False, which makes the verbalizer template the whole prompt"
-        )
-    chat = [{"role": "user", "content": message}]
-    # A token that the tokenizer lacks is nothing, and never the word None or an error.
-    names: dict[str, Any] = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token")}
-    try:
-        template = tokenizer.get_chat_template()
-        return tokenizer.apply_chat_template(
-            chat if answer is None else [*chat, {"role": "assistant", "content": answer}],
-            chat_template=_FIXED_DATE + template if "strftime_now" in template else template,
-            add_generation_prompt=answer is None,
-            tokenize=False,
-            enable_thinking=False,
-            **names,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the chat template of the tokenizer cannot render one user message ({error}); give the tokenizer a "
-            "chat template that can, or set templates.chat to False to do without it"
-        ) from error
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
-    """What the chat template writes after an answer if that is a special token, else the tokenizer's EOS.
-
-    For some models (Gemma, Phi-3) the two differ: EOS ends a document, not a turn.
-
-    Raises:
-      ValueError: neither is there.
-    """
-    try:
-        text = render_chat(tokenizer, "?", answer=_PLACEHOLDER) if chat else ""
-    except ValueError:  # a template need not render answers
-        text = ""
-    *_, after = text.partition(_PLACEHOLDER)
-    first = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if special.issuperset(first) and first:
-        return first[0]
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer names no token that ends a text; set its eos_token")
-    return tokenizer.eos_token_id
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -283,11 +229,3 @@ def encode_reconstructor(
             ids = ids[: max_tokens - len(prompt.suffix)] + list(prompt.suffix)
         rows.append(ids)
     return pad(rows, max_tokens)
-
-
-def pad(rows: Sequence[Sequence[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
-    """Right-pad rows with 0 to `length`; masks come from the lengths, since 0 may be a real id."""
-    padded = np.zeros((len(rows), length), np.int32)
-    for row, ids in zip(padded, rows, strict=True):
-        row[: len(ids)] = ids
-    return padded, np.array([len(ids) for ids in rows], np.int32)

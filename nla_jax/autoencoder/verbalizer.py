@@ -196,9 +196,13 @@ class Verbalizer:
         group: int,
         max_tokens: int,
         temperature: float | Float[Array, ""] = 1.0,
+        scan: bool = False,
     ) -> Samples:
-        """Write `group` explanations for each activation; rows of a group are adjacent."""
-        params = self.for_decoding(params)
+        """Write `group` explanations for each activation; rows of a group are adjacent.
+
+        `scan` leaves stacked blocks stacked: faster to compile, slower to run (see `sampling.for_decoding`).
+        """
+        params = self.frozen(params) if scan else self.for_decoding(params)
         past, final_ND = self.read(params, activations_ND)
         return self.write(
             params, past, final_ND, key, group=group, max_tokens=max_tokens, temperature=temperature

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nla_jax.autoencoder.prompts import end_token, pad, render_chat
+from nla_jax.lm.chat_template import end_token, render_chat
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.files.weights import LanguageModel
-from nla_jax.lm.prompt_batches import batches_by_length, filled, positions
+from nla_jax.lm.language_model import LanguageModel
+from nla_jax.lm.prompt_batches import batches_by_length, filled, pad, positions
 from nla_jax.lm.sampling import for_decoding, sample
 from nla_jax.lm.transformer import Transformer
 from nla_jax.sharding.aliasing import jit_aliasing

@@ -9,7 +9,6 @@ Suites: reconstruction controls prediction faithfulness degeneracy cost, all of 
 """
 
 import argparse
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +49,9 @@ def without_run(arguments: list[str]) -> None:
         "--data", required=True, type=Path, help="held-out activations: a parquet file or a folder"
     )
     parser.add_argument("--out", required=True, type=Path, help="directory for what is written")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="what weights are kept in"
+    )
     parser.add_argument("--judge", help="an AR that never saw the AV's texts")
     parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
     parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
@@ -57,16 +59,13 @@ def without_run(arguments: list[str]) -> None:
     # These take seconds, and the help needs none of them.
     from nla_jax.data.dataset import load_dataset
     from nla_jax.evaluation.config import EvaluationConfig
-    from nla_jax.pipeline.evaluate import evaluate_checkpoint
-    from nla_jax.pipeline.export import CheckpointRun
-    from nla_jax.pipeline.subject import reconstructor_of
+    from nla_jax.pipeline.evaluate import evaluate_nla
+    from nla_jax.pipeline.load import load
     from nla_jax.process import use_compilation_cache
 
     with plain_errors():
         use_compilation_cache()
         evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
-        run = CheckpointRun(args.av, args.ar, args.target)
-        run.config = dataclasses.replace(run.config, evaluation=evaluation)
-        judge = reconstructor_of(CheckpointRun(args.av, args.judge, args.target)) if args.judge else None
-        evaluate_checkpoint(run, load_dataset(args.data), args.out, judge=judge)
+        nla = load(args.av, ar=args.ar, target=args.target, judge=args.judge, dtype=args.dtype)
+        evaluate_nla(nla, load_dataset(args.data), args.out, evaluation)
     print(f"open {(args.out / 'report.html').resolve()}")

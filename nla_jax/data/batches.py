@@ -7,12 +7,8 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from nla_jax.autoencoder.prompts import (
-    ReconstructorPrompt,
-    VerbalizerPrompt,
-    encode_reconstructor,
-    encode_responses,
-)
+from nla_jax.autoencoder.autoencoder import Autoencoder
+from nla_jax.autoencoder.prompts import VerbalizerPrompt, encode_responses
 from nla_jax.data.dataset import ActivationDataset
 
 Rows = Mapping[str, np.ndarray]
@@ -28,14 +24,10 @@ def verbalizer_rows(
 
 
 def reconstructor_rows(
-    activations_ND: np.ndarray,
-    explanations: Sequence[str | None],
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: ReconstructorPrompt,
-    max_tokens: int,
-) -> Rows:
+    autoencoder: Autoencoder, activations_ND: np.ndarray, explanations: Sequence[str | None]
+) -> dict[str, np.ndarray]:
     """Columns of a `ReconstructorBatch`; a failed explanation (None) has weight 0."""
-    prompts_NT, lengths_N = encode_reconstructor(tokenizer, prompt, explanations, max_tokens)
+    prompts_NT, lengths_N = autoencoder.encode(explanations)
     weights_N = np.array([text is not None for text in explanations], np.float32)
     return {
         "prompts_BT": prompts_NT,

@@ -17,6 +17,7 @@ from nla_jax.data.corpus import Document
 from nla_jax.data.splits import hash_fraction
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
+from nla_jax.lm.tokenized import starts_with_bos
 from nla_jax.lm.transformer import Params
 from nla_jax.sharding.placement import shard_batch, to_host
 
@@ -85,12 +86,6 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that are no part of a text: those with a role, and those that are only declared special."""
     declared = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*tokenizer.all_special_ids, *declared}
-
-
-def starts_with_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the first token is a BOS that the tokenizer put before the text."""
-    added = tokenizer("")["input_ids"][:1]
-    return added == [tokenizer.bos_token_id] and list(tokens[:1]) == added
 
 
 def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

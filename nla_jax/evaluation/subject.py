@@ -51,7 +51,7 @@ class Subject:
     Attributes:
       data: held-out rows.
       training: rows with explainer texts that the NLA was trained on: what baselines are fitted on.
-      moments: of all training activations.
+      yardstick: of all training activations.
       verbalizers: AVs by name, in order of training; the last is the one that every suite looks at.
       reconstructors: ARs by name: "own" was trained beside the AV, all others are judges that were not.
       load_target: loads the target LM; called when a suite first needs it.
@@ -65,7 +65,7 @@ class Subject:
 
     data: ActivationDataset
     training: ActivationDataset | None
-    moments: Yardstick
+    yardstick: Yardstick
     verbalizers: Mapping[str, ExplainFn]
     reconstructors: Mapping[str, RebuildFn]
     load_target: Callable[[], TargetLM]
@@ -151,7 +151,7 @@ class Subject:
         known = self._rebuilt[reconstructor]
         if fresh := list(dict.fromkeys(text for text in texts if text is not None and text not in known)):
             known.update(zip(fresh, np.asarray(self.reconstructors[reconstructor](fresh)), strict=True))
-        rows = [self.moments.mean_D if text is None else known[text] for text in texts]
+        rows = [self.yardstick.mean_D if text is None else known[text] for text in texts]
         return np.array(rows, np.float32).reshape(len(rows), -1)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its process
@@ -178,16 +178,16 @@ class Subject:
           scale: factor for raw `fve`.
           rows: which held-out rows.
         """
-        target_ND, moments = self.data.activations[rows], self.moments
+        target_ND, yardstick = self.data.activations[rows], self.yardstick
         docs = [self.data.doc_ids[i] for i in np.arange(len(self.data))[rows]]
         failed_N = np.zeros(len(docs), bool) if failed_N is None else np.asarray(failed_N)
-        filled_ND = metrics.substitute_failed(prediction_ND, failed_N, moments.mean_D)
-        scaled_ND = metrics.substitute_failed(prediction_ND * scale, failed_N, moments.mean_D)
+        filled_ND = metrics.substitute_failed(prediction_ND, failed_N, yardstick.mean_D)
+        scaled_ND = metrics.substitute_failed(prediction_ND * scale, failed_N, yardstick.mean_D)
         return {
             "fve_nrm": Ratio.explained(
-                *metrics.fve_nrm_terms(filled_ND, target_ND, moments.normalized_mean_D), docs
+                *metrics.fve_nrm_terms(filled_ND, target_ND, yardstick.normalized_mean_D), docs
             ),
-            "fve": Ratio.explained(*metrics.fve_terms(scaled_ND, target_ND, moments.mean_D), docs),
+            "fve": Ratio.explained(*metrics.fve_terms(scaled_ND, target_ND, yardstick.mean_D), docs),
             "cosine": Ratio.mean(1 - metrics.direction_mse(filled_ND, target_ND) / 2, docs),
             "failed": Ratio.mean(failed_N, docs),
         }

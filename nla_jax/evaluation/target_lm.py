@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from nla_jax.autoencoder.prompts import pad
 from nla_jax.chat.local import LocalLM
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.files.weights import LanguageModel
+from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.logits import logits, token_statistics
 from nla_jax.lm.packing import first_kept, put, take
-from nla_jax.lm.prompt_batches import OPTION_LENGTHS, batches_by_length, filled, positions, rounded_up
+from nla_jax.lm.prompt_batches import OPTION_LENGTHS, batches_by_length, filled, pad, positions, rounded_up
 from nla_jax.lm.transformer import Injection, Transformer
 from nla_jax.process import progress_bar
 from nla_jax.sharding.placement import to_host

@@ -47,6 +47,14 @@ class OwnSettings:
     scale: float
     """The injection scale, repeated: `extraction.injection_scale` is empty where a reader of the shared fields
     alone would inject wrongly."""
+    max_explanation_tokens: int | None = None
+    """Longest answer in training; None in models that were written before this was recorded."""
+    max_reconstructor_tokens: int | None = None
+    """Longest AR prompt in training, after its shared prefix."""
+    min_position: int | None = None
+    """The first position that activations were read at."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Operand dtype of the products with weights in training."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,9 +36,10 @@ from nla_jax.lm.files.peft import ADAPTER_CONFIG, export_peft, load_peft, peft_b
 from nla_jax.lm.files.safetensors_files import open_safetensors, read_tensors
 from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.tokenizer import tokenizer_from_directory
-from nla_jax.lm.files.weights import LanguageModel, export_hf, load_language_model, load_params
+from nla_jax.lm.files.weights import StorageDtype, export_hf, load_language_model, load_params
+from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.lora import FrozenBase, LoraConfig
-from nla_jax.lm.transformer import EMBEDDING_LAYER, Params, parameter_shapes
+from nla_jax.lm.transformer import EMBEDDING_LAYER, Params, parameter_shapes, stack_blocks
 from nla_jax.sharding.mesh import tree_shardings
 
 HEAD_FILE = "value_head.safetensors"
@@ -57,11 +58,19 @@ class VerbalizerCheckpoint(NamedTuple):
 
 
 class AdapterOrigin(NamedTuple):
-    """Of parameters that hold adapters in place of an LM: what they were made with."""
+    """How a set of LoRA adapters was made: its config and its base model."""
 
     lora: LoraConfig
     base: str
     """Name or path of the LM that they adapt."""
+
+
+class TrainingLimits(NamedTuple):
+    """The lengths and positions that an AV and its AR were trained with; None where they are not known."""
+
+    explanation_tokens: int | None = None
+    reconstructor_tokens: int | None = None
+    min_position: int | None = None
 
 
 class ReconstructorCheckpoint(NamedTuple):
@@ -80,15 +89,18 @@ def load_verbalizer(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
+    params_dtype: StorageDtype = "float32",
 ) -> VerbalizerCheckpoint:
     """Load an AV of the reference, or one that `export_verbalizer` wrote, whole or as adapters.
 
     Args:
       spec: a directory or hub id.
-      base: what adapters belong to, with blocks not stacked; the AV then shares its weights. None loads what they name.
+      base: what adapters belong to, its blocks stacked or not; the AV then shares its weights. None loads what the
+        adapters name.
       mesh: where the parameters go, by the partition rules; the default device if None.
       dtype: see `LMConfig.dtype`.
       attention_dtype: see `LMConfig.attention_dtype`.
+      params_dtype: what the LM's parameters are kept in; an affine map and the AR's head stay float32.
 
     Raises:
       FileNotFoundError: no such model, or no `nla_meta.yaml` or config.json in it.
@@ -96,7 +108,7 @@ def load_verbalizer(
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="av")
-    tokenizer, config, read = _language_model(path, meta, base, mesh)
+    tokenizer, config, read = _language_model(path, meta, base, mesh, params_dtype)
     prompt = build_verbalizer_prompt(tokenizer, meta.templates)
     critic = meta.prompt_templates.critic
     suffix = None if critic is None else build_reconstructor_prompt(tokenizer, meta.templates).suffix
@@ -120,6 +132,7 @@ def load_reconstructor(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     attention_dtype: str = "float32",
+    params_dtype: StorageDtype = "float32",
 ) -> ReconstructorCheckpoint:
     """Load an AR of the reference, or one that we wrote; arguments as for `load_verbalizer`.
 
@@ -130,7 +143,7 @@ def load_reconstructor(
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="ar")
-    tokenizer, config, read = _language_model(path, meta, base, mesh)
+    tokenizer, config, read = _language_model(path, meta, base, mesh, params_dtype)
     prompt = build_reconstructor_prompt(tokenizer, meta.templates)
     marker = tokenizer.encode(meta.tokens.injection_char, add_special_tokens=False)
     # The neighbours are the AV's to check: an AR has no use for a chat template.
@@ -144,7 +157,7 @@ def load_reconstructor(
 
 
 def _language_model(
-    path: Path, meta: NLAMeta, base: LanguageModel | None, mesh: Mesh | None
+    path: Path, meta: NLAMeta, base: LanguageModel | None, mesh: Mesh | None, params_dtype: StorageDtype
 ) -> tuple[PreTrainedTokenizerBase, LMConfig, Callable[[LMConfig], Params]]:
     """Tokenizer and config of the LM in a directory, and what reads its parameters, adapters attached to their base.
 
@@ -154,7 +167,7 @@ def _language_model(
     """
     adapted = (path / ADAPTER_CONFIG).is_file()
     if adapted:
-        base = base or load_language_model(peft_base(path), mesh=mesh)
+        base = base or load_language_model(peft_base(path), mesh=mesh, dtype=params_dtype)
         config, source, tokenizer = base.config, base.name, base.tokenizer
     elif (file := path / "config.json").is_file():
         config, source = config_from_hf(json.loads(file.read_text())), "config.json"
@@ -176,10 +189,13 @@ def _language_model(
 
     def read(config: LMConfig) -> Params:
         if not adapted:
-            return load_params(open_safetensors(path), config, mesh=mesh)
+            return load_params(open_safetensors(path), config, mesh=mesh, dtype=params_dtype)
         adapters, lora = load_peft(path, config)
         kept = {parameter.split("/")[0] for parameter in parameter_shapes(config)}
         frozen = {name: part for name, part in base.params.items() if name in kept}
+        if "blocks" in base.params:
+            frozen["blocks"] = jax.tree.map(lambda x: x[: config.num_layers], base.params["blocks"])
+            adapters = stack_blocks(adapters)
         return FrozenBase(frozen, lora.scale).with_adapters({"lm": _placed(adapters, mesh)})["lm"]
 
     return tokenizer, config, read
@@ -202,6 +218,7 @@ def export_verbalizer(
     directory: str | os.PathLike[str],
     *,
     layer: int,
+    limits: TrainingLimits | None = None,
     adapted: AdapterOrigin | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> list[str]:
@@ -216,6 +233,7 @@ def export_verbalizer(
       templates: the ones that made its prompt.
       directory: created if need be.
       layer: the residual stream that is explained.
+      limits: lengths and positions that the models were trained with.
       adapted: with adapters, which are then written in PEFT's format, without config and tokenizer.
       dtype: of the tensors; the affine map stays float32.
 
@@ -226,6 +244,7 @@ def export_verbalizer(
       ValueError: a family that PEFT cannot adapt so.
     """
     directory, injection = Path(directory), verbalizer.injection
+    limits = limits or TrainingLimits()
     wrong, doubtful = reference_obstacles(verbalizer, tokenizer, templates)
     if adapted is not None:
         doubtful.append(f"it holds adapters alone: export the whole, or merge them into {adapted.base}")
@@ -251,6 +270,10 @@ def export_verbalizer(
             injection.mode,
             injection.affine,
             scale,
+            limits.explanation_tokens,
+            limits.reconstructor_tokens,
+            limits.min_position,
+            verbalizer.config.dtype,
         ),
     ).save(directory)
     return wrong + doubtful

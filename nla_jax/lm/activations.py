@@ -1,11 +1,23 @@
-"""Residual streams of token sequences at chosen positions."""
+"""Residual streams of texts, at every token or at chosen ones.
+
+Shape letters: B texts, T tokens, P positions a text, N chosen rows, D model.
+"""
+
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits
+from nla_jax.lm.prompt_batches import PROMPT_LENGTHS, rounded_up
+from nla_jax.lm.tokenized import TokenizedText
 from nla_jax.lm.transformer import Params, Transformer
 
 
@@ -33,3 +45,144 @@ def residual_at(
     if not top:
         return activations_BPD, None
     return activations_BPD, jax.lax.top_k(logits(params, config, at_positions(out.final_BTD)), top)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layer"))
+def _residual(params: Params, tokens_1T: Array, *, config: LMConfig, layer: int) -> Array:
+    """The residual stream (T, D) of one text. Programs are shared by everything that has the same config."""
+    out = Transformer(config).apply({"params": params}, tokens_1T, capture=(layer,), stop_after=layer)
+    return out.resid[layer][0].astype(jnp.float32)
+
+
+def residual_of(params: Params, config: LMConfig, ids: Sequence[int], layer: int) -> Float[np.ndarray, "T D"]:
+    """The residual stream after block `layer` at every token of one text.
+
+    The text is padded to one of a few lengths, so that few programs are compiled; padding follows the text, where
+    nothing sees it.
+
+    Raises:
+      ValueError: a layer that the model does not have, or a text longer than its context.
+    """
+    config.check_layer(layer)
+    limit = config.max_positions
+    if len(ids) > limit:
+        raise ValueError(
+            f"the text has {len(ids)} tokens, more than the {limit} that the model was made for; cut it, or explain "
+            "it in parts"
+        )
+    # Beyond the longest of the lengths that are compiled for, a text has a program of its own.
+    length = max(min(rounded_up(len(ids), PROMPT_LENGTHS), limit), len(ids))
+    tokens_1T = np.zeros((1, length), np.int32)
+    tokens_1T[0, : len(ids)] = ids
+    return np.asarray(_residual(params, tokens_1T, config=config, layer=layer))[: len(ids)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activations:
+    """Activations of one text at some of its tokens, which know their tokens.
+
+    Indexing, slicing and the methods choose rows and give `Activations` again; `np.asarray` gives the vectors.
+    """
+
+    vectors_ND: Float[np.ndarray, "N D"]
+    """Raw residual streams."""
+    layer: int
+    """The block that they follow, counted from 0."""
+    source: TokenizedText
+    """The whole text."""
+    positions: tuple[int, ...]
+    """The token of `source` that each row belongs to."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """What the token of each row spells."""
+        return [self.source.tokens[p] for p in self.positions]
+
+    @property
+    def roles(self) -> list[str | None]:
+        """The role in whose turn each row lies; None in plain text."""
+        return [self.source.roles[p] for p in self.positions]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and end of each row's token in `text`."""
+        return [self.source.spans[p] for p in self.positions]
+
+    @property
+    def text(self) -> str:
+        """The whole text, as it was read."""
+        return self.source.text
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator["Activations"]:
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.vectors_ND, dtype=dtype, copy=copy)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> "Activations":
+        """Choose rows of this object; for positions in the text, see `at`.
+
+        Raises:
+          IndexError: a row that there is not.
+        """
+        if isinstance(rows, int | np.integer):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(
+                    f"row {rows} is outside these activations: they have rows 0 to {len(self) - 1}"
+                )
+            rows = [operator.index(rows)]
+        chosen = np.arange(len(self))[rows]
+        if not len(chosen):
+            raise ValueError(f"{rows} chooses none of the {len(self)} rows; choose at least one")
+        return dataclasses.replace(
+            self, vectors_ND=self.vectors_ND[chosen], positions=tuple(self.positions[row] for row in chosen)
+        )
+
+    def at(self, positions: Sequence[int]) -> "Activations":
+        """The rows of some tokens, by their positions in the text; negative ones count from its end.
+
+        Raises:
+          ValueError: a position outside the text, or one whose row is not here.
+        """
+        wanted = [self.source.resolved(position) for position in positions]
+        row_of = {position: row for row, position in enumerate(self.positions)}
+        if missing := [position for position in wanted if position not in row_of]:
+            raise ValueError(
+                f"positions {missing} are not among these activations, which have {list(self.positions)[:10]}...; "
+                "choose from the activations of the whole text"
+            )
+        return self[[row_of[position] for position in wanted]]
+
+    def _among(self, positions: Sequence[int], what: str) -> "Activations":
+        rows = [row for row, position in enumerate(self.positions) if position in set(positions)]
+        if not rows:
+            raise ValueError(
+                f"none of these {len(self)} activations lies at {what}; choose from the whole text"
+            )
+        return self[rows]
+
+    def role(self, role: str) -> "Activations":
+        """The rows in the content of a role's messages; ValueError where there are none."""
+        return self._among(self.source.with_role(role), f"a token of role {role!r}")
+
+    def last_of_turn(self) -> "Activations":
+        """The rows at the last content token of every message; ValueError for plain text."""
+        return self._among(self.source.last_of_turns(), "the end of a turn")
+
+    def match(self, pattern: str) -> "Activations":
+        """The rows whose tokens overlap a match of a regular expression; ValueError where nothing matches."""
+        return self._among(self.source.matching(pattern), f"a match of {pattern!r}")
+
+    def phrase(self, phrase: str) -> "Activations":
+        """The rows whose tokens overlap a phrase, taken literally; ValueError where the text does not hold it."""
+        return self.match(re.escape(phrase))
+
+    def __repr__(self) -> str:
+        shown = "".join(self.tokens)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return (
+            f"Activations({len(self)} tokens of layer {self.layer}, d {self.vectors_ND.shape[1]}: {shown!r})"
+        )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from nla_jax.lm.attention import PAD_POSITION
@@ -54,3 +55,33 @@ def positions(
     steps_T = jnp.arange(tokens_BT.shape[1])
     starts_B1 = jnp.broadcast_to(jnp.asarray(starts_B), lengths_B.shape)[:, None]
     return jnp.where(steps_T < lengths_B[:, None], starts_B1 + steps_T, PAD_POSITION)
+
+
+def pad(rows: Sequence[Sequence[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+    """Right-pad rows with 0 to `length`; masks come from the lengths, since 0 may be a real id."""
+    padded = np.zeros((len(rows), length), np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return padded, np.array([len(ids) for ids in rows], np.int32)
+
+
+ROW_COUNTS = (1, 4, 16)
+"""Rows that a small batch is compiled for; larger ones fill up whole batches."""
+
+
+def row_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[Int[np.ndarray, "B"], int]]:
+    """Cut `count` rows into batches of few sizes: the row that each place takes, and how many places are real.
+
+    A batch is filled up by its last row again and again. Rows that do not fill a whole batch get the smallest of
+    `ROW_COUNTS` that holds them.
+
+    Args:
+      count: rows in all.
+      batch_size: rows of a whole batch.
+      multiple: what every size is rounded up to, such as the devices that rows are split over.
+    """
+    for start in range(0, count, batch_size):
+        real = min(batch_size, count - start)
+        size = next((size for size in ROW_COUNTS if real <= size < batch_size), batch_size)
+        size = -(-size // multiple) * multiple
+        yield np.minimum(np.arange(start, start + size), start + real - 1), real

@@ -110,7 +110,11 @@ def in_compute_dtype(params: Params, config: LMConfig) -> Params:
 
 
 def for_decoding(params: Params, config: LMConfig) -> Params:
-    """The weights as the loop reads them once a token: `in_compute_dtype`, and nothing stacked."""
+    """The weights as the loop reads them fastest: `in_compute_dtype`, and nothing stacked.
+
+    `sample` takes stacked blocks as well. Its program then compiles several times faster, which pays off for a few
+    rows, but every token step copies the weights that it slices out of the stack.
+    """
     return in_compute_dtype(unstack_blocks(params), config)
 
 
@@ -131,9 +135,9 @@ def sample(
     """Sample `group` continuations for each of N prompts; B = N * group rows, a prompt's rows adjacent.
 
     Args:
-      params: weights, best as `for_decoding` gives them.
+      params: weights, best as `for_decoding` gives them; or stacked, as `in_compute_dtype` leaves them.
       config: their config.
-      past: per block, the prompt's segments (row counts divide N).
+      past: per block, the prompt's segments (row counts divide N); stacked likewise where the blocks are.
       final_ND: the prompt's last final-norm output, from which the first token is drawn.
       first_position: position of the first sampled token, one for all prompts or one each.
       key: random key; token t of the loop uses fold_in(key, t).
@@ -150,9 +154,17 @@ def sample(
     margin = len(closing) - 1
     first_B = jnp.repeat(jnp.broadcast_to(jnp.int32(first_position), len(final_ND)), group)
 
+    stacked = "blocks" in params
+
     def empty() -> KVSegment:
         values = jnp.zeros((config.num_kv_heads, B, max_tokens, config.head_dim), config.cache_dtype)
         return KVSegment(values.swapaxes(2, 3), values, jnp.full((B, max_tokens), PAD_POSITION, jnp.int32))
+
+    def empty_buffers() -> tuple[KVSegment, ...] | KVSegment:
+        """A buffer a block; where blocks are stacked, one buffer with a leading axis of blocks."""
+        if not stacked:
+            return tuple(empty() for _ in range(config.num_layers))
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_layers, *x.shape)), empty())
 
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
@@ -167,9 +179,9 @@ def sample(
         lengths = jnp.where(ended, lengths, t + 1)
         ended = ended | closed | (drawn == end_token)
         positions = first_B[:, None] + t
-        slots = [(buffer, t) for buffer in buffers]
+        slots = (buffers, t) if stacked else [(buffer, t) for buffer in buffers]
         out = model.apply({"params": params}, drawn[:, None], positions, past=past, buffers=slots)
-        filled = tuple(segment for (segment,) in out.segments)
+        filled = out.segments[0] if stacked else tuple(segment for (segment,) in out.segments)
         return t + 1, out.final_BTD[:, 0], filled, tokens, log_probs, lengths, closed, ended
 
     def unfinished(carry):
@@ -179,7 +191,7 @@ def sample(
     start = (
         jnp.int32(0),
         jnp.repeat(final_ND, group, axis=0),
-        tuple(empty() for _ in range(config.num_layers)),
+        empty_buffers(),
         jnp.full((B, max_tokens + margin), -1, jnp.int32),
         jnp.zeros((B, max_tokens)),
         jnp.zeros(B, jnp.int32),

@@ -11,16 +11,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from nla_jax.autoencoder.nla import NLA
+from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.measure import chosen_suites, measure_suites
 from nla_jax.evaluation.report import write_report
-from nla_jax.evaluation.subject import RebuildFn, Subject
+from nla_jax.evaluation.subject import Subject
 from nla_jax.files import write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import git_commit
 from nla_jax.pipeline.run import Run
-from nla_jax.pipeline.subject import subject_of, subject_of_checkpoint
+from nla_jax.pipeline.subject import subject_of, subject_of_nla
 from nla_jax.pipeline.train import second_judge, second_judge_is_trained
+
+BACKGROUND_DOCUMENTS = 64
+"""Built-in documents whose activations stand in for the training data of an NLA that came without a training mean."""
 
 
 def evaluate(run: Run) -> None:
@@ -29,48 +35,60 @@ def evaluate(run: Run) -> None:
     run.models.release_target()
     if config.second_judge_steps and not second_judge_is_trained(run):
         second_judge(run)
-    best = run.best_step()
-    _measure(
-        subject_of(run),
-        run,
-        run.directory,
-        _suite_digest(run),
-        {"digest": evaluation_digest(run), "timings": run.timings(), "best_step": best},
+    further = {"digest": evaluation_digest(run), "timings": run.timings(), "best_step": run.best_step()}
+    about = _Evaluated(
+        run.config.name, run.models.lm.name, run.config.model.layer, run.yardstick.description, config
     )
+    _measure(subject_of(run), about, run.directory, _suite_digest(run), further)
 
 
-def evaluate_checkpoint(
-    run: Run, data: ActivationDataset, directory: Path, *, judge: RebuildFn | None = None
-) -> None:
-    """The same for an AV and an AR that come without their run, with a report of what was measured.
+def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Path, config: EvaluationConfig) -> None:
+    """The same for an NLA that comes without its run, with a report of what was measured.
 
     Args:
-      run: reads the checkpoint (`interop.runs.CheckpointRun`).
+      nla: with its judges; one that came without a training mean is measured against the activations of a few built-in
+        documents.
       data: held-out rows; whether the models were trained on them cannot be checked.
       directory: where everything is written; created if need be.
-      judge: an AR that never saw the AV's texts.
+      config: what is measured.
 
     Raises:
-      ValueError: data of another model, layer or tokenizer, or a judge that is the AV's own AR.
+      ValueError: see `subject_of_nla`.
     """
-    run.check(data.sidecar)
-    subject = subject_of_checkpoint(run, data, judge=judge)
+    if nla.yardstick is None:
+        documents = load_corpus("docstrings", max_documents=BACKGROUND_DOCUMENTS)
+        nla = nla.with_yardstick([document.text for document in documents])
+    subject = subject_of_nla(nla, data, config)
     directory.mkdir(parents=True, exist_ok=True)
-    digest = f"{subject.digest()}-{run.directory}"
-    _measure(subject, run, directory, digest, {"digest": digest})
+    digest = f"{subject.digest()}-{nla.name}"
+    about = _Evaluated(nla.name, nla.target.name, nla.layer, nla.yardstick.description, config)
+    _measure(subject, about, directory, digest, {"digest": digest})
     (directory / "metrics.jsonl").touch()
     write_report(directory)
 
 
-def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: dict[str, Any]) -> None:
-    config = run.config.evaluation
-    found = measure_suites(subject, config.suites, directory / "evaluation", digest)
+@dataclasses.dataclass(frozen=True)
+class _Evaluated:
+    """What evaluation.json says of the NLA."""
+
+    name: str
+    model: str
+    layer: int
+    measured_against: str
+    config: EvaluationConfig
+
+
+def _measure(
+    subject: Subject, about: _Evaluated, directory: Path, digest: str, further: dict[str, Any]
+) -> None:
+    """Measure the suites and write evaluation.json, which holds the entries of `further` as well."""
+    measured = measure_suites(subject, about.config.suites, directory / "evaluation", digest)
     if jax.process_index() == 0:
         _write_examples(subject, directory)
     description = {
-        "name": run.config.name,
-        "model": run.models.lm.name,
-        "layer": run.config.model.layer,
+        "name": about.name,
+        "model": about.model,
+        "layer": about.layer,
         "corpus": subject.data.sidecar.extraction.corpus,
         "held-out rows": subject.digest(),
         "config": digest,
@@ -79,10 +97,10 @@ def _measure(subject: Subject, run: Run, directory: Path, digest: str, about: di
     }
     result = {
         "run": description,
-        "settings": dataclasses.asdict(config),
-        "mean_is": run.yardstick.description,
-        "suites": found,
-        **about,
+        "settings": dataclasses.asdict(about.config),
+        "mean_is": about.measured_against,
+        "suites": measured,
+        **further,
     }
     write_json(directory / "evaluation.json", result)
 

@@ -26,7 +26,8 @@ from nla_jax.config import ExperimentConfig
 from nla_jax.data.sidecar import PromptIds
 from nla_jax.lm.attention_kernels import check_implementation
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.files.weights import LanguageModel, load_language_model
+from nla_jax.lm.files.weights import load_language_model
+from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.lora import FrozenBase, init_adapters, with_adapters
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.process import return_freed_memory
@@ -79,12 +80,12 @@ class Models:
     @functools.cached_property
     def lm(self) -> LanguageModel:
         """The target LM without its weights: name, config, tokenizer."""
-        return dataclasses.replace(self.target, params={})
+        if "target" in self.__dict__:
+            return dataclasses.replace(self.target, params={})
+        return load_language_model(self.config.model.path, weights=False)
 
     def release_target(self) -> None:
         """Let go of the target's weights, unless adapters need them; the next use of `target` reads them again."""
-        # The tokenizer and the config outlive the weights: they are taken from the loaded model before it goes.
-        self.__dict__.setdefault("lm", self.lm)
         if not self.config.lora.rank:
             self.__dict__.pop("target", None)
         return_freed_memory()

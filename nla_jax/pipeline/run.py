@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.config import ExperimentConfig
@@ -24,16 +25,17 @@ from nla_jax.training.metrics_log import MetricsLog
 class Run:
     """Where a run lives, and its config; `models` holds what it trains."""
 
-    def __init__(self, config: ExperimentConfig, directory: Path | str):
+    def __init__(self, config: ExperimentConfig, directory: Path | str, *, mesh: Mesh | None = None):
         """Describe a run; nothing is read or written yet.
 
         Args:
           config: what it does.
           directory: where it lives; created by the first stage.
+          mesh: where weights go, in place of the mesh of the config, which may be for another machine.
         """
         directory = Path(directory)
         self.config, self.directory = config, directory
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = mesh or make_mesh(config.mesh)
         events = directory / "tensorboard" if config.tensorboard else None
         self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)
         self.models = Models(config, self.mesh, lambda: self.yardstick, self.checkpoints)

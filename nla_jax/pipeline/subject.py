@@ -7,20 +7,30 @@ from typing import Any
 import jax
 import numpy as np
 
+from nla_jax.autoencoder.nla import NLA
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import SPLITS, check_unseen
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.subject import RebuildFn, Subject, check_judges
 from nla_jax.evaluation.target_lm import TargetLM
+from nla_jax.interop.model_directories import live_tokens
 from nla_jax.pipeline.run import Run
 from nla_jax.process import return_freed_memory
 from nla_jax.randomness import key_for
 
 
 class _RunVerbalizer:
-    """An AV of a run, its weights read when they are first needed."""
+    """An AV of a run as an `ExplainFn`, its weights read when they are first needed."""
 
     def __init__(self, run: Run, stage: str, step: int | None, held: dict[str, Any]):
-        """Take where the weights are, and what the run's AVs hold their weights in: one at a time."""
+        """Remember where the weights are.
+
+        Args:
+          run: the AV's.
+          stage: the training stage that it is taken from.
+          step: of that stage; the latest if None.
+          held: a cache of one entry that all AVs of the run share, because each is as large as the target.
+        """
         self.run, self.stage, self.step, self.held = run, stage, step, held
 
     def __call__(self, activations_ND, *, temperature=0.0, seed=0, desc=None):
@@ -33,7 +43,6 @@ class _RunVerbalizer:
 
     def params(self) -> Any:
         if self.stage not in self.held:
-            # An AV is as large as the target.
             self.held.clear()
             return_freed_memory()
             self.held[self.stage] = self.run.models.model_params(self.stage, "av", self.step)
@@ -58,48 +67,67 @@ def subject_of(run: Run) -> Subject:
     data, config = run.held_out(run.config.evaluation.rows), run.config
     check_unseen(data, {split: run.data(split) for split in SPLITS if split != "held_out"})
     held: dict[str, Any] = {}
-    verbalizers = {name: _RunVerbalizer(run, *where, held) for name, where in stages.items()}
+    verbalizers = {name: _RunVerbalizer(run, stage, step, held) for name, (stage, step) in stages.items()}
     return Subject(
-        data,
-        run.data("ar_sft"),
-        run.yardstick,
-        verbalizers,
-        {name: reconstructor_of(run, *where) for name, where in ars.items()},
-        functools.cache(lambda: target_of(run)),
-        config.evaluation,
-        config.seed,
-        list(verbalizers.values())[-1].tokens,
-        run.models.prompt_ids.injection_char,
+        data=data,
+        training=run.data("ar_sft"),
+        yardstick=run.yardstick,
+        verbalizers=verbalizers,
+        reconstructors={name: reconstructor_of(run, stage, step) for name, (stage, step) in ars.items()},
+        load_target=functools.cache(lambda: target_of(run)),
+        config=config.evaluation,
+        seed=config.seed,
+        tokens_of=list(verbalizers.values())[-1].tokens,
+        marker=run.models.prompt_ids.injection_char,
     )
 
 
-def subject_of_checkpoint(
-    run: Run, data: ActivationDataset, *, judge: RebuildFn | None = None, rows: int = 256
-) -> Subject:
-    """An AV and an AR that come without their run, on data that they were not trained on (which is not checked).
+def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) -> Subject:
+    """An NLA that comes without its run, on data that it was not trained on (which is not checked).
 
     Args:
-      run: reads the checkpoint (`interop.runs.CheckpointRun`).
-      data: held-out rows; its first `rows` are taken.
-      judge: an AR that never saw the AV's texts.
-      rows: at most.
+      nla: with an AR and a training mean.
+      data: held-out rows; the first `config.rows` of them are taken.
+      config: what is measured.
 
     Raises:
-      ValueError: a judge that is the AV's own AR.
+      ValueError: data of another model, layer or tokenizer, an NLA without an AR or a training mean, or a judge that is
+        the NLA's own AR.
     """
-    own = _RunVerbalizer(run, "rl", 1, {})
-    reconstructors = {"own": reconstructor_of(run, "rl", 1)} | ({"judge": judge} if judge else {})
+    if nla.ar_params is None or nla.yardstick is None:
+        raise ValueError(
+            f"{nla.name} lacks {'an AR' if nla.ar_params is None else 'a training mean'}, which an evaluation needs; "
+            "load it with its AR, and measure a mean with nla.with_yardstick(texts)"
+        )
+    verbalizer, reconstructor = nla.autoencoder.verbalizer, nla.autoencoder.reconstructor
+    data.sidecar.check(
+        base_model=nla.target.name,
+        layer_index=nla.layer,
+        d_model=nla.d_model,
+        tokens=live_tokens(verbalizer.prompt, reconstructor.prompt.suffix),
+    )
+    key = key_for(0, "evaluate")
+
+    def explain(
+        activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0, desc: str | None = None
+    ) -> list[str | None]:
+        sampled = jax.random.fold_in(key, seed)
+        return nla.round_trip.verbalize(nla.av_params, activations_ND, sampled, temperature, desc)
+
+    def load_target() -> TargetLM:
+        lm = nla.load_target(True)
+        return TargetLM(lm, lm.config, nla.layer)
+
     subject = Subject(
-        data.take(slice(0, rows)),
-        None,
-        run.yardstick,
-        {"checkpoint": own},
-        reconstructors,
-        functools.cache(lambda: target_of(run)),
-        run.config.evaluation,
-        run.config.seed,
-        own.tokens,
-        run.models.prompt_ids.injection_char,
+        data=data.take(slice(0, config.rows)),
+        training=None,
+        yardstick=nla.yardstick,
+        verbalizers={"checkpoint": explain},
+        reconstructors={"own": nla.reconstruct, **nla.judges},
+        load_target=functools.cache(load_target),
+        config=config,
+        tokens_of=lambda activations_ND: nla.round_trip.answers(nla.av_params, activations_ND, key, 0.0),
+        marker=verbalizer.prompt.marker_text,
     )
     check_judges(subject)
     return subject

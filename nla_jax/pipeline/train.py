@@ -2,27 +2,29 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+import optax
 
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig
-from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
+from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation import text_analysis
 from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import write_rows
+from nla_jax.pipeline.models import ModelName
 from nla_jax.pipeline.run import Run
 from nla_jax.randomness import key_for
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
 from nla_jax.training.guards import judge_drop
 from nla_jax.training.joint import Round, optimizers
-from nla_jax.training.loop import abstract, run_stage, scalars
+from nla_jax.training.loop import Metrics, States, abstract, run_stage, scalars
 from nla_jax.training.state import TrainState, restart
 from nla_jax.training.stopwatch import Stopwatch
 from nla_jax.training.supervised import (
@@ -46,7 +48,11 @@ def av_sft(run: Run) -> None:
     step = jit_step(
         av_sft_step, verbalizer=verbalizer, optimizer=optimizer, micro_batches=config.micro_batches
     )
-    loss = jax.jit(lambda params, batch: sft_loss(verbalizer, params, *jax.tree.leaves(batch)))
+
+    @jax.jit
+    def loss(params, batch: VerbalizerBatch):
+        return sft_loss(verbalizer, params, batch.activations_BD, batch.responses_BT, batch.lengths_B)
+
     true_rows = rows(held_out)
     order = shuffled(range(len(held_out)), held_out.doc_ids, run.config.seed)
 
@@ -67,22 +73,23 @@ def av_sft(run: Run) -> None:
             "gap": shuffled_loss - real_loss,
         }
 
-    _supervised(
-        run,
-        "av_sft",
-        config,
-        "av",
-        lambda: run.models.initial_state("av", optimizer),
-        lambda state, batch, budget: step(
-            state, VerbalizerBatch(**batch), run.models.bases.get("av"), token_budget=budget
+    WarmStart(
+        run=run,
+        stage="av_sft",
+        model="av",
+        config=config,
+        optimizer=optimizer,
+        step=step,
+        batch_type=VerbalizerBatch,
+        rows=rows(data),
+        max_length=codec.max_explanation_tokens,
+        forward_flops=functools.partial(
+            verbalizer.forward_flops, activations=config.batch_size, answers=config.batch_size
         ),
-        codec.max_explanation_tokens,
-        functools.partial(verbalizer.forward_flops, config.batch_size, config.batch_size),
-        rows(data),
-        evaluate,
-        ("loss", "gap"),
-        run.config.seed,
-    )
+        evaluate=evaluate,
+        shown=("loss", "gap"),
+        seed=run.config.seed,
+    ).train()
 
 
 def ar_sft(run: Run) -> None:
@@ -128,22 +135,21 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         rebuilt_ND = run.models.round_trip.reconstruct(run.models.with_base("ar", states["ar"].params), texts)
         return {"held_out_fve_nrm": run.yardstick.fve_nrm(rebuilt_ND, texts, held_out.activations)}
 
-    _supervised(
-        run,
-        stage,
-        config,
-        "ar",
-        lambda: run.models.initial_state("ar", optimizer),
-        lambda state, batch, budget: step(
-            state, ReconstructorBatch(**batch), run.models.bases.get("ar"), token_budget=budget
-        ),
-        codec.max_reconstructor_tokens,
-        functools.partial(codec.reconstructor.forward_flops, config.batch_size),
-        codec.encode(data.activations, texts),
-        evaluate,
-        ("loss", "held_out_fve_nrm"),
-        seed,
-    )
+    WarmStart(
+        run=run,
+        stage=stage,
+        model="ar",
+        config=config,
+        optimizer=optimizer,
+        step=step,
+        batch_type=ReconstructorBatch,
+        rows=reconstructor_rows(codec, data.activations, texts),
+        max_length=codec.max_reconstructor_tokens,
+        forward_flops=functools.partial(codec.reconstructor.forward_flops, rows=config.batch_size),
+        evaluate=evaluate,
+        shown=("loss", "held_out_fve_nrm"),
+        seed=seed,
+    ).train()
 
 
 def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[str]:
@@ -170,58 +176,89 @@ def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[
     return texts
 
 
-def _supervised(
-    run: Run,
-    stage: str,
-    config: WarmStartConfig,
-    model: str,
-    initial: Callable[[], TrainState],
-    step: Callable,
-    max_length: int,
-    forward_flops: Callable[[float], float],
-    rows: dict[str, np.ndarray],
-    evaluate: Callable,
-    shown: tuple[str, ...],
-    seed: int,
-) -> None:
-    def first_states():
-        states = {model: initial()}
-        run.models.release_target()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Supervised training of one model on explainer texts, as a stage of a run."""
+
+    run: Run
+    stage: str
+    """Name of the stage, of its checkpoints and of its rows in metrics.jsonl."""
+    model: ModelName
+    config: WarmStartConfig
+    optimizer: optax.GradientTransformation
+    """The one that `step` applies."""
+    step: Callable
+    """From `jit_step`: (state, batch, base, token_budget) -> (state, metrics)."""
+    batch_type: type[VerbalizerBatch] | type[ReconstructorBatch]
+    """What `step` takes as its batch."""
+    rows: dict[str, np.ndarray]
+    """All training rows, a column for each field of `batch_type`."""
+    max_length: int
+    """Tokens that the texts in `rows` are padded to."""
+    forward_flops: Callable[..., float]
+    """Model FLOPs of one forward of a batch, given the mean number of `tokens` of its texts."""
+    evaluate: Callable[[States, Mapping[str, float]], dict[str, float]]
+    """Metrics on held-out documents, see `run_stage`."""
+    shown: tuple[str, ...]
+    """Metrics on the progress bar."""
+    seed: int
+    """Decides the order of the rows."""
+
+    def train(self) -> None:
+        """Train until the config's last step, going on from the last checkpoint if there is one."""
+        run, batch_size = self.run, self.config.batch_size
+        stopwatch = Stopwatch(run.config.model.dtype)
+        run_stage(
+            self.stage,
+            self.config.loop,
+            initial=self._initial,
+            step=functools.partial(self._step, stopwatch),
+            batches=training_batches(
+                self.rows, batch_size, self.seed, process_row_indices(batch_size, run.mesh)
+            ),
+            evaluate=self.evaluate,
+            checkpoints=run.checkpoints(self.stage),
+            log=run.log,
+            mesh=run.mesh,
+            shown=self.shown,
+        )
+
+    def _initial(self) -> States:
+        states = {self.model: self.run.models.initial_state(self.model, self.optimizer)}
+        self.run.models.release_target()
         return states
 
-    stopwatch = Stopwatch(run.config.model.dtype)
-
-    def one_step(states, batch, index):
-        lap, lengths_B, budget = stopwatch.lap(), batch["lengths_B"], None
-        if run.mesh.size == 1:
-            # Where rows are split over devices, they are not packed, and padding stays.
-            pieces = {"micro_batches": config.micro_batches, "buckets": config.length_buckets}
-            budget = budget_for_lengths(lengths_B, max_length, **pieces)
-        placed = place_process_rows(batch, config.batch_size, run.mesh)
-        state, metrics = step(states[model], placed, budget)
+    def _step(
+        self, stopwatch: Stopwatch, states: States, batch: dict[str, np.ndarray], index: int
+    ) -> tuple[States, Metrics]:
+        """One update; see `training.loop.Step`."""
+        lap, lengths_B = stopwatch.lap(), batch["lengths_B"]
+        placed = self.batch_type(**place_process_rows(batch, self.config.batch_size, self.run.mesh))
+        state, metrics = self.step(
+            states[self.model],
+            placed,
+            self.run.models.bases.get(self.model),
+            token_budget=self._token_budget(lengths_B),
+        )
         lap.until("update", metrics["loss"])
 
-        def metrics_to_come():
-            speed = lap.metrics({"update": 3 * forward_flops(lengths_B.mean())})
-            examples = {"speed/examples_per_second": config.batch_size / speed["speed/update_seconds"]}
-            return scalars(metrics) | speed | examples
+        def metrics_to_come() -> dict[str, float]:
+            speed = lap.metrics({"update": 3 * self.forward_flops(tokens=lengths_B.mean())})
+            rate = self.config.batch_size / speed["speed/update_seconds"]
+            return scalars(metrics) | speed | {"speed/examples_per_second": rate}
 
-        return {model: state}, metrics_to_come
+        return {self.model: state}, metrics_to_come
 
-    run_stage(
-        stage,
-        config.loop,
-        initial=first_states,
-        step=one_step,
-        batches=training_batches(
-            rows, config.batch_size, seed, process_row_indices(config.batch_size, run.mesh)
-        ),
-        evaluate=evaluate,
-        checkpoints=run.checkpoints(stage),
-        log=run.log,
-        mesh=run.mesh,
-        shown=shown,
-    )
+    def _token_budget(self, lengths_B: np.ndarray) -> int | None:
+        """What an update is compiled for; None where rows are split over devices: they are not packed there."""
+        if self.run.mesh.size > 1:
+            return None
+        return budget_for_lengths(
+            lengths_B,
+            self.max_length,
+            micro_batches=self.config.micro_batches,
+            buckets=self.config.length_buckets,
+        )
 
 
 def _warm_started(run: Run) -> dict[str, TrainState]:
@@ -289,12 +326,12 @@ def rl(run: Run) -> None:
         config.loop,
         initial=initial,
         step=Round(
-            config,
-            codec,
-            reference,
-            run.mesh,
-            key_for(seed, "rollouts"),
-            run.models.bases,
+            config=config,
+            autoencoder=codec,
+            reference_params=reference,
+            mesh=run.mesh,
+            key=key_for(seed, "rollouts"),
+            bases=run.models.bases,
         ),
         batches=training_batches(
             rows, config.activations, seed, process_row_indices(config.activations, run.mesh)

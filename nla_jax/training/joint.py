@@ -23,6 +23,7 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.metrics import reward
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
+from nla_jax.data.batches import reconstructor_rows
 from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.lm.sampling import Samples
@@ -371,7 +372,7 @@ class Round:
             tokens_BT, lengths_B, closed_B = process_rows(samples.answers)
             texts = self.autoencoder.decode(tokens_BT, lengths_B, closed_B)
             activations_BD = np.repeat(activations_ND, self.config.group, axis=0)
-            rows = self.autoencoder.encode(activations_BD, texts)
+            rows = reconstructor_rows(self.autoencoder, activations_BD, texts)
             batch = ReconstructorBatch(**place_process_rows(rows, len(samples.lengths_B), self.mesh))
         return batch, rows["lengths_B"]
 

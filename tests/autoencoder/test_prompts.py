@@ -13,8 +13,8 @@ from nla_jax.autoencoder.prompts import (
     decode_responses,
     encode_reconstructor,
     encode_responses,
-    pad,
 )
+from nla_jax.lm.prompt_batches import pad
 
 TEMPLATES = PromptTemplates()
 EXPLANATIONS = [
@@ -198,7 +198,7 @@ def test_template_that_needs_a_bos_the_tokenizer_lacks(tiny_lm):
     [
         (
             "{{ raise_exception('only tools') }}",
-            r"cannot render one user message \(only tools\); .*templates.chat",
+            r"cannot render messages with the roles user \(only tools\); .*templates.chat",
         ),
         ("{{ messages[0].nothing + 'x' }}", r"cannot render one user message \(.*nothing"),
         ("{{ 'Hi' }}", "repeats or drops the user message: it renders 'V: .*' as 'Hi'; set templates.chat"),
@@ -239,7 +239,8 @@ def base_tokenizer(tiny_lm):
 
 def test_tokenizer_without_a_chat_template_is_an_error(base_tokenizer):
     with pytest.raises(
-        ValueError, match=r"no chat template; use an instruction-tuned.* set templates.chat to False"
+        ValueError,
+        match=r"no chat template, so .*; use an instruction-tuned.* set templates.chat to False",
     ):
         build_verbalizer_prompt(base_tokenizer, TEMPLATES)
 

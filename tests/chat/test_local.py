@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from tiny_model import write_tiny_model
 
-from nla_jax.autoencoder.prompts import render_chat
 from nla_jax.chat.local import LocalLM
+from nla_jax.lm.chat_template import render_chat
 from nla_jax.lm.files.weights import load_language_model
 from nla_jax.lm.logits import logits
 from nla_jax.lm.transformer import Transformer

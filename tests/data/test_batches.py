@@ -3,6 +3,14 @@ import json
 import numpy as np
 import pytest
 
+from nla_jax.autoencoder.autoencoder import Autoencoder
+from nla_jax.autoencoder.prompts import (
+    PromptTemplates,
+    build_reconstructor_prompt,
+    build_verbalizer_prompt,
+)
+from nla_jax.autoencoder.reconstructor import Reconstructor
+from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches
 
 ROWS = {"x": np.arange(10), "y": np.arange(20).reshape(10, 2)}
@@ -57,9 +65,14 @@ def test_evaluation_batches_hold_every_row_and_say_how_many_are_real():
 
 
 def test_failed_explanations_have_no_weight(tiny_lm):
-    from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt
-
-    prompt = build_reconstructor_prompt(tiny_lm.tokenizer, PromptTemplates())
-    rows = reconstructor_rows(np.ones((2, 4), np.float32), ["a text", None], tiny_lm.tokenizer, prompt, 64)
+    templates = PromptTemplates()
+    reconstructor = Reconstructor(
+        tiny_lm.config.truncated(0), build_reconstructor_prompt(tiny_lm.tokenizer, templates)
+    )
+    verbalizer = Verbalizer(
+        tiny_lm.config, build_verbalizer_prompt(tiny_lm.tokenizer, templates), InjectionConfig(), 1.0
+    )
+    autoencoder = Autoencoder(tiny_lm.tokenizer, verbalizer, reconstructor, 8, 64)
+    rows = reconstructor_rows(autoencoder, np.ones((2, 32), np.float32), ["a text", None])
     assert rows["weights_B"].tolist() == [1.0, 0.0]
     assert rows["lengths_B"][0] > rows["lengths_B"][1] > 0

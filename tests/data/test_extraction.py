@@ -8,8 +8,9 @@ from tokenizers import AddedToken
 
 from nla_jax.analysis.explain import explained_positions
 from nla_jax.data.corpus import Document
-from nla_jax.data.extraction import ExtractionConfig, extract, next_words, starts_with_bos, text_of, tokenize
+from nla_jax.data.extraction import ExtractionConfig, extract, next_words, text_of, tokenize
 from nla_jax.lm.logits import logits
+from nla_jax.lm.tokenized import starts_with_bos
 from nla_jax.lm.transformer import Transformer
 from nla_jax.sharding.mesh import make_mesh
 

@@ -144,7 +144,7 @@ def test_a_copy_loses_more_by_a_paraphrase_without_quotes_than_plain_words_do(su
     tails = {" ".join(words(c)[-12:]): h for c, h in zip(data.contexts, data.activations, strict=True)}
 
     def read(texts):
-        return np.stack([tails.get(text or "", subject.moments.mean_D) for text in texts])
+        return np.stack([tails.get(text or "", subject.yardstick.mean_D) for text in texts])
 
     readers = {"own": read, "judge": subject.reconstructors["judge"]}
     copier = dataclasses.replace(cheaters.copier(subject), reconstructors=readers, training=None)

@@ -234,6 +234,19 @@ def test_stacked_blocks_stay_stacked_in_compute_dtype(tiny_lm):
     np.testing.assert_array_equal(a, b)
 
 
+def test_stacked_blocks_sample_what_unstacked_ones_do(tiny_lm, endless):
+    params = in_compute_dtype(stack_blocks(tiny_lm.params), tiny_lm.config)
+    out = Transformer(tiny_lm.config).apply({"params": params}, PROMPTS)
+    settings = {"group": GROUP, "max_tokens": MAX_TOKENS, "closing": (NEVER,), "end_token": NEVER}
+    run = jax.jit(functools.partial(sample, config=tiny_lm.config, first_position=5, **settings))
+    past = extend(None, out.segments)
+    samples = run(
+        params, past=past, final_ND=out.final_BTD[:, -1], key=jax.random.key(0), temperature=TEMPERATURE
+    )
+    np.testing.assert_array_equal(samples.tokens_BT, endless.tokens_BT)
+    np.testing.assert_allclose(samples.log_probs_BT, endless.log_probs_BT, atol=1e-5)
+
+
 def test_decode_buffers_are_updated_in_place(tiny_lm, prompt):
     config, max_tokens = tiny_lm.config, 2048
     settings = {"group": GROUP, "max_tokens": max_tokens, "closing": (NEVER,), "end_token": NEVER}

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,21 +13,22 @@ import optax
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from nla_jax.analysis.explain import Explainer
-from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses, pad
+from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.commands import evaluate
-from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig, save_config
+from nla_jax.config import ExperimentConfig, ModelConfig, save_config
 from nla_jax.data.dataset import stage_columns, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS
+from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.report import systems
 from nla_jax.interop.model_directories import load_reconstructor, load_verbalizer
+from nla_jax.lm.prompt_batches import pad
 from nla_jax.lm.transformer import Transformer
 from nla_jax.pipeline import export
-from nla_jax.pipeline.evaluate import evaluate_checkpoint
+from nla_jax.pipeline.evaluate import evaluate_nla
+from nla_jax.pipeline.load import load
 from nla_jax.pipeline.run import Run
-from nla_jax.pipeline.subject import reconstructor_of
 from nla_jax.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,53 +95,42 @@ def test_exported_models_are_the_runs(run, exported):
 
 def test_a_run_without_joint_training_is_named(run, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match="holds no checkpoint of joint training; export its warm starts"
+        FileNotFoundError, match="holds no checkpoint of joint training; take its warm starts"
     ):
         export.export_run(Run(run.config, tmp_path), tmp_path / "out")
 
 
-def test_explainer_reads_checkpoints_as_it_reads_runs(run, exported, tiny_model_dir, tmp_path, monkeypatch):
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
-    monkeypatch.setattr(export, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
-    checkpoints = export.CheckpointRun(
-        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
+def test_an_export_explains_as_its_run_does(run, exported, tiny_model_dir):
+    of_run = load(run.directory, quiet=True)
+    of_export = load(exported, target=str(tiny_model_dir), quiet=True)
+    assert of_export.layer == LAYER and of_export.min_position == run.config.extraction.min_position
+    assert of_export.autoencoder.max_explanation_tokens == 8
+    acts = of_run.activations(TEXT)
+    np.testing.assert_array_equal(np.asarray(of_export.activations(TEXT)), np.asarray(acts))
+    texts = of_run.explain(acts[[3, -1]], samples=2)
+    assert of_export.explain(acts[[3, -1]], samples=2).texts == texts.texts
+    ours, theirs = (
+        of_run.score(acts, ["a text"] * len(acts), judges=False),
+        of_export.score(acts, ["a text"] * len(acts)),
     )
-    ours, theirs = (Explainer(each).explain(TEXT, [3, -1]) for each in (checkpoints, run))
-    # The yardstick of the FVE differs: background documents here, training data there.
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a.position, a.token, a.explanation) == (b.position, b.token, b.explanation)
-    assert checkpoints.training_activations.shape[1] == 32
-    with pytest.raises(ValueError, match="do not belong together: layer: AV 0, AR 1; give the AR of this AV"):
-        meta = exported / "av" / "nla_meta.yaml"
-        text = meta.read_text()
-        try:
-            meta.write_text(text.replace("extraction_layer_index: 1", "extraction_layer_index: 0"))
-            export.CheckpointRun(exported / "av", exported / "ar", str(tiny_model_dir))
-        finally:
-            meta.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"av does not say which language model it explains; name it with --tar"
-    ):
-        export.CheckpointRun(exported / "av", exported / "ar")
+    # The export carries the run's training mean, so both measure against the same.
+    np.testing.assert_allclose(ours.fve_nrm_N, theirs.fve_nrm_N, rtol=1e-5)
+    assert ours.measured_against == theirs.measured_against == "against the mean of 12 training activations"
 
 
-def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_path, monkeypatch):
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": f"{i} {TEXT} {TEXT} {TEXT}"}) + "\n" for i in range(3)))
-    monkeypatch.setattr(export, "BACKGROUND", CorpusConfig(source=str(corpus), max_documents=3))
-    models = export.CheckpointRun(
-        exported / "av", exported / "ar", str(tiny_model_dir), max_explanation_tokens=8
-    )
-    out = tmp_path / "out"
-    evaluate_checkpoint(models, run.data("held_out"), out)
+def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_path):
+    nla = load(exported, target=str(tiny_model_dir), quiet=True)
+    out, config = tmp_path / "out", EvaluationConfig()
+    evaluate_nla(nla, run.data("held_out"), out, config)
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert list(evaluation["suites"]) == ["reconstruction", "controls"]
+    assert evaluation["mean_is"] == "mean of 12 training activations"
     names = {(row["name"], row["labels"]["AR"]) for row in systems(evaluation)}
     assert names == {("explainer texts", "own"), ("AV checkpoint", "own")}
     assert "AV checkpoint" in (out / "report.html").read_text()
+    own = dataclasses.replace(nla, judges={"judge": nla.reconstruct})
     with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
-        evaluate_checkpoint(models, run.data("held_out"), out, judge=reconstructor_of(models))
+        evaluate_nla(own, run.data("held_out"), out, config)
 
 
 def test_a_malformed_chat_model_is_refused_before_anything_is_loaded():
@@ -188,3 +179,84 @@ def test_the_adapters_that_come_along_tell_activations_apart(smollm2):
         for vectors_ND in (activations_ND, activations_ND[::-1])
     )
     assert true < 0.8 * wrong
+
+
+def test_an_av_alone_explains_and_says_what_it_cannot_do(run, exported, tiny_model_dir):
+    nla = load(exported / "av", target=str(tiny_model_dir), quiet=True)
+    acts = nla.activations(TEXT)
+    assert nla.explain(acts[-1]).texts == load(run.directory, quiet=True).explain(acts[-1]).texts
+    with pytest.raises(
+        ValueError, match=r"av holds an AV alone, which can explain and not reconstruct; load"
+    ):
+        nla.reconstruct(["a text"])
+
+
+def test_half_precision_halves_the_weights_and_the_target_ends_at_the_layer(run, exported, tiny_model_dir):
+    whole = load(exported, target=str(tiny_model_dir), quiet=True)
+    half = load(exported, target=str(tiny_model_dir), dtype="bfloat16", quiet=True)
+    for name in ("av_params", "ar_params"):
+        sizes = [sum(x.nbytes for x in jax.tree.leaves(getattr(nla, name)["lm"])) for nla in (half, whole)]
+        assert sizes[0] * 2 == sizes[1]
+    assert half.ar_params["head"]["kernel"].dtype == np.float32
+    target = half.target
+    assert target.config.num_layers == LAYER + 1 and "final_norm" not in target.params
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(target.params))
+    acts, exact = half.activations(TEXT), whole.activations(TEXT)
+    assert (cosine_similarity(acts.vectors_ND, exact.vectors_ND).diagonal() > 0.999).all()
+    assert len(half.explain(acts[-1])) == 1
+
+
+def test_a_second_call_compiles_nothing(exported, tiny_model_dir):
+    nla = load(exported, target=str(tiny_model_dir), quiet=True)
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+
+    def use(text, rows):
+        acts = nla.activations(text)
+        texts = nla.explain(acts[:rows])
+        return nla.score(acts, texts)
+
+    use(TEXT, 7)
+    events.clear()
+    # Other texts and fewer rows are padded to the same sizes.
+    use(f"{TEXT} {TEXT}"[:70], 9)
+    assert events.count("/jax/core/compile/jaxpr_trace_duration") == 0
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.zeros((2, 31), np.float32), r"shape \(2, 31\); this NLA reads vectors of width 32"),
+        (np.full((2, 32), np.nan, np.float32), r"2 of 2 activations hold NaN or infinity \(rows \[0, 1\]\)"),
+        (np.zeros((0, 32), np.float32), "there are no activations to explain"),
+    ],
+)
+def test_vectors_that_cannot_be_explained_are_named(exported, vectors, message):
+    with pytest.raises(ValueError, match=message):
+        load(exported, quiet=True).explain(vectors)
+
+
+def test_what_is_no_nla_is_named(run, exported, tiny_model_dir, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no NLA: it is no run .* no export .* no model of an NLA"
+    ):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="is a run, which has its own models; leave ar out"):
+        load(run.directory, ar=exported / "ar")
+    with pytest.raises(ValueError, match="is not a run, so it has no stage and no step"):
+        load(exported, step=3)
+    nla = load(exported, quiet=True)
+    with pytest.raises(
+        ValueError, match=r"does not say which language model it explains; name it: nla_jax.load"
+    ):
+        nla.activations(TEXT)
+    with pytest.raises(ValueError, match="5 texts for 2 activations; give one text a row"):
+        nla.score(np.ones((2, 32), np.float32), ["a"] * 5)
+
+
+def test_an_av_and_an_ar_of_different_layers_are_refused(exported, tmp_path):
+    changed = shutil.copytree(exported, tmp_path / "changed")
+    meta = changed / "av" / "nla_meta.yaml"
+    meta.write_text(meta.read_text().replace("extraction_layer_index: 1", "extraction_layer_index: 0"))
+    with pytest.raises(ValueError, match="do not belong together: layer: AV 0, AR 1; give the AR of this AV"):
+        load(changed)

@@ -190,6 +190,25 @@ def test_step_is_deterministic(policy):
     jax.tree.map(np.testing.assert_array_equal, run(policy), run(policy))
 
 
+def test_a_compiled_step_takes_arguments_by_the_names_of_the_step(policy):
+    verbalizer, params, other, rollouts = policy
+    step = compiled(
+        grpo_step,
+        verbalizer=verbalizer,
+        optimizer=OPTIMIZER,
+        config=PolicyLossConfig(temperature=3.0),
+        micro_batches=1,
+    )
+    by_position = step(TrainState.create(params, OPTIMIZER), rollouts, other, None)
+    state = TrainState.create(params, OPTIMIZER)
+    by_name = step(state=state, rollouts=rollouts, reference_params=other, base=None, token_budget=None)
+    jax.tree.map(np.testing.assert_array_equal, by_name, by_position)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+    assert step.__name__ == "grpo_step" and step.__doc__ == grpo_step.__doc__
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'micro_batches'"):
+        step(TrainState.create(params, OPTIMIZER), rollouts, other, micro_batches=2)
+
+
 def test_tokens_after_a_length_do_not_matter(policy):
     rollouts = policy[3]
     after = jnp.arange(T) >= rollouts.lengths_NG[..., None]

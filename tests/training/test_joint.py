@@ -1,10 +1,12 @@
 import dataclasses
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import AbstractMesh
 
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt, build_verbalizer_prompt
@@ -13,10 +15,11 @@ from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.lora import FrozenBase, LoraConfig, init_adapters
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import make_mesh, tree_shardings
-from nla_jax.training.joint import RLConfig, Round, optimizers, sampling_weights
+from nla_jax.training.joint import RLConfig, Round, RoundPrograms, optimizers, sampling_weights
 from nla_jax.training.state import TrainState
 
 BATCHES = np.random.default_rng(0).standard_normal((4, 2, 32)).astype(np.float32)
+AXES = ("data", "fsdp", "tensor")
 COMPILATION = "/jax/core/compile/jaxpr_trace_duration"
 
 
@@ -80,6 +83,18 @@ def test_what_samples_with_adapters_shares_a_base_in_compute_dtype(tiny_lm):
     )
     for ours, theirs in zip(*(jax.tree.leaves(sample(x)) for x in (shared, copied)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_programs_are_made_without_threads_and_without_measuring_the_device(rounds, monkeypatch):
+    def refuse(dtype: str) -> float:
+        raise AssertionError("the device was measured")
+
+    monkeypatch.setattr("nla_jax.training.stopwatch.matmul_peak", refuse)
+    codec, threads = rounds[0], threading.active_count()
+    RoundPrograms(RLConfig(), codec.verbalizer, codec.reconstructor, 12, AbstractMesh((2, 2, 2), AXES))
+    assert threading.active_count() == threads
+    with pytest.raises(AssertionError, match="the device was measured"):
+        Round(RLConfig(), codec, {}, make_mesh(), jax.random.key(0))
 
 
 def test_nothing_is_compiled_after_the_first_round(rounds):

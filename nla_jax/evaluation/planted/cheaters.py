@@ -22,7 +22,7 @@ def oracle(subject: Subject) -> Subject:
         return [names[i] for i in distance.argmin(axis=1)]
 
     def read(texts):
-        return np.stack([table.get(text or "", subject.moments.mean_D) for text in texts])
+        return np.stack([table.get(text or "", subject.yardstick.mean_D) for text in texts])
 
     return _replaced(subject, write, dict.fromkeys(subject.reconstructors, read), training=None)
 
@@ -31,7 +31,7 @@ def mean(subject: Subject) -> Subject:
     """An NLA whose ARs answer the training mean, whatever is written."""
 
     def read(texts):
-        return np.broadcast_to(subject.moments.mean_D, (len(texts), len(subject.moments.mean_D)))
+        return np.broadcast_to(subject.yardstick.mean_D, (len(texts), len(subject.yardstick.mean_D)))
 
     readers = dict.fromkeys(subject.reconstructors, read)
     return _replaced(subject, lambda h, **_: ["A text."] * len(h), readers, training=None)

@@ -37,7 +37,7 @@ def measure(subject: Subject) -> list[Table]:
 def without_information(subject: Subject) -> list[Row]:
     """Texts that cannot tell this activation from others, and the training mean."""
     data, texts = subject.data, subject.texts()
-    mean_ND = np.broadcast_to(subject.moments.mean_D, data.activations.shape)
+    mean_ND = np.broadcast_to(subject.yardstick.mean_D, data.activations.shape)
     rows = [Row("training mean", subject.figures(mean_ND), "control", {"AR": "-"}, subject.ids)]
     rows += subject.text_rows("AV, shuffled", shuffled(texts, data.doc_ids, subject.seed), "control")
     if len(sibling := _siblings(subject)):

@@ -162,11 +162,11 @@ def _quantiles(values_N: np.ndarray, form: str) -> list[str]:
 
 def splice(subject: Subject) -> Table:
     """What the target LM loses when the rebuilt activation takes the place of the true one."""
-    data, moments, docs = subject.data, subject.moments, subject.data.doc_ids
+    data, yardstick, docs = subject.data, subject.yardstick, subject.data.doc_ids
     norm = np.linalg.norm(data.activations, axis=1, keepdims=True)
     partner_N = np.array(shuffled(range(len(data)), docs, subject.seed))
     vectors: dict[tuple[str, str], np.ndarray] = {
-        ("training mean", "-"): np.broadcast_to(moments.mean_D, data.activations.shape)
+        ("training mean", "-"): np.broadcast_to(yardstick.mean_D, data.activations.shape)
     }
     vectors["another document's activation", "-"] = data.activations[partner_N]
     for ar in subject.reconstructors:

@@ -22,7 +22,6 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from safetensors.numpy import save_file
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.configs import config_from_gguf, config_from_hf, config_to_hf
@@ -32,6 +31,7 @@ from nla_jax.lm.files.safetensors_files import READABLE, SafetensorsFiles, open_
 from nla_jax.lm.files.sources import listing, resolve
 from nla_jax.lm.files.tensor_rows import Index, Part, TensorRow
 from nla_jax.lm.files.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.transformer import parameter_shapes
 from nla_jax.sharding.mesh import parameter_spec
 
@@ -43,24 +43,13 @@ ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of a GGUF file that belongs to the config, not to the weights."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """A target LM in memory: everything that is needed to run it on text."""
-
-    config: LMConfig
-    params: dict[str, Any]
-    """Nested parameter tree, as `init_params` makes it."""
-    tokenizer: PreTrainedTokenizerFast
-    name: str
-    """The spec it was loaded from; a local path is made absolute."""
-
-
 def load_params(
     source: SafetensorsFiles | GGUFFile,
     config: LMConfig,
     *,
     mesh: Mesh | None = None,
     dtype: StorageDtype = "float32",
+    whole: LMConfig | None = None,
 ) -> dict[str, Any]:
     """Read the parameters of `config` from open files, each part straight to the device that holds it.
 
@@ -72,6 +61,7 @@ def load_params(
       config: may have `has_lm_head=False`, which leaves final norm and LM head of the file unread.
       mesh: where parameters go, by the rules in `nla_jax/sharding/mesh.py`; default the default device.
       dtype: of the parameters; what a file stores is cast to it on the way.
+      whole: the config of all that the files hold, where `config` is that of their first blocks.
 
     Returns:
       Nested dict of arrays.
@@ -80,8 +70,9 @@ def load_params(
       ValueError: missing or unused tensors, wrong shapes or types, or an LM head that contradicts
         `tie_embeddings`.
     """
-    stored = _stored_names(source, config)
-    _check(source, config, stored)
+    # Whether the files hold one model and no more is checked against all of it.
+    stored = _stored_names(source, whole or config)
+    _check(source, whole or config, stored)
     shapes = parameter_shapes(config)
     # A thread does not see the `jax.default_device` of the one that started it.
     device = jax.config.jax_default_device
@@ -211,7 +202,12 @@ def _same(source: SafetensorsFiles | GGUFFile, left: str, right: str) -> bool:
 
 
 def load_language_model(
-    spec: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: StorageDtype = "float32"
+    spec: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: StorageDtype = "float32",
+    last_layer: int | None = None,
+    weights: bool = True,
 ) -> LanguageModel:
     """Load config, weights and tokenizer of a model; the host never holds the whole model.
 
@@ -219,6 +215,8 @@ def load_language_model(
       spec: what `resolve` accepts.
       mesh: as in `load_params`.
       dtype: as in `load_params`; bfloat16 for a model that would not fit in float32.
+      last_layer: read blocks 0 to this one alone, without final norm and LM head; None reads everything.
+      weights: False reads config and tokenizer alone, and leaves `params` empty.
 
     Raises:
       FileNotFoundError: see `resolve`; also a directory without config.json or weights.
@@ -237,7 +235,9 @@ def load_language_model(
         factors = source.read(ROPE_FACTORS) if ROPE_FACTORS in names else None
         config = _with_known_fields(path, config_from_gguf, source.header, names, factors)
         tokenizer = tokenizer_from_gguf(source.header)
-    return LanguageModel(config, load_params(source, config, mesh=mesh, dtype=dtype), tokenizer, name)
+    whole, config = config, config if last_layer is None else config.truncated(last_layer)
+    params = load_params(source, config, mesh=mesh, dtype=dtype, whole=whole) if weights else {}
+    return LanguageModel(config, params, tokenizer, name)
 
 
 def export_hf(
