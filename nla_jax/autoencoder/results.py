@@ -101,7 +101,9 @@ class ExplainedRow:
     def record(self) -> dict[str, Any]:
         """A plain dictionary, for JSON, without what is not known."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name == "text" or value not in (None, {})}
+        known = {name: value for name, value in fields.items() if value not in (None, {})}
+        known.pop("text", None)
+        return {**known, "explanation": self.text}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.nla import NLA
 from nla_jax.autoencoder.round_trip import RoundTrip
 from nla_jax.autoencoder.yardstick import Yardstick
-from nla_jax.config import read_config
 from nla_jax.interop.meta import FILE_NAME as META_FILE
 from nla_jax.interop.meta import NLAMeta, OwnSettings
 from nla_jax.interop.model_directories import load_reconstructor, load_verbalizer
@@ -24,8 +23,6 @@ from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.weights import StorageDtype, load_language_model
 from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.transformer import stack_blocks
-from nla_jax.pipeline.export import trained_step
-from nla_jax.pipeline.run import Run
 from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.shipped import demo_directory
 
@@ -150,6 +147,11 @@ def _is_run(path: Path) -> bool:
 
 
 def _from_run(path: Path, where: _Where, stage: str | None, step: int | None) -> NLA:
+    # Whatever trains takes a second to import, which models in directories need not wait for.
+    from nla_jax.config import read_config
+    from nla_jax.pipeline.export import trained_step
+    from nla_jax.pipeline.run import Run
+
     config = read_config(path / "config.json")
     run = Run(config, path, mesh=where.mesh)
     models, layer = run.models, config.model.layer

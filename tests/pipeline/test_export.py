@@ -9,17 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
+from untrained_nla import LAYER
 
-from nla_jax.autoencoder.prompts import PromptTemplates, encode_reconstructor, encode_responses
+from nla_jax.autoencoder.prompts import encode_reconstructor, encode_responses
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.commands import evaluate
-from nla_jax.config import ExperimentConfig, ModelConfig, save_config
-from nla_jax.data.dataset import stage_columns, write_shard
-from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
-from nla_jax.data.splits import SPLITS
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.report import systems
 from nla_jax.interop.model_directories import load_reconstructor, load_verbalizer
@@ -29,56 +25,19 @@ from nla_jax.pipeline import export
 from nla_jax.pipeline.evaluate import evaluate_nla
 from nla_jax.pipeline.load import load
 from nla_jax.pipeline.run import Run
-from nla_jax.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent.parent
-LAYER = 1
-TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain it.", closing="<|im_end|>")
 TEXT = "The array has a shape and a type, and every axis has a length of its own."
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model_dir, tmp_path_factory):
-    """A run as training leaves it, with random activations and untrained models."""
-    directory = tmp_path_factory.mktemp("run")
-    model = ModelConfig(str(tiny_model_dir), layer=LAYER)
-    run = Run(
-        ExperimentConfig("small", model=model, templates=TEMPLATES, max_explanation_tokens=8), directory
-    )
-    save_config(run.config, directory / "config.json")
-    draw = np.random.default_rng(0)
-    templates = SidecarTemplates(TEMPLATES.verbalizer, TEMPLATES.reconstructor)
-    for split, path in run.split_paths().items():
-        columns = {
-            "activation_vector": draw.standard_normal((4, 32)).astype(np.float32),
-            "n_raw_tokens": [51] * 4,
-            "activation_layer": [LAYER] * 4,
-            "doc_id": [f"{split}-{i}" for i in range(4)],
-            "api_explanation": ["a text"] * 4,
-        }
-        stage = "av_sft" if split == "held_out" else split
-        path.parent.mkdir(parents=True)
-        extraction = Extraction(str(tiny_model_dir), 32, LAYER, "none", CorpusSlice(0, 4), 1)
-        sidecar = Sidecar("set", stage, 4, extraction, run.models.prompt_ids, templates)
-        write_shard(path, stage_columns(stage, columns, templates), sidecar)
-    assert tuple(run.split_paths()) == SPLITS
-    states = {
-        name: TrainState.create(model.init(run.models.target.params), optax.sgd(1.0))
-        for name, model in (
-            ("av", run.models.autoencoder.verbalizer),
-            ("ar", run.models.autoencoder.reconstructor),
-        )
-    }
-    run.checkpoints("rl").save(3, states, {})
-    return run
+def run(untrained_run):
+    return untrained_run
 
 
 @pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("exported")
-    notes = export.export_run(run, directory)
-    assert [note.split(",")[0] for note in notes][-1] == "answers close with '<|im_end|>'"
-    return directory
+def exported(untrained_export):
+    return untrained_export
 
 
 def test_exported_models_are_the_runs(run, exported):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from transformers import AutoConfig, PreTrainedConfig
 
 from nla_jax.lm.config import Experts, LMConfig, RopeScaling
 from nla_jax.lm.files.families import FAMILIES, WRAPPERS, Family, named_family
@@ -70,7 +69,11 @@ def config_from_hf(hf: Mapping[str, Any]) -> LMConfig:
     return LMConfig(family=name, **family.fixed, **fields)
 
 
-def _normalised(hf: Mapping[str, Any], family: Family) -> PreTrainedConfig:
+def _normalised(hf: Mapping[str, Any], family: Family) -> Any:
+    """The config as an object of transformers' class for this family, with that class's defaults."""
+    # Half a second, which GGUF files need not wait for.
+    from transformers import AutoConfig
+
     for field in ("d_model", "num_layers"):
         hf[family.names[field]]
     ignored = ("architectures", "model_type", "auto_map", "quantization_config", "dtype", "torch_dtype")
@@ -82,7 +85,7 @@ def _normalised(hf: Mapping[str, Any], family: Family) -> PreTrainedConfig:
         raise ValueError(f"transformers does not accept this {family.model_type} config: {error}") from error
 
 
-def _rope_fields(full: PreTrainedConfig, family: Family, refused: dict[str, Any]) -> dict[str, Any]:
+def _rope_fields(full: Any, family: Family, refused: dict[str, Any]) -> dict[str, Any]:
     if not family.rope:
         return {}
     rope, fields = full.rope_parameters, {}
@@ -106,7 +109,7 @@ def _rope_fields(full: PreTrainedConfig, family: Family, refused: dict[str, Any]
     return fields
 
 
-def _window_fields(full: PreTrainedConfig, family: Family, refused: dict[str, Any]) -> dict[str, Any]:
+def _window_fields(full: Any, family: Family, refused: dict[str, Any]) -> dict[str, Any]:
     window, blocks = getattr(full, "sliding_window", None), full.num_hidden_layers
     if family.windows == "none" or window is None:
         return {}
@@ -119,7 +122,7 @@ def _window_fields(full: PreTrainedConfig, family: Family, refused: dict[str, An
     }
 
 
-def _expert_fields(full: PreTrainedConfig, family: Family) -> dict[str, Any]:
+def _expert_fields(full: Any, family: Family) -> dict[str, Any]:
     experts = Experts(**{ours: getattr(full, theirs) for ours, theirs in family.experts.items()})
     step, dense = getattr(full, "decoder_sparse_step", 1), getattr(full, "mlp_only_layers", None) or ()
     layers = range(full.num_hidden_layers)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 """Values of `tokenizer.ggml.token_type`; control and user-defined tokens never come out of merging."""
@@ -192,6 +192,9 @@ def tokenizer_from_directory(path: str | os.PathLike[str]) -> PreTrainedTokenize
     Raises:
       ValueError: the directory holds no tokenizer that `transformers` can load as a fast one.
     """
+    # Half a second, which GGUF files need not wait for.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers do
