@@ -35,13 +35,13 @@ class ModelConfig:
     attention_dtype: str = "float32"
     """Operand dtype of attention's own products and of cached keys and values; float32 on CPU."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """What computes attention where tokens see nothing but themselves (extraction, prompt prefixes): cudnn is for GPUs
-    and splash for TPUs. Neither holds the scores, which pays off for long documents."""
+    """The implementation of attention among one piece's own tokens (extraction, prompt prefixes): cudnn is for GPUs
+    and splash for TPUs. Neither holds the scores in memory, which pays off for long documents."""
     remat: bool = False
     """Recompute blocks in the backward pass to save memory."""
     scan_blocks: bool = False
-    """Loop over blocks instead of unrolling them: deep models compile many times faster and in less memory. A
-    shallow one on CPU trains a third slower so."""
+    """Loop over blocks instead of unrolling them: deep models compile many times faster and in less memory, but a
+    shallow model on CPU trains a third slower."""
 
     def applied(self, lm: LMConfig) -> LMConfig:
         """An LM's config with these dtypes and this attention; ValueError if it has no such layer."""
@@ -52,7 +52,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """The documents."""
+    """The documents that contexts are taken from, and how they are shared out."""
 
     source: str = "docstrings"
     """`docstrings` (built in), a .txt/.jsonl/.parquet file or a folder of them, or hf:NAME[:split]."""
@@ -71,7 +71,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Data sets that were made elsewhere, instead of extracting and explaining: those of all three training stages.
+    """Data sets that were made elsewhere, for all three training stages; the run then extracts and writes none.
 
     Each is a .parquet file with its sidecar beside it, or a folder of them.
     """
@@ -80,7 +80,8 @@ class DataConfig:
     ar_sft: str | None = None
     rl: str | None = None
     held_out: str | None = None
-    """With explanations; None holds `corpus.held_out` of the documents of `av_sft` out of every split."""
+    """A data set with explanations; None takes the share `corpus.held_out` of the documents of `av_sft`, and leaves
+    those documents out of every other split."""
 
     def __post_init__(self):
         if self.is_given and (missing := [n for n in ("av_sft", "ar_sft", "rl") if getattr(self, n) is None]):
@@ -90,7 +91,7 @@ class DataConfig:
 
     @property
     def is_given(self) -> bool:
-        """Whether a run takes its data from here."""
+        """Whether any data set is named, so that a run takes its data from here."""
         return any(value is not None for value in self.paths.values())
 
     @property
@@ -101,14 +102,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """Supervised training of one of the two models on explainer texts."""
+    """Supervised training of one of the two models on warm-start texts."""
 
     loop: LoopConfig
     batch_size: int = 16
     micro_batches: int = 1
-    """Pieces an update is cut into; divides the batch size."""
+    """Number of parts that an update's batch is cut into; it divides the batch size."""
     length_buckets: int = 8
-    """See `RLConfig`."""
+    """Token budgets that are compiled for, see `RLConfig`."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -117,8 +118,8 @@ class ReconstructorWarmStartConfig(WarmStartConfig):
     """The AR's warm start, which follows the AV's."""
 
     verbalized: float = 0.5
-    """Share of the rows whose text is the warm-start AV's own: from them the AR learns what to doubt. A
-    prediction's norm is forced, so trust in a wrong text costs more than none."""
+    """Share of the rows whose text the warm-start AV wrote: from them the AR learns what to doubt. Its predictions
+    have a fixed norm, so trusting a wrong text costs more than ignoring it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +137,9 @@ class ExperimentConfig:
     templates: PromptTemplates = PromptTemplates()
     injection: InjectionConfig = InjectionConfig()
     max_explanation_tokens: int = 48
-    """Longest AV answer, closing included; longer ones are cut and have failed."""
+    """Longest AV answer in tokens, closing included; a longer one is cut and counts as failed."""
     max_reconstructor_tokens: int = 64
-    """Longest AR prompt after its shared prefix."""
+    """Longest AR prompt in tokens, without its shared prefix."""
     lora: LoraConfig = LoraConfig()
     """Adapters of AV and AR in place of all their parameters; see `lm/lora.py`."""
     av_sft: WarmStartConfig = WarmStartConfig(LoopConfig(steps=100, evaluate_every=25, checkpoint_every=50))
@@ -191,7 +192,7 @@ def read_config(path: Path) -> ExperimentConfig:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as nested dictionaries; anything else as it is."""
+    """A dataclass as nested dictionaries; any other value unchanged."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 

@@ -1,4 +1,5 @@
-"""The process that a script runs in: its compiled programs, and its place among several."""
+"""What a script sets up or uses of its process: compiled programs on disk, its place among several processes, a
+progress bar, and memory handed back to the system."""
 
 import ctypes
 import re
@@ -44,7 +45,7 @@ def join_processes(arguments: list[str]) -> list[str]:
 
 
 def progress_bar(desc: str | None, total: int, unit: str) -> tqdm:
-    """A progress bar that goes when it is full; none without a name, nor in processes but the first."""
+    """A progress bar that disappears when it is full; hidden if `desc` is None, and in all processes but the first."""
     quiet = desc is None or jax.process_index() > 0
     return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, leave=False, disable=quiet)
 

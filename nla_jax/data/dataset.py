@@ -1,7 +1,6 @@
 """Data sets of activations: parquet shards, each with its sidecar, read into memory as numpy columns."""
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from jaxtyping import Float32, Int64
 
 from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT
 from nla_jax.data.sidecar import CorpusSlice, Sidecar, SidecarTemplates, sidecar_path_for
+from nla_jax.files import write_atomically
 
 INJECT_PLACEHOLDER = "<INJECT>"
-"""Stands in the stored AV prompt where the marker goes."""
+"""The text that stands in a stored AV prompt where the marker goes."""
 EXPLANATION_OPEN, EXPLANATION_CLOSE = "<explanation>", "</explanation>"
 
 _REQUIRED_COLUMNS = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id")
@@ -29,9 +29,9 @@ class ActivationDataset:
     """Rows of a data set as columns in memory."""
 
     activations: Float32[np.ndarray, "N D"]
-    """Raw, never normalized."""
+    """Raw activations, never normalized."""
     explanations: list[str] | None
-    """None for data without texts (`rl`, or `base` before explaining)."""
+    """None for data without texts (`rl`, or `base` before texts are written)."""
     doc_ids: list[str]
     n_raw_tokens: Int64[np.ndarray, "N"]
     """Tokens of the document up to and including the activation's position."""
@@ -101,12 +101,8 @@ def write_shard(path: Path | str, columns: Mapping[str, Any], sidecar: Sidecar) 
     table["activation_vector"] = pa.FixedSizeListArray.from_arrays(pa.array(activations.ravel()), width)
 
     sidecar_path_for(path).unlink(missing_ok=True)  # an old sidecar must not vouch for new rows
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with write_atomically(path) as temporary:
         pq.write_table(pa.table({name: table[name] for name in columns}), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sidecar.save(sidecar_path_for(path))
 
 
@@ -143,7 +139,7 @@ def stage_columns(
       templates: `actor` holds `{injection_char}` once, `critic` holds `{explanation}` once.
 
     Returns:
-      the columns without `api_explanation`, with the stage's own; explanations are stripped of outer blanks.
+      the columns without `api_explanation`, and the stage's own columns; explanations lose their outer blanks.
 
     Raises:
       ValueError: an unknown stage, a template without its slot, or an explanation that is missing, blank or
@@ -281,8 +277,10 @@ def _check_agreement(
             "contexts": part.contexts is not None,
         }
 
-    ours, theirs = contract(first), contract(other)
-    if wrong := [f"{name}: {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
+    values = [(name, value, contract(other)[name]) for name, value in contract(first).items()]
+    if wrong := [
+        f"{name}: {value} and {other_value}" for name, value, other_value in values if value != other_value
+    ]:
         raise ValueError(f"shards {first_path} and {path} differ in {'; '.join(wrong)}; load them apart")
 
 

@@ -6,12 +6,13 @@ Field names are the keys of the file, which other implementations of the method 
 import contextlib
 import dataclasses
 import datetime
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from nla_jax.files import write_atomically
 
 KIND = "nla_dataset"
 SCHEMA_VERSION = 1
@@ -62,16 +63,16 @@ class PromptIds:
     def disagreements(self, live: "PromptIds") -> dict[str, tuple[Any, Any]]:
         """The fields in which the live tokenizer gives something else, each with both values.
 
-        Suffixes agree if one ends with the other: how many tokens before the fixed ones are counted differs
-        between writers. A suffix that one side does not know is not compared.
+        Suffixes agree if one ends with the other: writers differ in how many tokens they count before the fixed
+        ones. A suffix that only one side has is not compared.
         """
         pairs = {
             field.name: (getattr(self, field.name), getattr(live, field.name))
             for field in dataclasses.fields(PromptIds)
         }
-        ours, theirs = pairs["critic_suffix_ids"]
-        shorter = min(len(ours), len(theirs)) if ours is not None and theirs is not None else 0
-        if not shorter or ours[-shorter:] == theirs[-shorter:]:
+        recorded, found = pairs["critic_suffix_ids"]
+        shorter = min(len(recorded), len(found)) if recorded is not None and found is not None else 0
+        if not shorter or recorded[-shorter:] == found[-shorter:]:
             del pairs["critic_suffix_ids"]
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -96,9 +97,9 @@ class Sidecar:
     tokens: PromptIds | None = None
     """Needed for every stage but `base`."""
     prompt_templates: SidecarTemplates = SidecarTemplates()
-    """Needed: `actor` for `av_sft` and `rl`, `critic` for `ar_sft`."""
+    """Stages `av_sft` and `rl` need `actor`, `ar_sft` needs `critic`."""
     parent_datasets: tuple[str, ...] = ()
-    """`dataset_id` of the data sets that this one was made from."""
+    """The `dataset_id` of each data set that this one was made from."""
     created_at: str = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     )
@@ -170,9 +171,9 @@ class Sidecar:
         if self.tokens is not None:
             live |= {f"tokens.{name}": pair for name, pair in self.tokens.disagreements(tokens).items()}
         if wrong := [
-            f"{name}: data {ours!r}, run {theirs!r}"
-            for name, (ours, theirs) in live.items()
-            if ours != theirs
+            f"{name}: data {recorded!r}, run {found!r}"
+            for name, (recorded, found) in live.items()
+            if recorded != found
         ]:
             marker = self.tokens.injection_char if self.tokens is not None else tokens.injection_char
             other_marker = f"; set templates.marker to {marker!r}" if marker != tokens.injection_char else ""
@@ -198,8 +199,8 @@ def read_yaml(path: Path | str, kind: str, meaning: str) -> dict[str, Any]:
 
     Args:
       path: file to read.
-      kind: the only one accepted.
-      meaning: what a file of that kind is, for the error message.
+      kind: the only kind that is accepted.
+      meaning: words for a file of that kind, for the error message.
 
     Raises:
       FileNotFoundError: no such file.
@@ -215,14 +216,13 @@ def read_yaml(path: Path | str, kind: str, meaning: str) -> dict[str, Any]:
 def write_yaml(path: Path | str, fields: Mapping[str, Any]) -> None:
     """Write a mapping of plain values as YAML, atomically."""
     text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Put the path before the message of whatever makes the file unreadable."""
+    """Put the path before the message of any error that the block raises because the file is unreadable."""
     try:
         yield
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nla_jax.evaluation.estimates import Estimate, Ratio
+from nla_jax.files import write_atomically
 
 Figure = Ratio | Estimate | None
 
@@ -20,13 +21,13 @@ class Row:
 
     name: str
     figures: Mapping[str, Figure]
-    """By column; a `Ratio` can be compared with another run's, row by row. None where it is not defined."""
+    """The figure in each column; a `Ratio` can be compared with another run's, row by row. None is undefined."""
     group: str = "nla"
     """What kind of line it is: "nla", "gold" (texts or figures that see the context), or "control"."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What else tells it apart, such as the AR that measured it."""
+    """Further values that tell the line apart, such as the AR that measured it."""
     ids: Sequence[str] | None = None
-    """Of what its ratios have an entry for each, the same in every run on the same data."""
+    """Names of the held-out rows behind the entries of each ratio; equal across runs on the same data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Table:
     """The column that a report draws as bars."""
 
     def record(self, samples: int) -> dict[str, Any]:
-        """As JSON, with intervals from so many resamples."""
+        """The table as plain values for JSON, with intervals from `samples` resamples."""
 
         def estimate(figure: Figure) -> dict[str, Any] | None:
             if isinstance(figure, Ratio):
@@ -70,62 +71,63 @@ _COLUMNS = ("table", "row", "figure", "id", "doc_id", "numerator", "denominator"
 
 
 def write_ratios(tables: Sequence[Table], path: Path) -> None:
-    """Write what each row of every ratio with ids adds, for paired comparisons, as parquet."""
+    """Write every entry of every ratio whose row has ids as parquet, for paired comparisons."""
     columns: dict[str, list] = {name: [] for name in _COLUMNS}
     for table in tables:
         for row in table.rows:
             for name, figure in row.figures.items():
                 if not isinstance(figure, Ratio) or row.ids is None:
                     continue
-                n = len(row.ids)
-                for column, values in zip(
-                    _COLUMNS,
-                    (
-                        *([value] * n for value in (table.name, row_key(row.name, row.labels), name)),
-                        *(row.ids, figure.doc_ids, figure.numerator_N, figure.denominator_N),
-                    ),
-                    strict=True,
-                ):
+                entries = len(row.ids)
+                added = {
+                    "table": [table.name] * entries,
+                    "row": [row_key(row.name, row.labels)] * entries,
+                    "figure": [name] * entries,
+                    "id": row.ids,
+                    "doc_id": figure.doc_ids,
+                    "numerator": figure.numerator_N,
+                    "denominator": figure.denominator_N,
+                }
+                for column, values in added.items():
                     columns[column].extend(values)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns), temporary, compression="zstd")
-    temporary.replace(path)
+    with write_atomically(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def read_ratios(path: Path) -> dict[tuple[str, str, str], tuple[list[str], Ratio]]:
-    """(table, row, figure) -> ids and ratio, as `write_ratios` wrote them."""
+    """Read what `write_ratios` wrote: (table, row, figure) -> ids and ratio."""
     columns = pq.read_table(path).to_pydict()
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for index, key in enumerate(zip(columns["table"], columns["row"], columns["figure"], strict=True)):
-        found.setdefault(key, []).append(index)
+    lines_of: dict[tuple[str, str, str], list[int]] = {}
+    for line, key in enumerate(zip(columns["table"], columns["row"], columns["figure"], strict=True)):
+        lines_of.setdefault(key, []).append(line)
 
-    def pick(name: str, rows: list[int]) -> list:
-        return [columns[name][row] for row in rows]
+    def pick(name: str, lines: list[int]) -> list:
+        return [columns[name][line] for line in lines]
 
     return {
         key: (
-            pick("id", rows),
-            Ratio.of(pick("numerator", rows), pick("denominator", rows), pick("doc_id", rows)),
+            pick("id", lines),
+            Ratio.of(pick("numerator", lines), pick("denominator", lines), pick("doc_id", lines)),
         )
-        for key, rows in found.items()
+        for key, lines in lines_of.items()
     }
 
 
 def row_key(name: str, labels: Mapping[str, str]) -> str:
-    """What names a line in its table."""
+    """The name of a line in its table: its own name and its labels."""
     return ", ".join([name, *(f"{label} {value}" for label, value in labels.items())])
 
 
 def paired(
-    ours: tuple[Sequence[str], Ratio], theirs: tuple[Sequence[str], Ratio]
+    first: tuple[Sequence[str], Ratio], other: tuple[Sequence[str], Ratio]
 ) -> tuple[Ratio, Ratio] | None:
     """Two ratios on the rows that both have, in one order; None if they share none."""
-    place = [{id_: index for index, id_ in enumerate(ids)} for ids, _ in (ours, theirs)]
-    shared = [id_ for id_ in ours[0] if id_ in place[1]]
+    place = [{id_: index for index, id_ in enumerate(ids)} for ids, _ in (first, other)]
+    shared = [id_ for id_ in first[0] if id_ in place[1]]
     if not shared:
         return None
     rows = [np.array([where[id_] for id_ in shared]) for where in place]
     return tuple(
         Ratio(ratio.numerator_N[at], ratio.denominator_N[at], tuple(ratio.doc_ids[i] for i in at))
-        for (_, ratio), at in zip((ours, theirs), rows, strict=True)
+        for (_, ratio), at in zip((first, other), rows, strict=True)
     )

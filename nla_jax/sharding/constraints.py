@@ -12,33 +12,34 @@ from nla_jax.sharding.mesh import BATCH
 
 
 def constrain_batch(x: jax.Array, *, looked_up: bool = False) -> jax.Array:
-    """Tell the partitioner to leave rows on the devices that `shard_batch` put them on, features whole.
+    """Tell the partitioner to leave rows on the devices that `shard_batch` put them on, with their features whole.
 
-    Weights come to the rows then. Left to itself it may split the residual stream over features, as the embedding
-    is, and sum activations of the whole batch over devices in every product. Does nothing where no mesh is set
-    (`jax.set_mesh`), or its data and fsdp axes do not divide the rows.
+    Weights then move to the rows. Without this hint the partitioner may split the residual stream over features, as
+    the embedding is split, and sum activations of the whole batch over devices in every product. Returns `x`
+    unchanged where no mesh is set (`jax.set_mesh`), or its data and fsdp axes do not divide the rows.
 
     Args:
-      x: rows first, features last.
-      looked_up: whether it comes straight from an embedding, and so split over features.
+      x: an array with rows first and features last.
+      looked_up: whether `x` comes straight from an embedding, and so is split over features.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     if looked_up and mesh.shape["data"] > 1 and mesh.shape["fsdp"] > 1:
-        # In one go the partitioner would give every device everything first.
+        # Resharded in one step, the whole array would first be gathered on every device.
         x = jax.lax.with_sharding_constraint(x, P("data", None, "fsdp"))
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
 def constrain_vocabulary(x: jax.Array) -> jax.Array:
-    """Tell the partitioner to leave logits split over tensor, as the head's kernel is, and over rows.
+    """Tell the partitioner to leave logits split over rows, and over the tensor axis as the head's kernel is.
 
-    Left to itself it may bring the whole kernel to every device, or all logits. Does nothing where `constrain_batch`
-    does nothing, or the tensor axis does not divide what is split.
+    Without this hint the partitioner may gather the whole kernel, or all logits, on every device. Returns `x`
+    unchanged where `constrain_batch` does; where the tensor axis does not divide the second dimension, only rows are
+    split.
 
     Args:
-      x: rows first, tokens of the vocabulary or bins of them second.
+      x: an array with rows first, and tokens of the vocabulary or bins of them second.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -49,16 +50,16 @@ def constrain_vocabulary(x: jax.Array) -> jax.Array:
 
 
 def batch_shards(rows: int) -> int:
-    """Devices that the mesh which is set (`jax.set_mesh`) splits rows over; 1 where they do not divide them."""
+    """Number of devices that the current mesh (`jax.set_mesh`) splits rows over; 1 where it does not divide `rows`."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
     return 1 if rows % ways else ways
 
 
 def gather_head(kernel_DV: jax.Array, dtype: Any) -> jax.Array:
-    """The LM head as rows that are split want it: cast to `dtype` and then made whole along fsdp, split over tensor.
+    """The LM head for rows that are split: cast to `dtype`, gathered along fsdp, and still split over tensor.
 
-    Returns the kernel as it came where no mesh is set.
+    Returns the kernel unchanged, not even cast, where no mesh is set.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -68,6 +69,6 @@ def gather_head(kernel_DV: jax.Array, dtype: Any) -> jax.Array:
 
 
 def tensor_shards() -> int:
-    """Devices that the mesh which is set (`jax.set_mesh`) splits weights over within a layer."""
+    """Number of devices that the current mesh (`jax.set_mesh`) splits weights over within a layer."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty or mesh.size == 1 else mesh.shape["tensor"]

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1, in one place at most, takes all that are left."""
+    """Number of devices along each axis; one axis at most may be -1, which takes all devices that are left."""
 
     data: int = 1
     fsdp: int = -1
@@ -26,16 +26,16 @@ class MeshConfig:
 
 PARTITION_RULES = (
     # The first pattern that matches a parameter's path decides. Norms, biases, routers and the AR head are replicated.
-    # The embedding stays off the tensor axis: split over both, the partitioner replicates activations on some meshes.
+    # The embedding is not split over tensor: with both axes, the partitioner replicates activations on some meshes.
     (r"embed/embedding$", P(None, "fsdp")),
     (r"(query|key|value|gate|up|lm_head)/kernel$", P("fsdp", "tensor")),
     (r"(out|down)/kernel$", P("tensor", "fsdp")),
-    # Adapters as the sides of the kernels that they add to; their rank stays whole.
+    # Adapters are split like the sides of the kernels that they add to; their rank stays whole.
     (r"(query|key|value|gate|up)/lora_a$", P("fsdp", None)),
     (r"(query|key|value|gate|up)/lora_b$", P(None, "tensor")),
     (r"(out|down)/lora_a$", P("tensor", None)),
     (r"(out|down)/lora_b$", P(None, "fsdp")),
-    # Stacked experts are split within each expert, as the layers they stand for.
+    # Stacked experts are split within each expert, like the plain layers that they replace.
     (r"mlp/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"mlp/down$", P(None, "tensor", "fsdp")),
     (r"", P()),
@@ -46,13 +46,13 @@ BATCH = P(("data", "fsdp"))
 
 
 AnyMesh = Mesh | AbstractMesh
-"""Of devices, or of their number alone."""
+"""A mesh of real devices, or one that only knows their number."""
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices, those of all processes unless others are given.
+    """Arrange devices in a mesh; by default, the devices of all processes.
 
-    Several TPU slices, which a slower network joins, are apart along data alone.
+    Several TPU slices, which a slower network joins, are separated along the data axis only.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or data is no multiple of the slices.
@@ -73,7 +73,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
             f"mesh data={sizes[0]} is no multiple of the {slices} TPU slices, which are apart along that axis; set "
             f"--mesh.data {slices} and let fsdp and tensor divide the {count // slices} devices of each"
         )
-    # Slices whose sides are not the axes' sizes are split: tensor 4 has half a side of a v6e:8x8.
+    # Axes may be shorter than the sides of a slice: tensor 4 takes half a side of a v6e:8x8.
     within, split = [sizes[0] // slices, *sizes[1:]], {"allow_split_physical_axes": True}
     if slices > 1:
         placed = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1], devices, **split)
@@ -86,15 +86,16 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: AnyMesh, *, gathered
     """The partition of a parameter by its slash-separated path; axes that do not divide a dimension are dropped.
 
     Args:
-      path: of the parameter.
-      shape: likewise.
-      mesh: what it is placed on.
-      gathered: whether it is whole along fsdp, unless it is the embedding: looking up in a split table moves rows.
+      path: the parameter's path.
+      shape: the parameter's shape.
+      mesh: the mesh that the parameter is placed on.
+      gathered: whether parameters are whole along fsdp. The embedding is split even then: a lookup in a split table
+        moves rows, not the table.
     """
     if "blocks" in path.split("/"):
         # Stacked blocks are split as each alone would be.
-        rest = parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh, gathered=gathered)
-        return P(None, *rest)
+        of_one_block = parameter_spec(path.replace("blocks/", "block/"), shape[1:], mesh, gathered=gathered)
+        return P(None, *of_one_block)
     gathered = gathered and not path.endswith("embed/embedding")
     spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     if len(spec) > len(shape):

@@ -14,11 +14,11 @@ def process_row_indices(count: int, mesh: Mesh) -> np.ndarray:
     """Which rows of a batch lie on this process's devices, in order.
 
     Args:
-      count: rows of the batch.
-      mesh: its data and fsdp axes split them.
+      count: number of rows of the batch.
+      mesh: the mesh whose data and fsdp axes split the rows.
 
     Raises:
-      ValueError: rows that the two axes do not divide.
+      ValueError: the two axes do not divide the rows.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if count % ways:
@@ -31,7 +31,7 @@ def process_row_indices(count: int, mesh: Mesh) -> np.ndarray:
 
 
 def place_process_rows(batch: Any, count: int, mesh: Mesh) -> Any:
-    """Place host arrays that hold the rows `process_row_indices(count, mesh)` of a batch; each process has its own."""
+    """Place host arrays that hold this process's rows, `process_row_indices(count, mesh)`, of a batch of `count`."""
     sharding = NamedSharding(mesh, BATCH)
 
     def place(array: np.ndarray) -> jax.Array:
@@ -41,7 +41,7 @@ def place_process_rows(batch: Any, count: int, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Place host arrays of all rows, which every process holds: each places its own."""
+    """Place host arrays that hold all rows in every process; each process places the rows of its own devices."""
 
     def place(array: np.ndarray) -> jax.Array:
         return place_process_rows(array[process_row_indices(len(array), mesh)], len(array), mesh)
@@ -60,21 +60,21 @@ def process_rows(batch: Any) -> Any:
 
 
 def to_host(batch: Any) -> Any:
-    """All rows of placed arrays, on the host of every process, which all have to ask for them."""
+    """All rows of placed arrays, on the host of every process; every process has to call this."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(batch, tiled=True)
     return jax.tree.map(np.asarray, batch)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Move parameters or training states to where the partition rules want them; what is there already is donated."""
+    """Move parameters or training states to where the partition rules want them; the arrays given are donated."""
     return jax.jit(lambda x: x, out_shardings=tree_shardings(tree, mesh), donate_argnums=0)(tree)
 
 
 def block_on_simulated_devices(tree: Any) -> Any:
-    """Wait for arrays on simulated devices, and on no others; returns them.
+    """Wait for arrays if they are on simulated devices, and return them.
 
-    Simulated devices share one pool of threads, in which programs whose devices wait for each other must not overlap:
+    Simulated devices share one pool of threads. Programs whose devices wait for each other must not overlap there:
     each may hold threads that the other needs.
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
@@ -83,6 +83,6 @@ def block_on_simulated_devices(tree: Any) -> Any:
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process of the run has come here, for instance because one has written what all will read."""
+    """Wait until every process of the run has called this, for instance because one writes what all will read."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

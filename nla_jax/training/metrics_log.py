@@ -1,19 +1,20 @@
 """metrics.jsonl: one JSON object a step, cut back to the checkpoint when a killed run goes on."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from nla_jax.files import write_atomically
+
 
 class MetricsLog:
     """Appends the metrics of every stage to one file, and to TensorBoard event files where asked.
 
-    Every row is a pure function of config and step, except for the keys that start with `speed/`. Of several processes
-    only the first writes.
+    Every row is a pure function of config and step, except for the keys that start with `speed/`. Only the first of
+    several processes writes.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None):
@@ -45,9 +46,8 @@ class MetricsLog:
         if jax.process_index() > 0:
             return
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= last_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with write_atomically(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row."""
