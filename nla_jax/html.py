@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def tint(value: float | None) -> str:
-    """The CSS colour of a value from -1 to 1: clear at 0, blue above and orange below; "transparent" for None or NaN."""
+    """The CSS colour of a value from -1 to 1: clear at 0, blue above, orange below; transparent for None and NaN."""
     if value is None or math.isnan(value):
         return "transparent"
     opacity = STRONGEST * min(abs(value), 1)
@@ -59,13 +59,11 @@ def marked_text(text: str, spans: Sequence[tuple[int, int]], chosen: set[int]) -
     cut, after = pieces(text, spans)
     parts = []
     for index, (before, own) in enumerate(cut):
-        shown = escape(own)
-        if index in chosen:
-            shown = Markup('<span style="{}">{}</span>').format(MARKED, own)
+        shown = Markup('<span style="{}">{}</span>').format(MARKED, own) if index in chosen else escape(own)
         parts.append(escape(before) + shown)
-    return Markup('<div style="white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6">{}</div>').format(
-        Markup("").join(parts) + escape(after)
-    )
+    return Markup(
+        '<div style="white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6">{}</div>'
+    ).format(Markup("").join(parts) + escape(after))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> Markup:

@@ -1,1 +1,1 @@
-"""Using a trained NLA: explain a text, compare activations."""
+"""What is done with a trained NLA beyond its own methods: texts from files, a page to read, plots."""

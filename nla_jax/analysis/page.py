@@ -61,8 +61,8 @@ class Reading:
         for row in sorted(self.rows, key=lambda row: -1 if row.position is None else row.position):
             if row.position is None or not 0 <= row.position < len(self.text):
                 raise ValueError(
-                    f"an explanation of {row.label} has no place in a text of {len(self.text)} tokens; give the rows of "
-                    "explanations of this text's activations"
+                    f"an explanation of {row.label} has no place in a text of {len(self.text)} tokens; give the rows "
+                    "of explanations of this text's activations"
                 )
             grouped.setdefault(row.position, []).append(row)
         return grouped
@@ -155,6 +155,7 @@ class _Token:
     shown: str
     label: str
     """Position and token, for a heading."""
+    role: str | None
     is_early: bool
     in_template: bool
     """Whether it is part of what a chat template writes around the messages."""
@@ -188,9 +189,20 @@ def _text(identity: str, reading: Reading, figure: str | None) -> _Text:
         (source.roles[positions[0]], [tokens[position] for position in positions])
         for positions in _turns(source)
     ]
-    name = reading.name or " ".join(source.text.split())
-    name = name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…"
+    name = _name(reading)
     return _Text(identity, name, reading, turns, after, _mean(reading.rows, figure))
+
+
+def _name(reading: Reading) -> str:
+    """The name of a text, or how it begins; of a conversation, how what was said in it begins."""
+    source = reading.text
+    said = " ".join(
+        source.text[source.spans[positions[0]][0] : source.spans[positions[-1]][1]]
+        for turn in _turns(source)
+        if (positions := [position for position in turn if source.in_content[position]])
+    )
+    name = " ".join((reading.name or said or source.text).split())
+    return name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…"
 
 
 def _turns(source: TokenizedText) -> Iterator[list[int]]:
@@ -214,6 +226,7 @@ def _tokens(identity: str, reading: Reading, figure: str | None) -> tuple[list[_
                 before=before,
                 shown=own or name,
                 label=f"{position} {token!r}",
+                role=source.roles[position],
                 is_early=reading.min_position is not None and position < reading.min_position,
                 in_template=source.turns[position] is not None and not source.in_content[position],
                 rows=rows,

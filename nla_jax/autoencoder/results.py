@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from nla_jax.html import table
 from nla_jax.lm.activations import Activations
+
+ROWS_SHOWN = 200
+"""Explanations that a notebook shows, at most."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +38,20 @@ class Explanations(Sequence):
 
     def __repr__(self) -> str:
         return "\n".join(f"{row.label}: {row.text or NOT_CLOSED}" for row in self.rows())
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the explanations with their tokens."""
+        rows = self.rows()[:ROWS_SHOWN]
+        columns = ["position", "token", "explanation"]
+        cells = [[row.position, repr(row.token), row.text or NOT_CLOSED] for row in rows]
+        if self.activations is None:
+            columns, cells = ["row", "explanation"], [[row.row, row.text or NOT_CLOSED] for row in rows]
+        if self.samples > 1:
+            columns.insert(-1, "sample")
+            for row, own in zip(rows, cells, strict=True):
+                own.insert(-1, row.sample)
+        left = len(self) - len(rows)
+        return table(columns, cells, f"and {left} more" if left else "")
 
     def rows(self, scores: "Scores | None" = None) -> list["ExplainedRow"]:
         """One record an explanation, with its scores where they are given."""
@@ -130,3 +148,19 @@ class Scores:
         lines = [f"own AR: {own} ({self.measured_against})"]
         lines += [f"{name}: {judge!r}".replace("own AR: ", "") for name, judge in self.judges.items()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a line for each AR."""
+        columns = ("AR", "rows", "mean cosine", "mean fve_nrm", "fve_nrm of all rows together")
+        lines = [("own", self), *self.judges.items()]
+        cells = [
+            (
+                name,
+                len(scores.cosine_N),
+                float(np.mean(scores.cosine_N)),
+                None if scores.fve_nrm_N is None else float(np.mean(scores.fve_nrm_N)),
+                scores.fve_nrm,
+            )
+            for name, scores in lines
+        ]
+        return table(columns, cells, self.measured_against)

@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nla_jax.html import marked_text
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.logits import logits
 from nla_jax.lm.prompt_batches import PROMPT_LENGTHS, rounded_up
 from nla_jax.lm.tokenized import TokenizedText
 from nla_jax.lm.transformer import Params, Transformer
+
+TOKENS_SHOWN = 1000
+"""Tokens of a text that a notebook shows, at most."""
 
 
 def residual_at(
@@ -186,3 +190,17 @@ class Activations:
         return (
             f"Activations({len(self)} tokens of layer {self.layer}, d {self.vectors_ND.shape[1]}: {shown!r})"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text around the first of the chosen tokens, the chosen ones marked."""
+        source, size = self.source, len(self.source)
+        first = max(0, min(self.positions[0] - TOKENS_SHOWN // 4, size - TOKENS_SHOWN))
+        last = min(first + TOKENS_SHOWN, size)
+        start = source.spans[first][0] if first else 0
+        end = source.spans[last - 1][1] if last < size else len(source.text)
+        spans = [(a - start, b - start) for a, b in source.spans[first:last]]
+        shown = marked_text(source.text[start:end], spans, {position - first for position in self.positions})
+        head = f"{len(self)} of {size} tokens, layer {self.layer}, d {self.vectors_ND.shape[1]}"
+        if last - first < size:
+            head += f"; tokens {first} to {last - 1} are shown"
+        return f"<p>{head}</p>{shown}"
