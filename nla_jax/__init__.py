@@ -5,7 +5,11 @@ device.
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
+
+# transformers says at its import that without PyTorch it has no models; only its tokenizers and configs are used here.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
 _PLACES = {
     "load": "pipeline.load",

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import sys
 
-from nla_jax.commands.startup import silence_advice, use_huge_pages
+from nla_jax.commands.startup import silence_libtpu, use_huge_pages
 
 COMMANDS = {
     "train": "train, measure and report an NLA: all stages in order",
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2)
     if name in _COMPUTE:
         use_huge_pages()
-    silence_advice()
+    silence_libtpu()
     importlib.import_module(f"nla_jax.commands.{name}").main(rest)
 
 

@@ -113,7 +113,7 @@ class NLA:
         samples: int = 1,
         temperature: float | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Explanations:
         """Write explanations of activations.
 
@@ -122,7 +122,7 @@ class NLA:
           samples: explanations of each activation; they are adjacent in the result.
           temperature: of the AV; None takes 0 for one sample, where the likeliest token is taken, and 1 for several.
           seed: of the samples.
-          progress: whether a progress bar is shown.
+          progress: whether a progress bar is shown; None shows one for more than a batch.
 
         Raises:
           ValueError: no rows, another width than the AV reads, or values that are not finite.
@@ -140,7 +140,7 @@ class NLA:
         samples: int = 1,
         temperature: float | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Iterator[list[str | None]]:
         """What `explain` writes, a batch of texts at a time, as soon as it is there; arguments as of `explain`."""
         if samples < 1:
@@ -148,10 +148,15 @@ class NLA:
         vectors_ND = self.checked_vectors(activations).repeat(samples, axis=0)
         if temperature is None:
             temperature = float(samples > 1)
-        desc = "explain" if progress else None
+        if progress is None:
+            progress = len(vectors_ND) > self.batch_size
         with self._on_mesh():
             yield from self.round_trip.stream(
-                self.av_params, vectors_ND, key_for(seed, "explain"), temperature, desc
+                self.av_params,
+                vectors_ND,
+                key_for(seed, "explain"),
+                temperature,
+                "explain" if progress else None,
             )
 
     def reconstruct(self, texts: str | Texts) -> Float[np.ndarray, "N D"]:

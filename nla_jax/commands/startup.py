@@ -1,12 +1,11 @@
-"""What happens to a process before a command begins: a restart for faster memory, and silence about what is not so.
+"""What happens to a process before a command begins: a restart for faster memory, and silence about missing TPUs.
 
-All of it must come before jax and transformers are imported, and this module imports neither. Only `nla_jax.__main__`
-and scripts call it: a program that calls a command's `main` itself keeps its process and its log as they are.
+All of it must come before jax is imported, and this module does not import it. Only `nla_jax.__main__` and scripts call
+it: a program that calls a command's `main` itself keeps its process as it is.
 """
 
 import builtins
 import importlib.util
-import logging
 import os
 import sys
 import sysconfig
@@ -74,16 +73,12 @@ def _program(arguments: Sequence[str]) -> tuple[str, str]:
     return "", ""
 
 
-def silence_advice() -> None:
-    """Keep two messages out of the commands' output that tell their reader nothing.
+def silence_libtpu() -> None:
+    """Keep libtpu's complaints out of the output of commands on machines without TPUs.
 
-    transformers says that without PyTorch it has no models; the library takes its tokenizers and configs alone. And
-    libtpu, which comes with `jax[tpu]` and plans for TPUs anywhere, complains on machines without TPUs that nobody
-    has told it which TPU there is; told one, it finds none and is quiet.
+    libtpu comes with `jax[tpu]`, which plans for TPUs anywhere. Without a TPU it complains that nobody has told it
+    which one there is; told one, it finds none and is quiet.
     """
-    logging.getLogger("transformers").addFilter(
-        lambda record: "PyTorch was not found" not in record.getMessage()
-    )
     asked = {"JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"} & set(os.environ)
     if not asked and importlib.util.find_spec("libtpu") is not None and not _has_tpu():
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
