@@ -10,7 +10,7 @@ import optax
 
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig
-from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
+from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation import text_analysis
@@ -143,7 +143,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         optimizer=optimizer,
         step=step,
         batch_type=ReconstructorBatch,
-        rows=codec.encode(data.activations, texts),
+        rows=reconstructor_rows(codec, data.activations, texts),
         max_length=codec.max_reconstructor_tokens,
         forward_flops=functools.partial(codec.reconstructor.forward_flops, rows=config.batch_size),
         evaluate=evaluate,
