@@ -114,6 +114,12 @@ def test_every_page_is_in_the_index():
     assert pages <= linked, pages - linked
 
 
+def test_every_room_of_the_code_is_described():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "nla_jax").glob("*/__init__.py")}
+    assert {room for room in rooms if f"`{room}/`" not in page} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_package_in_python_examples_exist(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
