@@ -82,7 +82,7 @@ class TargetLM:
         width = G + G % 2
         longest = rounded_up(max(len(answer) for row in answers for answer in row), OPTION_LENGTHS)
         cut = batches_by_length(
-            list(map(len, read)), self.batch_tokens, others=width * (longest + 1), like=True
+            list(map(len, read)), self.batch_tokens, others=width * (longest + 1), same_rows=True
         )
         with progress_bar(desc, N, "row") as bar:
             for chosen, size, length in cut:

@@ -1,1 +1,1 @@
-"""The target transformer: a functional Flax port, its weights, its tokenizer and its sampler."""
+"""Language models: one functional Flax transformer for every family, its files, tokenizers, adapters and sampler."""

@@ -2,8 +2,8 @@
 
 A segment with fewer rows than the queries serves consecutive groups of query rows: a prompt prefix with one row
 serves the whole batch, a prompt with N rows serves N groups. Sharing folds the group into the query length of one
-matrix product, so shared keys and values are never copied to the full batch. Tokens that attend to themselves alone
-can take a fused kernel instead.
+matrix product, so shared keys and values are never copied to the full batch. Where the queries' own tokens are the
+only segment, a fused kernel can compute attention instead.
 """
 
 import functools
@@ -24,10 +24,10 @@ _FLOAT32 = jnp.dtype("float32")
 
 @flax.struct.dataclass
 class KVSegment:
-    """Keys and values of consecutive tokens; rows R divides the batch that attends to them.
+    """Keys and values of consecutive tokens; their number of rows R divides the batch that attends to them.
 
-    Keys carry their rotary embedding already, and lie as the product with queries reads them. Unused slots have
-    position PAD_POSITION. The segments of stacked blocks have a leading axis of blocks.
+    Keys are rotated already, and laid out for the product with queries. Unused slots have position PAD_POSITION. The
+    segments of stacked blocks have a leading axis of blocks.
     """
 
     keys: Float[Array, "*L K R Dh S"]
@@ -65,10 +65,10 @@ def contract(spec: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
 
 
 def _sum_over_rows(a_MI: Array, b_MO: Array) -> Array:
-    """aᵀ b, a weight's gradient, in the one form that XLA:CPU computes in bfloat16; others take twice the time.
+    """aᵀ b, a weight's gradient, in the one form that XLA:CPU computes in bfloat16; other forms take twice the time.
 
-    The left operand has to be transposed in memory. A transposition alone would be folded into the product, and so
-    would one of the result: hence the further axis and the barriers.
+    The left operand has to be transposed in memory. XLA folds a plain transposition, of an operand or of the result,
+    into the product; the further axis and the barriers prevent that.
     """
     a_1IM = jax.lax.optimization_barrier(a_MI.T[None])
     product_1IO = jnp.einsum("xim,mo->xio", a_1IM, b_MO, preferred_element_type=jnp.float32)
@@ -116,15 +116,16 @@ def attend(
 
     Args:
       query_BTHD: rotated queries, unscaled.
-      positions_BT: their positions.
+      positions_BT: the queries' positions.
       segments: keys and values; each segment's row count must divide B.
       dtype: operand dtype of the two matrix products.
-      scale: what scores are multiplied by; default Dh**-0.5.
+      scale: factor of the scores; default Dh**-0.5.
       window: keys at this distance and farther are hidden too.
       softcap: scaled scores s become softcap * tanh(s / softcap).
-      implementation: "xla"; or a kernel, "cudnn" or "splash", for a call whose one segment has `positions_BT` itself
-        for positions: then queries and keys are the same tokens. Those positions must be consecutive, with padding
-        at the end, where rows of the result may hold anything finite. Other calls stay on XLA.
+      implementation: "xla", or a kernel, "cudnn" or "splash". A kernel is used where `positions_BT` itself is the
+        positions of the only segment, so that queries and keys are the same tokens; other calls stay on XLA. The
+        positions must then be consecutive with padding at the end; padding rows of the result may hold any finite
+        numbers.
 
     Raises:
       ValueError: values that the kernel does not take.
@@ -134,23 +135,29 @@ def attend(
     G = H // K
     scale = Dh**-0.5 if scale is None else scale
     if implementation != "xla" and len(segments) == 1 and segments[0].positions is positions_BT:
-        own = segments[0]
-        keys_BKTD, values_BKTD = own.keys.transpose(1, 0, 3, 2), own.values.swapaxes(0, 1)
-        rest = {"scale": scale, "window": window, "softcap": softcap}
-        return attend_itself(implementation, query_BTHD, keys_BKTD, values_BKTD, dtype, **rest)
+        return attend_itself(
+            implementation,
+            query_BTHD,
+            segments[0].keys.transpose(1, 0, 3, 2),
+            segments[0].values.swapaxes(0, 1),
+            dtype,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
     # Heads first: rows that share a segment are then adjacent, and every product below is one of plain matrices.
     query_KBGTD = (query_BTHD * scale).reshape(B, T, K, G, Dh).transpose(2, 0, 3, 1, 4)
 
     def scores(segment: KVSegment) -> Array:
-        """A row of queries a shared segment: its group, its heads that read the same keys, its tokens."""
+        """Scores (K, R, B // R, G, T, S) of the queries that share each of the segment's R rows; -inf is hidden."""
         R, S = segment.positions.shape
         score = contract("krqd,krds->krqs", query_KBGTD.reshape(K, R, -1, Dh), segment.keys, dtype)
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
-        own, theirs = positions_BT.reshape(R, B // R, 1, T, 1), segment.positions.reshape(R, 1, 1, 1, S)
-        visible = theirs <= own
+        query_at, key_at = positions_BT.reshape(R, B // R, 1, T, 1), segment.positions.reshape(R, 1, 1, 1, S)
+        visible = key_at <= query_at
         if window is not None:
-            visible &= theirs > own - window
+            visible &= key_at > query_at - window
         return jnp.where(visible, score.reshape(K, R, B // R, G, T, S), -jnp.inf)
 
     def weights(score: Array) -> Array:

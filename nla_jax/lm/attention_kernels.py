@@ -1,9 +1,9 @@
-"""Fused attention kernels for tokens that attend to themselves alone: cuDNN's on GPUs, splash attention on TPUs.
+"""Fused attention kernels for queries and keys of the same tokens: cuDNN's on GPUs, splash attention on TPUs.
 
-Both compute what `attend` computes for one segment of own rows, without ever holding the scores. They hide keys by
-index, where `attend` goes by position: the two agree for consecutive positions with padding at the end. Neither kernel
-differentiates through its log-sum-exp, so partial results over several segments cannot be merged exactly; `attend`
-keeps shared segments on XLA.
+Both compute what `attend` computes where the queries' own tokens are the only segment, without ever holding the scores.
+They hide keys by index, where `attend` goes by position: the two agree for consecutive positions with padding at the
+end. Neither kernel differentiates through its log-sum-exp, so partial results over several segments cannot be merged
+exactly; `attend` keeps shared segments on XLA.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 IMPLEMENTATIONS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu", "cpu")}
-"""Each implementation's platforms. On CPU splash runs in Pallas' interpreter, for tests."""
+"""Implementation -> the platforms that it runs on. On CPU, splash runs in Pallas' interpreter, for tests."""
 _BLOCK = 128
 """Tile of splash attention, in queries and in keys; shorter texts are padded to it."""
 _CUDNN_HEAD_DIM = 256
@@ -33,9 +33,9 @@ def check_implementation(
 
     Args:
       implementation: key of IMPLEMENTATIONS.
-      head_dim: of queries, keys and values.
+      head_dim: width of queries, keys and values.
       dtype: operand dtype.
-      softcap: of scores.
+      softcap: soft cap of the scores, None for none.
       platform: "cpu", "gpu" or "tpu"; None leaves it unchecked.
 
     Raises:
@@ -87,7 +87,7 @@ def attend_itself(
       keys_BKTD: rotated keys.
       values_BKTD: values.
       dtype: operand dtype; the softmax is in float32, the result of a kernel in `dtype`.
-      scale: what scores are multiplied by.
+      scale: factor of the scores.
       window: keys at this distance and farther are hidden.
       softcap: scaled scores s become softcap * tanh(s / softcap).
 
@@ -158,7 +158,8 @@ def _splash_kernel(
 def _over_devices(kernel: Callable[..., Array]) -> Callable[..., Array]:
     """Split rows over the data and fsdp axes and heads over the tensor axis of the mesh that `jax.set_mesh` set.
 
-    The partitioner cannot look into a kernel. What an axis does not divide, each of its devices computes whole.
+    The partitioner cannot look into a kernel. Where an axis does not divide rows or heads, each of its devices computes
+    all of them.
     """
 
     def split(*arrays: Array) -> Array:

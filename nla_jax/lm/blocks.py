@@ -1,4 +1,4 @@
-"""One block of the transformer: attention over the pieces of a call, and feed-forward, on one residual stream.
+"""One block of the transformer: attention over the pieces of a call, then feed-forward, on one residual stream.
 
 Shape letters: B batch, T time, D model, K kv heads, Dh head dim, I projection, F frequencies, L blocks.
 """
@@ -22,11 +22,11 @@ Buffer = tuple[KVSegment, Int[Array, ""]]
 
 @flax.struct.dataclass
 class LayerPattern:
-    """What the place of a block decides beside its weights; stacked over blocks where they are scanned.
+    """Settings of one block that depend on its depth and are not weights; with a leading block axis under scan.
 
     Attributes:
-      frequencies: of rotary positions, None where they are learned.
-      window: of sliding attention, None where nothing slides.
+      frequencies: radians per position of rotary embeddings; None where positions are learned.
+      window: width of sliding attention; None where the block sees all keys before it.
     """
 
     frequencies: Float[Array, "*L F"] | None
@@ -40,7 +40,7 @@ class LayerPattern:
 
     @classmethod
     def stacked(cls, config: LMConfig, blocks: int) -> "LayerPattern":
-        """The patterns of the first blocks, along a leading axis."""
+        """The patterns of the first `blocks` blocks, along a leading axis."""
         patterns = [cls.of(config, layer) for layer in range(blocks)]
         if any(pattern.window is not None for pattern in patterns):
             # A window as wide as all positions hides nothing.
@@ -62,14 +62,14 @@ class Attention(nn.Module):
         past: tuple[KVSegment, ...],
         buffer: Buffer | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[KVSegment, ...]]:
-        """Attend to `past` and to these tokens; return the output and, a piece each, these tokens' segments.
+        """Attend to `past` and to these tokens; return the output, and one segment for each piece.
 
         Args:
           x_BTD: one piece, or several that were joined.
           packing: how the pieces were joined; a piece also sees the pieces before it.
-          pattern: the block's.
-          past: what all pieces see.
-          buffer: where a lone piece is written; its segment is then the filled buffer.
+          pattern: the block's pattern.
+          past: segments that all pieces see.
+          buffer: the segment that a lone piece is written into; its segment is then the filled buffer.
         """
         config, (B, T, D) = self.config, x_BTD.shape
         positions_BT = packing.join(packing.positions)
@@ -90,21 +90,22 @@ class Attention(nn.Module):
         mixed, segments = [], []
         parts = zip(
             heads("query", config.num_heads),
-            *(heads(name, config.num_kv_heads) for name in ("key", "value")),
+            heads("key", config.num_kv_heads),
+            heads("value", config.num_kv_heads),
             packing.positions,
             strict=True,
         )
-        for query_BTHD, keys_BTKD, values_BTKD, own_BT in parts:
+        for query_BTHD, keys_BTKD, values_BTKD, piece_positions_BT in parts:
             keys_KBDT = keys_BTKD.astype(config.cache_dtype).transpose(2, 0, 3, 1)
             values_KBTD = values_BTKD.astype(config.cache_dtype).transpose(2, 0, 1, 3)
-            fresh = KVSegment(keys_KBDT, values_KBTD, own_BT)
+            fresh = KVSegment(keys_KBDT, values_KBTD, piece_positions_BT)
             if buffer is not None:
                 # Written before it is read: a loop that reads a buffer and then writes it copies it in every step.
                 fresh = buffer[0].write(fresh, buffer[1])
             segments.append(fresh)
             out_BTHD = attend(
                 query_BTHD,
-                own_BT,
+                piece_positions_BT,
                 (*past, *segments),
                 config.cache_dtype,
                 scale=config.attention_scale,
@@ -112,7 +113,7 @@ class Attention(nn.Module):
                 softcap=config.attention_softcap,
                 implementation=config.attention,
             )
-            mixed.append(out_BTHD.reshape(*own_BT.shape, -1))
+            mixed.append(out_BTHD.reshape(*piece_positions_BT.shape, -1))
         out = Linear(D, config.compute_dtype, config.out_bias, name="out")
         return out(packing.join(tuple(mixed))), tuple(segments)
 
@@ -122,7 +123,7 @@ class Block(nn.Module):
 
     config: LMConfig
     routed: bool = False
-    """Whether the feed-forward layer is one of experts."""
+    """Whether the feed-forward layer consists of experts."""
 
     @nn.compact
     def __call__(

@@ -11,14 +11,14 @@ class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than those of pretraining."""
 
     kind: Literal["linear", "llama3"]
-    """linear: every frequency divided by `factor`; llama3: the slow ones alone, with a smooth border."""
+    """linear divides every frequency by `factor`; llama3 divides only the slow ones, with a smooth transition."""
     factor: float
     low_freq_factor: float = 1.0
     """llama3: wavelengths above original_positions / low_freq_factor are divided by the whole `factor`."""
     high_freq_factor: float = 4.0
     """llama3: wavelengths below original_positions / high_freq_factor stay as they are."""
     original_positions: int = 8192
-    """llama3: context length of pretraining."""
+    """llama3: context length of pretraining, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LMConfig:
     """Shape and arithmetic of a decoder-only transformer; the defaults are Llama's."""
 
     family: str
-    """Key of `FAMILIES` in `lm/families.py`: names of tensors and config fields, nothing of the arithmetic."""
+    """Key of `FAMILIES` in `lm/files/families.py`; it decides names of tensors and config fields, not arithmetic."""
     vocab_size: int
     d_model: int
     num_layers: int
@@ -52,9 +52,9 @@ class LMConfig:
     norm_offset: float = 0.0
     """Added to the stored scales of all norms. Gemma stores them around 0, so that its offset is 1."""
     norm_placement: Literal["pre", "post", "both"] = "pre"
-    """Where a block norms: what attention and MLP read, what they write to the residual stream, or both."""
+    """Where a block normalizes: the inputs of attention and MLP, their outputs to the residual stream, or both."""
     parallel_residual: bool = False
-    """Whether the MLP reads the stream that entered the block, as attention does, and not attention's sum."""
+    """Whether the MLP reads the stream that entered the block, as attention does, without attention's output."""
     qk_norm: Literal["none", "head", "whole"] = "none"
     """Norm of queries and keys before rotation: each head by itself, or the whole projection at once."""
     qkv_bias: bool = False
@@ -70,9 +70,9 @@ class LMConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     rotary_fraction: float = 1.0
-    """Leading part of each head that is rotated; the rest carries no position."""
+    """Share of each head's entries, from the first on, that is rotated; the other entries carry no position."""
     local_rope_theta: float | None = None
-    """Theta of sliding layers, which are then unscaled; None rotates them as the others."""
+    """Theta of sliding layers, whose frequencies are then not scaled; None rotates them like the other layers."""
     sliding_window: int | None = None
     """Sliding layers see the keys at distance 0..sliding_window - 1."""
     sliding_layers: tuple[bool, ...] = ()
@@ -80,9 +80,9 @@ class LMConfig:
     attention_scale_dim: int | None = None
     """Scores are divided by the square root of this; None means head_dim."""
     attention_softcap: float | None = None
-    """Scores s become c * tanh(s / c)."""
+    """With a number c, attention scores s become c * tanh(s / c)."""
     logit_softcap: float | None = None
-    """The same for logits."""
+    """With a number c, logits x become c * tanh(x / c)."""
     experts: Experts | None = None
     expert_layers: tuple[bool, ...] = ()
     """Which blocks route to `experts` instead of having an MLP; empty means none."""
@@ -97,7 +97,7 @@ class LMConfig:
     attention_dtype: str = "float32"
     """Operand dtype of attention's own products and of cached keys and values. XLA:CPU has no bfloat16 for them."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """What computes attention where tokens see nothing but themselves, see `lm/attention_kernels.py`."""
+    """The implementation of attention among one piece's own tokens, see `lm/attention_kernels.py`."""
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -126,7 +126,7 @@ class LMConfig:
 
     @property
     def attention_scale(self) -> float:
-        """What scores are multiplied by."""
+        """The factor of attention scores."""
         return (self.attention_scale_dim or self.head_dim) ** -0.5
 
     def window(self, layer: int) -> int | None:

@@ -1,4 +1,4 @@
-"""How many floating-point operations a forward needs: what utilisation is measured by."""
+"""How many floating-point operations a forward needs; utilisation is measured against this number."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from nla_jax.lm.transformer import parameter_shapes
 
 @functools.lru_cache(maxsize=16)
 def active_weights(config: LMConfig) -> int:
-    """Weights of all blocks that multiply a token: all kernels, and of the experts those that a token visits."""
+    """Number of weights in all blocks that multiply a token: all kernels, and only the experts that it visits."""
     total = 0
     for path, shape in parameter_shapes(config).items():
         if path.startswith("blocks_") and len(shape) > 1:
@@ -22,16 +22,16 @@ def active_weights(config: LMConfig) -> int:
 def forward_flops(
     config: LMConfig, pieces: Sequence[tuple[int, int | float]], unembedded: int | float = 0, *, seen: int = 0
 ) -> float:
-    """Model FLOPs of one forward over pieces that see those before them; a training pass needs three times as many.
+    """Model FLOPs of one forward over pieces that each see the pieces before; a training pass takes three times those.
 
-    Two a weight and token, four a head channel and visible key of a query. What an implementation recomputes or pads
-    does not count.
+    Each token takes 2 FLOPs a weight, and each query 4 a head channel and visible key. Work that an implementation
+    repeats or spends on padding is not counted.
 
     Args:
-      config: its blocks all run.
-      pieces: rows and (mean) time of each.
-      unembedded: tokens whose logits are computed.
-      seen: keys before the first piece.
+      config: config of the model; all its blocks run.
+      pieces: number of rows and (mean) number of tokens of each piece.
+      unembedded: number of tokens whose logits are computed.
+      seen: number of keys before the first piece.
     """
     tokens = sum(rows * time for rows, time in pieces)
     keys = 0.0

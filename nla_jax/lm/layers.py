@@ -14,7 +14,7 @@ ACTIVATIONS = {
     "silu": nn.silu,
     "relu": nn.relu,
     "gelu": functools.partial(nn.gelu, approximate=False),
-    # Two names of one function; exports keep the one they were read with.
+    # Two names of one function; an exported config keeps the name that it was read with.
     "gelu_new": nn.gelu,
     "gelu_pytorch_tanh": nn.gelu,
 }
@@ -69,11 +69,11 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply the layer."""
         config = self.config
-        rest = config.compute_dtype, config.mlp_bias
+        linear = functools.partial(Linear, dtype=config.compute_dtype, bias=config.mlp_bias)
         activate = ACTIVATIONS[config.activation]
         if config.gated_mlp:
-            gate_BTF = activate(Linear(config.d_ff, *rest, name="gate")(x_BTD))
-            hidden_BTF = gate_BTF * Linear(config.d_ff, *rest, name="up")(x_BTD)
+            gate_BTF = activate(linear(config.d_ff, name="gate")(x_BTD))
+            hidden_BTF = gate_BTF * linear(config.d_ff, name="up")(x_BTD)
         else:
-            hidden_BTF = activate(Linear(config.d_ff, *rest, name="up")(x_BTD))
-        return Linear(x_BTD.shape[-1], *rest, name="down")(hidden_BTF)
+            hidden_BTF = activate(linear(config.d_ff, name="up")(x_BTD))
+        return linear(x_BTD.shape[-1], name="down")(hidden_BTF)

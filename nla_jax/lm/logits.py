@@ -17,7 +17,7 @@ from nla_jax.lm.transformer import Params
 from nla_jax.sharding.constraints import batch_shards, constrain_batch, gather_head, tensor_shards
 
 CHUNK_LOGITS = 2**25
-"""Logits that exist at one time on a device, at most: 128 MiB of them."""
+"""Most logits that exist on a device at one time: 128 MiB of float32."""
 
 
 @flax.struct.dataclass
@@ -29,7 +29,7 @@ class TokenStatistics:
 
 
 def head_kernel(params: Params) -> Float[Array, "D V"]:
-    """The LM head's weight: its own, or the transposed embedding where the two are tied."""
+    """The kernel of the LM head, which is the transposed embedding where the two are tied."""
     return params["lm_head"]["kernel"] if "lm_head" in params else params["embed"]["embedding"].T
 
 
@@ -56,32 +56,34 @@ def token_statistics(
     Only the log-probability is differentiable; the entropy is reported, not trained.
     """
     head = head_kernel(params)
-    # Moved once for all chunks; what is trained is the head as it is.
-    moved = jax.lax.stop_gradient(gather_head(head, config.compute_dtype))
+    # Gathered once for all chunks; the gradient belongs to the head as it is stored.
+    gathered = jax.lax.stop_gradient(gather_head(head, config.compute_dtype))
 
     def statistics(final_CD: Array, targets_C: Array) -> TokenStatistics:
-        arithmetic = config.compute_dtype, config.logit_softcap
-        return TokenStatistics(*_statistics(*arithmetic, head, moved, final_CD, targets_C, temperature))
+        log_prob_C, entropy_C = _statistics(
+            config.compute_dtype, config.logit_softcap, head, gathered, final_CD, targets_C, temperature
+        )
+        return TokenStatistics(log_prob_C, entropy_C)
 
-    ways = tensor_shards()
-    # As `gather_head` splits them.
-    width = config.vocab_size if config.vocab_size % ways else config.vocab_size // ways
+    shards = tensor_shards()
+    # `gather_head` splits the vocabulary in the same way.
+    width = config.vocab_size if config.vocab_size % shards else config.vocab_size // shards
     return _over_tokens(statistics, width, targets_BT.shape, final_BTD, targets_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature):
-    return _statistics_forward(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature)[0]
+def _statistics(dtype, softcap, head_DV, gathered_DV, final_CD, targets_C, temperature):
+    return _statistics_forward(dtype, softcap, head_DV, gathered_DV, final_CD, targets_C, temperature)[0]
 
 
-def _statistics_forward(dtype, softcap, head_DV, moved_DV, final_CD, targets_C, temperature):
-    """`moved_DV` is the head again, where the products want it; the head itself is what the gradient belongs to."""
-    logits_CV = _unembed(final_CD, moved_DV, dtype, softcap) / temperature
+def _statistics_forward(dtype, softcap, head_DV, gathered_DV, final_CD, targets_C, temperature):
+    """Log-probability and entropy of each token; `gathered_DV` is multiplied, `head_DV` receives the gradient."""
+    logits_CV = _unembed(final_CD, gathered_DV, dtype, softcap) / temperature
     log_total_C = jax.nn.logsumexp(logits_CV, axis=-1)
-    chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
+    target_logit_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
     mean_logit_C = jnp.sum(jnp.exp(logits_CV - log_total_C[:, None]) * logits_CV, axis=-1)
-    residuals = moved_DV, final_CD, targets_C, temperature, log_total_C
-    return (chosen_C - log_total_C, log_total_C - mean_logit_C), residuals
+    residuals = gathered_DV, final_CD, targets_C, temperature, log_total_C
+    return (target_logit_C - log_total_C, log_total_C - mean_logit_C), residuals
 
 
 def _statistics_backward(dtype, softcap, residuals, grads):
@@ -123,13 +125,13 @@ def exact_kl(
 
 
 def _over_tokens(function, width, shape, *arrays_BT):
-    """Apply `function` to chunks of flattened tokens and give the results the leading `shape` back.
+    """Apply `function` to chunks of flattened tokens, and give its results the leading `shape` of `arrays_BT`.
 
-    Every device that rows are split over has its part of every chunk; of a token it has `width` logits.
+    Every device that rows are split over computes its part of every chunk, `width` logits for each of its tokens.
     """
     ways = batch_shards(shape[0])
     tokens = shape[0] * shape[1] // ways
-    # As few chunks as the limit allows, and all of one size, so that little is padded.
+    # The fewest chunks that the limit allows, all of one size, so that there is little padding.
     chunk = -(-tokens // -(-tokens * width // CHUNK_LOGITS))
     padding = -tokens % chunk
 

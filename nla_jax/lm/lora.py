@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al. 2021): W + s A B, where W is frozen and A and B are trained.
 
 Adapters lie beside the kernels that they adapt, as `lora_a` and `lora_b` in the same tree, and `Linear` applies them if
-they are there. What is trained and what is frozen are two trees of one shape, which `Base` puts together: nothing is
-copied, and two models can share a base. The scale is the rank-stabilized one (Kalajdzievski 2023), alpha / √rank.
+they are there. Trained and frozen parameters are two trees, which `FrozenBase` puts together: nothing is copied, and
+two models can share a base. The scale is the rank-stabilized one (Kalajdzievski 2023), alpha / √rank.
 Shape letters: I in, O out, R rank; stacked blocks lead with an axis of blocks.
 """
 
@@ -22,19 +22,19 @@ Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Whether adapters are trained in place of all parameters, and which."""
+    """Whether adapters are trained in place of all parameters, and of which maps."""
 
     rank: int = 0
-    """0 trains all parameters."""
+    """Rank of the adapters; 0 trains all parameters instead."""
     alpha: float = 16.0
     targets: tuple[Target, ...] = ("query", "key", "value", "out", "gate", "up", "down")
-    """The linear maps of every block that get one."""
+    """The linear maps of every block that get an adapter."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights. bfloat16 halves them; products round to `model.dtype` in any case."""
+    """Dtype of the frozen weights. bfloat16 halves their memory; products round to `model.dtype` in any case."""
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """The factor of the product A B."""
         return self.alpha / self.rank**0.5
 
 
@@ -43,33 +43,33 @@ class FrozenBase:
     """The frozen LM that adapters belong to.
 
     Attributes:
-      lm: its parameters.
-      scale: of the adapters.
+      lm: the LM's parameters.
+      scale: factor of every adapter's product A B.
     """
 
     lm: Params
     scale: float = flax.struct.field(pytree_node=False)
 
     def with_adapters(self, trained: Params) -> Params:
-        """A model's parameters for a forward, from what is trained of it: its adapters in `lm`, all else as it is."""
+        """A model's parameters for a forward: `trained`, with the adapters in its `lm` beside the frozen kernels."""
         adapters = flatten_dict(trained["lm"])
         scaled = {path: x * self.scale if path[-1] == "lora_b" else x for path, x in adapters.items()}
         return {**trained, "lm": unflatten_dict({**flatten_dict(self.lm), **scaled})}
 
 
 def with_adapters(base: FrozenBase | None, trained: Params) -> Params:
-    """`base.with_adapters(trained)`; without a base, what is trained is the whole model."""
+    """`base.with_adapters(trained)`, or `trained` itself if there is no base: then the whole model is trained."""
     return trained if base is None else base.with_adapters(trained)
 
 
 def init_adapters(config: LoraConfig, params: Params, key: jax.Array) -> Params:
-    """What is trained of a model under LoRA: `params` with adapters in place of its `lm`.
+    """The trained parameters of a model under LoRA: `params` with adapters in place of its `lm`.
 
     A is uniform in ±√(1 / I), as in PEFT; B is zero, so that the model starts as its base.
 
     Args:
-      config: with a rank.
-      params: of an AV or AR; those of its LM may be stacked, and shapes will do.
+      config: the adapters' config, with a positive rank.
+      params: parameters of an AV or AR, or their shapes; the LM's blocks may be stacked.
       key: random key.
 
     Raises:
@@ -99,7 +99,7 @@ def init_adapters(config: LoraConfig, params: Params, key: jax.Array) -> Params:
 
 
 def merge(params: Params) -> Params:
-    """Fold attached adapters into the kernels, in float32; a model without any stays as it is."""
+    """Fold attached adapters into the kernels, in float32; a model without adapters is returned unchanged."""
     flat = flatten_dict(params)
     merged = {path: x for path, x in flat.items() if path[-1] not in ("lora_a", "lora_b")}
     for path, a in flat.items():

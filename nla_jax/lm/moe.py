@@ -18,7 +18,7 @@ from nla_jax.lm.layers import ACTIVATIONS
 _ROWS_OF_BOTH = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
 )
-"""Contract the ragged rows of two matrices, one product a group."""
+"""Dimension numbers that contract the ragged rows of two matrices, with one product for each group of rows."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -31,9 +31,9 @@ def grouped_matmul(
     """Multiply consecutive groups of rows by a matrix each, rounding as `contract` does.
 
     Args:
-      rows_MI: rows, those of a group adjacent and the groups in order.
+      rows_MI: rows; a group's rows are adjacent, and the groups in order.
       kernel_EIO: one matrix a group.
-      sizes_E: rows of each group; they sum to M.
+      sizes_E: number of rows of each group; they sum to M.
       dtype: operand dtype, in the backward pass too; the result is float32.
     """
     rows_MI, kernel_EIO = rows_MI.astype(dtype), kernel_EIO.astype(dtype)
@@ -60,7 +60,7 @@ grouped_matmul.defvjp(_grouped_forward, _grouped_backward)
 
 
 class RoutedMLP(nn.Module):
-    """Gated feed-forward experts; a token gets the weighted sum of those its router scores highest."""
+    """Gated feed-forward experts; each token gets the weighted sum of the experts that the router scores highest."""
 
     config: LMConfig
 
@@ -79,7 +79,7 @@ class RoutedMLP(nn.Module):
         shares_NK, chosen_NK = jax.lax.top_k(jax.nn.softmax(matmul(x_ND, router_DE, dtype)), K)
         if experts.normalize:
             shares_NK = shares_NK / shares_NK.sum(axis=-1, keepdims=True)
-        # Visits are numbered token by token; sorted, those of an expert are adjacent.
+        # A visit is a pair of token and expert, numbered token by token; sorted, an expert's visits are adjacent.
         visit_M = jnp.argsort(chosen_NK.reshape(-1))
         sizes_E = jnp.bincount(chosen_NK.reshape(-1), length=E).astype(jnp.int32)
         rows_MD = x_ND[visit_M // K]

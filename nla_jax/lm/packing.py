@@ -1,6 +1,6 @@
-"""The tokens of several pieces in one stream, so that a product with a weight takes them all, and padding left out.
+"""The tokens of several pieces joined in one stream without padding, so that one product with a weight takes them all.
 
-Attention alone sees rows and times; everything else sees tokens. Shape letters: M tokens kept.
+Only attention sees rows and times; everything else sees tokens. Shape letters: M tokens kept.
 """
 
 import flax.struct
@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from nla_jax.lm.attention import PAD_POSITION
 
 Pieces = tuple[Array, ...]
-"""Arrays (rows, time, ...), one a piece: consecutive parts of a text, the earlier ones shared by rows of the later."""
+"""One array (rows, time, ...) for each piece. Pieces are consecutive parts of texts; a row of an earlier piece may be
+shared by several rows of the later ones."""
 
 
 @flax.struct.dataclass
@@ -19,8 +20,8 @@ class Packing:
     """How pieces lie in one stream.
 
     Attributes:
-      positions: of each piece, (rows, time); PAD_POSITION marks padding.
-      kept_M: which of the pieces' tokens, counted through, are in the stream; None keeps all.
+      positions: positions (rows, time) of each piece's tokens; PAD_POSITION marks padding.
+      kept_M: indices of the tokens in the stream, counted through all pieces; None keeps all.
     """
 
     positions: Pieces
@@ -28,7 +29,7 @@ class Packing:
 
     @classmethod
     def of(cls, positions: Pieces, token_budget: int | None = None) -> "Packing":
-        """Pack pieces; the stream holds `token_budget` tokens if given, at least as many as are not padding."""
+        """Pack pieces into a stream of `token_budget` tokens, or of all if None; padding is left out first."""
         if token_budget is None or token_budget >= sum(x.size for x in positions):
             return cls(positions)
         return cls(positions, first_kept(_flat(positions) != PAD_POSITION, token_budget))
@@ -67,17 +68,17 @@ def _flat(positions: Pieces) -> Int[Array, "all"]:
 
 
 def first_kept(real: Bool[Array, "all"], count: int) -> Int[Array, "M"]:
-    """Indices of what is real, in order, filled up to `count` with indices of what is not."""
+    """Indices of the real tokens in order, then those of the others, cut to `count`."""
     return jnp.argsort(~real, stable=True)[:count]
 
 
 def take(x: Float[Array, "all *F"] | Int[Array, "all *F"], kept_M: Int[Array, "M"]) -> Array:
-    """The rows `kept_M`, which differ from each other."""
+    """The rows of `x` at the indices `kept_M`, which must all differ."""
     return x.at[kept_M].get(unique_indices=True, mode="promise_in_bounds")
 
 
 def put(x: Float[Array, "M *F"], kept_M: Int[Array, "M"], count: int) -> Float[Array, "all *F"]:
-    """Undo `take`: `count` rows, zero where nothing was kept."""
+    """Undo `take`: `count` rows, which are zero where they were not kept."""
     zeros = jnp.zeros((count, *x.shape[1:]), x.dtype)
     return zeros.at[kept_M].set(x, unique_indices=True, mode="promise_in_bounds")
 
@@ -85,20 +86,20 @@ def put(x: Float[Array, "M *F"], kept_M: Int[Array, "M"], count: int) -> Float[A
 def budget_for_lengths(
     lengths_B: Int[np.ndarray, "B"], max_length: int, *, micro_batches: int = 1, buckets: int = 8
 ) -> int | None:
-    """Tokens for which the training pass over padded texts is compiled: those of its fullest micro-batch, rounded up.
+    """The token budget that a training pass over padded texts is compiled for: its fullest micro-batch, rounded up.
 
     Args:
-      lengths_B: tokens of each text.
-      max_length: what the texts are padded to.
-      micro_batches: pieces that the batch is cut into.
-      buckets: budgets that there are, evenly spaced; as many programs are compiled at most. 1 keeps the padding.
+      lengths_B: number of tokens of each text.
+      max_length: length that the texts are padded to.
+      micro_batches: number of parts that the batch is cut into.
+      buckets: number of different budgets, evenly spaced; at most as many programs are compiled. 1 keeps all padding.
 
     Returns:
-      The budget of one micro-batch, None if it is all of it.
+      The budget of one micro-batch in tokens, or None if no padding is left out.
     """
     rows = len(lengths_B) // micro_batches
     needed = int(np.maximum(lengths_B, 1).reshape(micro_batches, rows).sum(axis=1).max())
     budget = -(-needed * buckets // (rows * max_length)) * rows * max_length // buckets
-    # Rounded down by less than a token each; never below what is needed.
+    # The division above rounds down; the budget must hold the tokens all the same.
     budget = max(budget, needed)
     return budget if budget < rows * max_length else None

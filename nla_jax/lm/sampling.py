@@ -37,7 +37,7 @@ class Samples:
 
     @property
     def answers(self) -> tuple[Array, Array, Array]:
-        """What their texts are made of: tokens, lengths and whether they closed."""
+        """Tokens, lengths, and whether each row closed: everything that the texts are decoded from."""
         return self.tokens_BT, self.lengths_B, self.closed_B
 
 
@@ -56,7 +56,7 @@ def sample_token(
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
     peak_B = scaled_BV.max(axis=-1)
     weight_BV = jnp.exp(scaled_BV - peak_B[:, None])
-    # Every device of the tensor axis has whole bins of its own; their shares are all that it tells the others.
+    # Every device of the tensor axis holds whole bins; only the bins' shares are exchanged between devices.
     padding = -weight_BV.shape[1] % (_BINS * tensor_shards())
     weight_BCV = constrain_vocabulary(
         jnp.pad(weight_BV, ((0, 0), (0, padding))).reshape(len(peak_B), -1, _BINS)
@@ -83,16 +83,16 @@ def sample_token(
 
 
 def _row(x_BC: Array, index_B: Int[Array, "B"]) -> Array:
-    """For each b, what lies at `index_B[b]` of the second axis."""
+    """For each b, the entry `x_BC[b, index_B[b]]`."""
     return jax.vmap(lambda x_C, index: x_C[index])(x_BC, index_B)
 
 
 def in_compute_dtype(params: Params, config: LMConfig) -> Params:
-    """The weights as they are best read without gradients: kernels in compute dtype, nothing tied.
+    """The weights for forwards without gradients: kernels in compute dtype, and a head that is not tied.
 
-    Weights that are in this form already come back unchanged (under `jit_aliasing`, as the same arrays), and
-    stacked blocks stay stacked.
-    A head that stays a transposed view of the embedding costs four times as much on CPU in bfloat16 where rows are few.
+    Weights that have this form already are returned unchanged (under `jit_aliasing`, as the same arrays); stacked
+    blocks stay stacked. With few rows in bfloat16 on CPU, a head that is a transposed view of the embedding takes four
+    times as long as one of its own.
     """
 
     def cast(path: tuple, x: Array) -> Array:
@@ -110,7 +110,7 @@ def in_compute_dtype(params: Params, config: LMConfig) -> Params:
 
 
 def for_decoding(params: Params, config: LMConfig) -> Params:
-    """The weights as the loop reads them fastest: `in_compute_dtype`, and nothing stacked.
+    """The weights in the form that `sample` reads fastest: `in_compute_dtype`, with blocks unstacked.
 
     `sample` takes stacked blocks as well. Its program then compiles several times faster, which pays off for a few
     rows, but every token step copies the weights that it slices out of the stack.
@@ -135,16 +135,16 @@ def sample(
     """Sample `group` continuations for each of N prompts; B = N * group rows, a prompt's rows adjacent.
 
     Args:
-      params: weights, best as `for_decoding` gives them; or stacked, as `in_compute_dtype` leaves them.
-      config: their config.
-      past: per block, the prompt's segments (row counts divide N); stacked likewise where the blocks are.
+      params: weights, best from `for_decoding`; or with stacked blocks, from `in_compute_dtype`.
+      config: the weights' config.
+      past: per block, the prompt's segments, whose row counts divide N; stacked if the blocks are.
       final_ND: the prompt's last final-norm output, from which the first token is drawn.
       first_position: position of the first sampled token, one for all prompts or one each.
       key: random key; token t of the loop uses fold_in(key, t).
-      group: continuations a prompt.
-      max_tokens: rows are cut there, unclosed.
+      group: number of continuations a prompt.
+      max_tokens: most tokens of a row; a row that reaches it is cut without being closed.
       closing: token sequence that ends a row as complete.
-      end_token: a token that ends a row as well, as a failure if it does not complete `closing`.
+      end_token: a token that ends a row too; the row has failed unless this token completes `closing`.
       temperature: 0 is greedy.
     """
     model = Transformer(config)

@@ -27,15 +27,15 @@ from nla_jax.sharding.constraints import constrain_batch
 
 Params = dict[str, Any]
 Past = Sequence[tuple[KVSegment, ...]] | tuple[KVSegment, ...]
-"""For each block, the segments that come before the tokens of a call; of stacked blocks, segments stacked likewise."""
+"""For each block, the segments that come before the tokens of a call; where blocks are stacked, stacked segments."""
 Streams = tuple[Array, ...]
-"""The residual streams of all pieces: joined in one row of tokens where they are packed, else one a piece."""
+"""The arrays of tokens that blocks process together: one for all pieces where they are packed, else one a piece."""
 
 EMBEDDING_LAYER = -1
-"""The injection layer that means: the residual stream that enters block 0.
+"""The layer number of the residual stream that enters block 0.
 
-What is injected there is not changed on its way: Gemma's embedding scale and GPT-2's learned position are in the
-stream before, and are replaced with the rest of it.
+A vector that is injected there enters block 0 unchanged: Gemma's embedding scale and GPT-2's learned position have
+been applied before, and are replaced with the rest of the stream.
 """
 
 
@@ -44,11 +44,11 @@ class Injection:
     """A change of one position of the residual stream.
 
     Attributes:
-      vectors_BD: what goes in, already scaled; its row count divides the batch as a segment's does.
+      vectors_BD: vectors to inject, already scaled; their number divides the batch, and each serves a group of rows.
       slot: index into the piece's T tokens.
       layer: EMBEDDING_LAYER, or the block whose output is changed.
-      mode: "replace" puts the vector in; "add" adds it at the norm of what is there.
-      piece: which piece of the call is changed.
+      mode: "replace" puts the vector in; "add" adds it, scaled to the norm of the stream at that slot.
+      piece: index of the piece that is changed.
     """
 
     vectors_BD: Float[Array, "B D"]
@@ -69,12 +69,12 @@ class Injection:
 
 @flax.struct.dataclass
 class Output:
-    """What a forward returns; of a call with several pieces, `resid` and `final_BTD` hold a tuple of arrays.
+    """What a forward returns; in a call with several pieces, `resid` and `final_BTD` hold one array a piece.
 
     Attributes:
       resid: residual stream after each captured block, injections included, (B, T, D).
       final_BTD: input of the LM head (after the final norm); None where the forward stopped early.
-      segments: for each block that ran, the keys and values of this call's tokens, a segment a piece.
+      segments: for each block that ran, the keys and values of this call's tokens, one segment a piece.
     """
 
     resid: dict[int, Array | Pieces]
@@ -89,7 +89,7 @@ def unit(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How a call's pieces form streams. A stream is what one product with a weight reads."""
+    """How a call's pieces form streams; a stream is an array of tokens that blocks process together."""
 
     positions: Pieces
     packed: bool
@@ -97,10 +97,10 @@ class _Layout:
 
     @functools.cached_property
     def packings(self) -> tuple[Packing, ...]:
-        """Of each stream."""
+        """One packing for each stream."""
         if self.packed:
             return (Packing.of(self.positions, self.token_budget),)
-        return tuple(Packing((one,)) for one in self.positions)
+        return tuple(Packing((positions_BT,)) for positions_BT in self.positions)
 
     def streams(self, pieces: Pieces) -> Streams:
         return (self.packings[0].join(pieces),) if self.packed else pieces
@@ -141,8 +141,8 @@ class Transformer(nn.Module):
     remat: bool = False
     """Recompute each block in the backward pass: less memory, about a third more work."""
     pack: bool = True
-    """Multiply the tokens of all pieces with a weight in one product, and its gradient in one. Where rows are split
-    over devices and pieces have different numbers of rows, packing would move them between devices: turn it off."""
+    """Multiply a weight with the tokens of all pieces in one product, and likewise in its gradient. Turn it off where
+    rows are split over devices and pieces differ in their numbers of rows: packing would move rows between devices."""
 
     def setup(self):
         """Name the parameters: embed, position_embed, blocks_0.., final_norm; `lm/logits.py` applies the LM head."""
@@ -170,17 +170,17 @@ class Transformer(nn.Module):
         """Run the blocks.
 
         Args:
-          tokens_BT: token ids; or several pieces, of which each sees those before it, and whose numbers of rows
-            divide the next one's: a shared prompt and its continuations in one pass.
+          tokens_BT: token ids; or several pieces, such as a shared prompt and its continuations. Each piece sees the
+            pieces before it, and its number of rows divides that of the next.
           positions_BT: positions, default 0..T-1 of a lone piece; PAD_POSITION hides a padding token from all others.
           past: per block, segments of earlier tokens; their row counts divide B.
-          buffers: where to write a lone piece, one buffer a block (one stacked buffer where blocks are stacked);
-            `segments` of the output are then the filled buffers.
+          buffers: segments that a lone piece is written into, one a block (one stacked buffer where blocks are
+            stacked); `segments` of the output are then the filled buffers.
           inject: a change of the residual stream at one slot.
           capture: blocks whose residual stream is returned; EMBEDDING_LAYER is the stream that enters block 0.
           stop_after: last block to run; later blocks, the final norm and the head are skipped.
-          token_budget: how many tokens of all pieces are not padding, at most; where pieces are packed, no product
-            with a weight takes more. If there are more after all, everything is NaN.
+          token_budget: most tokens of all pieces together that are not padding; where pieces are packed, products
+            with weights take this many. If more tokens are not padding, every result is NaN.
 
         Raises:
           ValueError: a layer to capture, to inject at or to stop after that is not among the blocks that run.
@@ -200,7 +200,7 @@ class Transformer(nn.Module):
         layout = _Layout(positions, self.pack, token_budget)
         streams = tuple(map(self._embed, layout.streams(pieces), layout.streams(positions)))
         if layout.packings[0].kept_M is not None:
-            # A wrong number would pass unseen.
+            # NaN is noticed; results from part of the tokens would not be.
             streams = tuple(jnp.where(layout.packings[0].is_complete, x, jnp.nan) for x in streams)
         if inject is not None and inject.layer == EMBEDDING_LAYER:
             streams = layout.inject(inject, streams)
@@ -235,7 +235,7 @@ class Transformer(nn.Module):
     def _scan(self, streams, layout, last, past, buffers, inject, capture):
         """Run one block after the other in a compiled loop over stacked weights, `blocks`.
 
-        `buffers` is one `Buffer` then, whose segment has a leading axis of blocks.
+        `buffers` is one `Buffer` here; its segment has a leading axis of blocks.
         """
         config = self.config
         buffer, slot = (None, None) if buffers is None else buffers
@@ -287,7 +287,7 @@ def init_params(config: LMConfig, key: Array) -> Params:
 
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
-    """Path ("blocks_0/attention/query/kernel") to shape of every parameter, without making any.
+    """Path ("blocks_0/attention/query/kernel") -> shape of every parameter, without making any.
 
     One block with experts and one without are traced, as far as the model has them: blocks of one kind have the same
     shapes, and tracing all blocks of a deep model takes seconds.
@@ -307,12 +307,12 @@ def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stack_blocks(tree: Any) -> Any:
-    """The same parameters with those of all blocks along a leading axis, as `blocks`: a forward then scans them.
+    """The same parameters with all blocks stacked along a leading axis, as `blocks`: a forward then scans them.
 
-    Deep models compile many times faster so, and in less memory.
+    Deep models compile many times faster in this form, and in less memory.
 
     Args:
-      tree: LM parameters, or anything that holds some, such as a training state; what is stacked already stays.
+      tree: LM parameters, or a tree that contains some, such as a training state; stacked blocks stay unchanged.
 
     Raises:
       ValueError: blocks of different structure, such as some with experts and some without.
@@ -353,7 +353,7 @@ def _unstack(params: Params) -> Params:
 
 
 def extend(past: Past | None, segments: Past) -> Past:
-    """Put one call's segments after those before it, block by block."""
+    """Append one call's segments to the earlier ones, block by block."""
     if isinstance(segments[0], KVSegment):
         return (*(past or ()), *segments)
     before = past if past is not None else ((),) * len(segments)

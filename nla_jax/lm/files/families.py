@@ -1,8 +1,8 @@
-"""What the families call things: tensors in their files, fields in their config.json.
+"""The names that model families use: of tensors in their weight files, and of fields in their config.json.
 
-A row of a table says where a tensor's numbers live among our parameters. Which of a table's rows a model has
-follows from its parameters alone, so that families share rows and none says when a bias or a norm is there.
-Every row can be read backwards.
+A row of a family's table says which of our parameters hold a tensor's numbers. A model uses the rows whose parameters
+it has; families therefore share rows, and no row has to say when a bias or a norm is there. Every row works in both
+directions, reading and writing.
 """
 
 import functools
@@ -165,29 +165,29 @@ def _blocks_without_experts(config: LMConfig) -> list[int]:
 
 
 class Family(NamedTuple):
-    """What config.json and weight files of one family are like."""
+    """The names and fixed settings in the config.json and weight files of one family."""
 
     architecture: str
     model_type: str
     rows: list[TensorRow]
     names: Mapping[str, str]
-    """Field of LMConfig to field of config.json."""
+    """Field of LMConfig -> field of config.json."""
     fixed: Mapping[str, Any] = {}
     """Fields of LMConfig that are the same for the whole family."""
     rope: Mapping[str, str] = {"rope_theta": "rope_theta"}
-    """Rotary fields of LMConfig to the fields of config.json they are written to; read, they come normalised."""
+    """Rotary field of LMConfig -> field of config.json that it is written to; reading takes normalised values."""
     experts: Mapping[str, str] = {}
-    """Field of Experts to field of config.json."""
+    """Field of Experts -> field of config.json."""
     windows: Literal["none", "all", "by layer"] = "none"
-    """Which blocks `sliding_window` applies to; by layer: those that `layer_types` calls sliding."""
+    """The blocks that `sliding_window` applies to; "by layer" means those that `layer_types` calls sliding."""
     written: Mapping[str, Callable[[LMConfig], Any]] = {}
-    """Further fields of config.json that follow from LMConfig; read, they are only needed for what they change."""
+    """Further fields of config.json that are computed from LMConfig when it is written, and not read back."""
     only: Mapping[str, tuple[Any, ...]] = {}
     """Fields of config.json that must have one of these values."""
     renames: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements that bring other spellings of tensor names to those of the rows."""
     skipped: str = r"rotary_emb\.inv_freq$"
-    """Tensors that are left unread on purpose; by default buffers that follow from the config."""
+    """Pattern of tensor names that are left unread on purpose; by default buffers that follow from the config."""
     permuted_in_gguf: bool = False
     """Whether GGUF files hold queries and keys in interleaved rotary order."""
 
@@ -324,20 +324,20 @@ FAMILIES = {
     ),
 }
 WRAPPERS = {"Gemma3ForConditionalGeneration": "gemma3"}
-"""Architectures that hold a language model, described by `text_config`, among other things."""
+"""Architectures that contain a language model, which their `text_config` describes, and the family of that model."""
 
 
 def named_family(architecture: str) -> str:
     """Map a Hugging Face architecture to its family; an unknown one raises ValueError with the known ones."""
-    known = {family.architecture: name for name, family in FAMILIES.items()} | WRAPPERS
-    if architecture not in known:
-        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(known))}")
-    return known[architecture]
+    families = {family.architecture: name for name, family in FAMILIES.items()} | WRAPPERS
+    if architecture not in families:
+        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(families))}")
+    return families[architecture]
 
 
 @functools.lru_cache(maxsize=16)
 def tensor_rows(config: LMConfig) -> tuple[TensorRow, ...]:
-    """The rows of a model with this config, blocks written out; together they name every parameter once."""
+    """The rows of a model with this config, one for each block; together they name every parameter once."""
     shapes = parameter_shapes(config)
     rows = [
         row.at(block)

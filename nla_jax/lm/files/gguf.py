@@ -26,7 +26,7 @@ class StoredTensor:
     """Slowest axis first: (out, in) for a matrix, as in a Hugging Face file."""
     tensor_type: gguf.GGMLQuantizationType
     data: UInt8[np.ndarray, "..."]
-    """Its bytes, a view of the file; the last axis holds the bytes of one row."""
+    """The tensor's bytes, a view of the file; the last axis holds the bytes of one row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GGUFFile:
     """An open GGUF file; nothing but the header is in memory until `read`."""
 
     format: ClassVar[str] = "gguf"
-    """Which column of a weight table names these tensors."""
+    """The field of `TensorRow` that names these tensors."""
     path: Path
     header: Mapping[str, Any]
     """Key to value, arrays as lists: `general.architecture`, `tokenizer.ggml.tokens`, ..."""
@@ -46,13 +46,13 @@ class GGUFFile:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     unreadable: ClassVar[Mapping[str, str]] = {}
-    """Tensors that the header itself shows to be unreadable; quantizations are tried when they are read."""
+    """Tensors that the header shows to be unreadable: none, since quantizations are only tried in `read`."""
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Float[np.ndarray, "..."]:
         """Dequantize one tensor, or a part of it, to float32, in memory of its own.
 
         Args:
-          name: of the tensor.
+          name: name of the tensor.
           index: bounds of the first axes; the axes after them are read whole.
 
         Raises:
@@ -95,8 +95,11 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 class _Cursor:
-    """A position in the file. The reader of the `gguf` package makes an array of every value, which takes ten
-    seconds for a vocabulary of 262,144 tokens, and it checks no bounds; this one does."""
+    """A position in the file, from which the header's values are read with their bounds checked.
+
+    The reader of the `gguf` package checks no bounds, and makes an array of every value, which takes ten seconds for a
+    vocabulary of 262,144 tokens.
+    """
 
     def __init__(self, buffer: UInt8[np.ndarray, "N"]):
         self.buffer, self.position = memoryview(buffer), 0

@@ -33,15 +33,15 @@ def export_peft(
     """Write the adapters of an LM in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
     Args:
-      adapters: the `lm` of what is trained, stacked or not.
-      config: of the LM.
-      lora: what they were made with.
+      adapters: the `lm` of the trained parameters, stacked or not.
+      config: config of the LM.
+      lora: config of the adapters.
       base: name or path of the LM that they adapt.
       directory: created if need be.
-      dtype: of the tensors.
+      dtype: dtype of the written tensors.
 
     Raises:
-      ValueError: a family that fuses adapted maps in one tensor, which has no adapter of its own there.
+      ValueError: the family fuses adapted maps in one tensor, for which PEFT has no such adapter.
     """
     flat = flatten_dict(unstack_blocks(adapters), sep="/")
     tensors, modules = {}, set()
@@ -53,18 +53,26 @@ def export_peft(
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
     description = {
-        **{"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base},
-        **{"r": lora.rank, "lora_alpha": lora.alpha, "use_rslora": True, "target_modules": sorted(modules)},
-        **{"lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True},
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": True,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
     }
     (directory / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def load_peft(directory: str | os.PathLike[str], config: LMConfig) -> tuple[Params, LoraConfig]:
-    """Read what `export_peft` wrote, or PEFT did with a rank-stabilized scale.
+    """Read adapters that `export_peft` wrote, or PEFT with a rank-stabilized scale: their parameters and config.
 
     Raises:
-      FileNotFoundError: no adapter there.
+      FileNotFoundError: the directory holds no adapter.
       ValueError: an adapter of another kind, or of another model; or a file that cannot be read.
     """
     directory = Path(directory)
@@ -98,7 +106,11 @@ def load_peft(directory: str | os.PathLike[str], config: LMConfig) -> tuple[Para
 
 
 def peft_base(directory: str | os.PathLike[str]) -> str:
-    """Name or path of the model that an adapter in PEFT's format was made for; errors as of `load_peft`."""
+    """Name or path of the model that an adapter in PEFT's format was made for.
+
+    Raises:
+      FileNotFoundError: the directory holds no adapter.
+    """
     return _peft_description(Path(directory))["base_model_name_or_path"]
 
 
@@ -109,7 +121,7 @@ def _peft_description(directory: Path) -> dict[str, Any]:
 
 
 def _modules(config: LMConfig, flat: Mapping[str, Any]) -> dict[str, str]:
-    """Module names in Hugging Face's model, and ours, of all that has an adapter."""
+    """Module name in Hugging Face's model -> its path among our parameters, for every map that has an adapter."""
     modules, wanted = {}, {path.rsplit("/", 1)[0] for path in flat}
     for row in tensor_rows(config):
         ours = [path.removesuffix("/kernel") for path in row.paths]

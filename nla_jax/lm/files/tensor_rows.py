@@ -1,4 +1,4 @@
-"""A row of a name table: where the numbers of a file's tensor live among our parameters, and back."""
+"""One row of a family's name table: it turns a file's tensor into our parameters, and parameters into tensors."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,22 +13,24 @@ from nla_jax.lm.transformer import parameter_shapes
 Index = tuple[slice, ...]
 """Bounds of a part, axis by axis, without steps; () means the whole."""
 Read = Callable[[str, Index], np.ndarray]
+"""Reads a part of a tensor, by its Hugging Face name and the bounds along the file's axes."""
 Part = Callable[[Index], np.ndarray]
+"""Reads a part of one parameter, by the bounds along the parameter's axes."""
 
 
 class TensorRow(NamedTuple):
     """A tensor of a checkpoint, or one for each expert, and the parameters in it; `{i}` stands for the block."""
 
     hf: str
-    """Name in Hugging Face files; with `{e}` for the expert, the tensors are stacked to one parameter."""
+    """The tensor's name in Hugging Face files; tensors with `{e}` for the expert are stacked to one parameter."""
     paths: tuple[str, ...]
-    """Ours; several where the file fuses them along the output axis."""
+    """Paths of our parameters in the tensor; several where the file fuses them along the output axis."""
     gguf: str = ""
-    """Name in GGUF files, if we read any of the family."""
+    """The tensor's name in GGUF files; empty if none of this family are read."""
     transpose: bool = False
-    """Files hold (out, in); our kernels are (in, out)."""
+    """Whether the file holds (out, in); our kernels are (in, out)."""
     by_head: bool = False
-    """Whether the fused parameters alternate head by head, and do not follow one another whole."""
+    """Whether fused parameters alternate head by head; otherwise each lies in one piece."""
 
     def at(self, block: int) -> "TensorRow":
         """This row for one block."""
@@ -37,31 +39,31 @@ class TensorRow(NamedTuple):
         return self._replace(hf=hf, gguf=gguf, paths=tuple(paths))
 
     def file_shapes(self, config: LMConfig) -> dict[str, tuple[int, ...]]:
-        """Tensor name to shape in a Hugging Face file; a GGUF file has the same shape under `gguf`."""
+        """Tensor name -> shape in a Hugging Face file; a GGUF file has the same shapes under its own names."""
         shapes = parameter_shapes(config)
-        *rest, _ = shapes[self.paths[0]]
-        shape = (*rest, sum(shapes[path][-1] for path in self.paths))
+        *leading, _ = shapes[self.paths[0]]
+        shape = (*leading, sum(shapes[path][-1] for path in self.paths))
         names = self.names(config)
         if "{e}" in self.hf:
             shape = shape[1:]
         return dict.fromkeys(names, shape[::-1] if self.transpose else shape)
 
     def names(self, config: LMConfig) -> list[str]:
-        """The row's tensors in a Hugging Face file."""
+        """Names of the row's tensors in a Hugging Face file, one for each expert if there are experts."""
         experts = range(config.experts.count) if "{e}" in self.hf else (0,)
         return [self.hf.replace("{e}", str(expert)) for expert in experts]
 
     def parameters(self, read: Read, config: LMConfig) -> Iterator[tuple[str, Part]]:
-        """Parameter paths, each with a function that reads it, or as little of the file as a part of it needs.
+        """Each parameter's path, with a function that reads the parameter, or only a part of it, from the file.
 
         Args:
-          read: gives a part of a tensor by its Hugging Face name and bounds along the file's axes.
-          config: of the model.
+          read: reads a part of a tensor by its Hugging Face name and the bounds along the file's axes.
+          config: config of the model.
         """
         sizes = [parameter_shapes(config)[path][-1] for path in self.paths]
         starts = np.cumsum([0, *sizes[:-1]]).tolist()
         if self.by_head:
-            # No part of it lies in one piece.
+            # A parameter's heads are scattered over the tensor, so the whole is read at once.
             value = read(self.hf, ())
             value = _swap_heads(value.T if self.transpose else value, config.num_heads, len(self.paths))
             for path, piece in zip(self.paths, np.split(value, starts[1:], axis=-1), strict=True):
@@ -72,12 +74,12 @@ class TensorRow(NamedTuple):
 
     def _part(self, read: Read, start: int, config: LMConfig, index: Index) -> Float[np.ndarray, "..."]:
         """A part of the parameter that begins at `start` along the output axis, in the memory order of the file."""
-        *rest, last = index
-        index = (*rest, slice(start + last.start, start + last.stop))
+        *leading, last = index
+        index = (*leading, slice(start + last.start, start + last.stop))
         if "{e}" not in self.hf:
             return read(self.hf, index[::-1]).T if self.transpose else read(self.hf, index)
         experts, *inner = index
-        # Filled expert by expert: a list of all of them would double the memory.
+        # Filled expert by expert: stacking a list of all experts would take twice the memory.
         value = None
         for position, name in enumerate(self.names(config)[experts]):
             expert = read(name, tuple(inner[::-1] if self.transpose else inner))

@@ -1,7 +1,7 @@
-"""Weights, read tensor by tensor from safetensors or GGUF, and written back.
+"""Weights, read tensor by tensor from safetensors or GGUF, and written for `transformers`.
 
-The names are those of the tables in `lm/files/families.py`. Loading is strict: a missing, unused or misshapen tensor
-is an error. The same rows read backwards write a directory that `transformers` loads.
+Tensors are named by the tables in `lm/files/families.py`, which serve both directions. Loading is strict: a missing,
+unused or misshapen tensor is an error.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from nla_jax.lm.transformer import parameter_shapes
 from nla_jax.sharding.mesh import parameter_spec
 
 StorageDtype = Literal["float32", "bfloat16"]
-"""What parameters are kept in; the config's dtypes say what is computed in."""
+"""Dtype that parameters are stored in; the config's dtypes are those of computation."""
 QUIET_BELOW = 2**30
-"""Bytes of a model whose loading is over before a progress bar is read."""
+"""Smaller models, in bytes, load without a progress bar: nobody would have the time to read it."""
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of a GGUF file that belongs to the config, not to the weights."""
 
@@ -53,15 +53,15 @@ def load_params(
 ) -> dict[str, Any]:
     """Read the parameters of `config` from open files, each part straight to the device that holds it.
 
-    Beyond what the devices of this process hold, at most two tensors are in host memory. A process reads no rows
-    and columns that none of its devices holds, except of fused heads and of queries and keys in GGUF files.
+    Beyond what the devices of this process hold, at most two tensors are in host memory. A process reads only the rows
+    and columns that its devices hold, except of fused heads and of queries and keys in GGUF files.
 
     Args:
-      source: from `open_safetensors` or `open_gguf`.
-      config: may have `has_lm_head=False`, which leaves final norm and LM head of the file unread.
-      mesh: where parameters go, by the rules in `nla_jax/sharding/mesh.py`; default the default device.
-      dtype: of the parameters; what a file stores is cast to it on the way.
-      whole: the config of all that the files hold, where `config` is that of their first blocks.
+      source: files from `open_safetensors` or `open_gguf`.
+      config: config of the parameters; with `has_lm_head=False`, the file's final norm and LM head stay unread.
+      mesh: mesh to place parameters on, by the rules in `nla_jax/sharding/mesh.py`; None takes the default device.
+      dtype: dtype of the parameters; stored numbers are cast to it on the way.
+      whole: config of the whole model in the files, where `config` describes only its first blocks.
 
     Returns:
       Nested dict of arrays.
@@ -70,7 +70,7 @@ def load_params(
       ValueError: missing or unused tensors, wrong shapes or types, or an LM head that contradicts
         `tie_embeddings`.
     """
-    # Whether the files hold one model and no more is checked against all of it.
+    # The check that the files hold one model and nothing else needs the config of the whole model.
     stored = _stored_names(source, whole or config)
     _check(source, whole or config, stored)
     shapes = parameter_shapes(config)
@@ -103,7 +103,7 @@ def load_params(
 
 
 def _placed(part: Part, path: str, shape: tuple[int, ...], mesh: Mesh | None) -> jax.Array:
-    """One parameter on its devices; `part` is asked once for everything that several of them hold."""
+    """One parameter on its devices; a part that several devices hold is read once."""
     if mesh is None:
         return jax.device_put(part(tuple(slice(0, size) for size in shape))).block_until_ready()
     sharding = NamedSharding(mesh, parameter_spec(path, shape, mesh))
@@ -119,28 +119,28 @@ def _placed(part: Part, path: str, shape: tuple[int, ...], mesh: Mesh | None) ->
 
 
 def _stored_names(source: SafetensorsFiles | GGUFFile, config: LMConfig) -> dict[str, str]:
-    """The name that a table gives a tensor, to the one it has in the file."""
+    """A tensor's name in the family's table -> its name in the file."""
     if source.format == "gguf":
         rows = {row.gguf: row.hf for row in tensor_rows(_whole(config))}
         return {rows.get(name, name): name for name in source.shapes}
     names = {}
     for name in source.shapes:
-        known = name
+        table_name = name
         for pattern, replacement in FAMILIES[config.family].renames:
-            known = re.sub(pattern, replacement, known)
-        names[known] = name
+            table_name = re.sub(pattern, replacement, table_name)
+        names[table_name] = name
     return names
 
 
 def _whole(config: LMConfig) -> LMConfig:
-    """The config with everything at its end that a file may hold."""
+    """The config with final norm and untied LM head, as a file may hold them."""
     return dataclasses.replace(config, has_lm_head=True, tie_embeddings=False)
 
 
 def _read_gguf(
     source: GGUFFile, name: str, index: Index, path: str, config: LMConfig
 ) -> Float[np.ndarray, "..."]:
-    """A part of a tensor of a GGUF file, brought to the conventions of Hugging Face files."""
+    """A part of a GGUF file's tensor, converted to the conventions of Hugging Face files."""
     part, leaf = path.split("/")[-2:]
     heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(part)
     if heads and FAMILIES[config.family].permuted_in_gguf:
@@ -185,15 +185,15 @@ def _check(source: SafetensorsFiles | GGUFFile, config: LMConfig, stored: dict[s
         and not _same(source, stored[embedding], stored[head])
     ):
         problems["LM head differs from the embedding though tie_word_embeddings is true"] = [stored[head]]
-    if found := [f"{problem}: {listing(names)}" for problem, names in problems.items() if names]:
+    if lines := [f"{problem}: {listing(names)}" for problem, names in problems.items() if names]:
         raise ValueError(
             f"the tensors in {source.path} do not fit a {config.family} model of {config.num_layers} blocks, "
-            f"d_model {config.d_model}: {'; '.join(found)}. Do config and weights belong together?"
+            f"d_model {config.d_model}: {'; '.join(lines)}. Do config and weights belong together?"
         )
 
 
 def _same(source: SafetensorsFiles | GGUFFile, left: str, right: str) -> bool:
-    """Whether two tensors are equal, compared without holding either whole."""
+    """Whether two tensors are equal, compared part by part, without reading either whole."""
     shapes, step = source.shapes, 4096
     if shapes[left] != shapes[right]:
         return False
@@ -212,14 +212,14 @@ def load_language_model(
     """Load config, weights and tokenizer of a model; the host never holds the whole model.
 
     Args:
-      spec: what `resolve` accepts.
+      spec: a directory, a file, a package or a hub id, as for `resolve`.
       mesh: as in `load_params`.
       dtype: as in `load_params`; bfloat16 for a model that would not fit in float32.
       last_layer: read blocks 0 to this one alone, without final norm and LM head; None reads everything.
       weights: False reads config and tokenizer alone, and leaves `params` empty.
 
     Raises:
-      FileNotFoundError: see `resolve`; also a directory without config.json or weights.
+      FileNotFoundError: as `resolve`; or the directory lacks config.json or weights.
       ValueError: unsupported architecture, unreadable file, or weights that do not fit the config.
     """
     path = resolve(spec)
@@ -254,9 +254,9 @@ def export_hf(
 
     Args:
       params: nested dict of arrays, as from `load_params`.
-      config: the config the parameters belong to.
+      config: the config that the parameters belong to.
       directory: created if need be.
-      dtype: of the tensors; bfloat16 gives a model that was stored so back bit by bit.
+      dtype: dtype of the written tensors; bfloat16 loses nothing of a model that was stored in bfloat16.
 
     Raises:
       ValueError: parameters that are missing, unused or misshapen for the config.
