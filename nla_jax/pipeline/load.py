@@ -23,6 +23,7 @@ from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.weights import StorageDtype, load_language_model
 from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.transformer import stack_blocks
+from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.shipped import demo_directory
 
@@ -125,7 +126,7 @@ class _Where:
             return params
         if jax.tree.structure(shapes) == jax.tree.structure(params):
             return params
-        return jax.jit(stack_blocks)(params)
+        return jit_aliasing(stack_blocks)(params)
 
     def language_model(self, spec: Source, last_layer: int | None = None) -> LanguageModel:
         """A language model, as far as it is wanted."""
@@ -133,9 +134,12 @@ class _Where:
         return dataclasses.replace(lm, params=self.formed(lm.params))
 
 
-@jax.jit
+@jit_aliasing
 def _halved(params: Any) -> Any:
-    """Weights in bfloat16; an AR's head and an AV's affine map stay float32, where small updates live."""
+    """Weights in bfloat16, those that are so already as the same arrays: adapters share them with the target.
+
+    An AR's head and an AV's affine map stay float32, where small updates live.
+    """
     kept = {name: part for name, part in params.items() if name in ("head", "affine")}
     return jax.tree.map(lambda x: x.astype("bfloat16"), params) | kept
 
