@@ -1,26 +1,15 @@
 """The command `nla`, which is also `python -m nla_jax` and what the scripts in experiments/ start.
 
-It knows the commands' names and one line about each; the rest is imported once the command is known.
+It knows the commands' names and one line about each (`nla_jax.commands`); the rest is imported once the command is
+known.
 """
 
 import difflib
 import importlib
 import sys
 
+from nla_jax.commands import COMMANDS
 from nla_jax.commands.startup import silence_libtpu, use_huge_pages
-
-COMMANDS = {
-    "train": "train, measure and report an NLA: all stages in order",
-    "stage": "one stage alone: extract, explain, av_sft, ar_sft, rl, evaluate or report",
-    "explain": "explain a text's activations with a trained NLA",
-    "evaluate": "measure a run or released models on held-out documents, and write the report",
-    "compare": "put evaluated runs side by side",
-    "convert": "export a run's models, merged or as adapters",
-    "plan": "what a run takes on TPUs or GPUs that are not there",
-    "inspect": "what the checkpoints of a run hold, and whether it can be read",
-    "completion": "print a script that completes all of this in bash, zsh or fish",
-}
-"""The modules of `nla_jax.commands`, each with its line in the help."""
 
 _COMPUTE = ("train", "stage", "evaluate")
 """Those that run for hours, for which a restart with a better allocator pays."""

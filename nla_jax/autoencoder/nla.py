@@ -179,7 +179,9 @@ class NLA:
         with self._on_mesh():
             return self.round_trip.reconstruct(self.ar_params, texts)
 
-    def score(self, activations: Vectors, texts: str | Texts, *, judges: bool = True) -> Scores:
+    def score(
+        self, activations: Vectors | Sequence[Activations], texts: str | Texts, *, judges: bool = True
+    ) -> Scores:
         """How much of the activations their explanations carry, through the NLA's own AR and through its judges.
 
         Args:
@@ -188,11 +190,17 @@ class NLA:
           judges: whether the judges are asked as well.
 
         Raises:
-          ValueError: a number of texts that is no multiple of that of the activations; see also `explain`.
+          ValueError: a number of texts that is no multiple of that of the activations, or explanations of another
+            text; see also `explain`.
         """
         texts, rows = ([texts], activations) if isinstance(texts, str) else (texts, activations)
         explained = texts.activations if isinstance(texts, Explanations) else None
         if explained is not None and isinstance(activations, Activations):
+            if explained.text != activations.text:
+                raise ValueError(
+                    f"the explanations are of the text {explained.text[:40]!r}, these activations are of "
+                    f"{activations.text[:40]!r}; score them against the activations that they explain"
+                )
             rows = activations.at(explained.positions)
         vectors_ND = self.checked_vectors(rows)
         if not len(texts) or len(texts) % len(vectors_ND):
@@ -264,10 +272,12 @@ class NLA:
         Raises:
           ValueError: no rows, another width than the AV reads, values that are not finite, or another layer.
         """
-        if isinstance(activations, Activations) and self.layer not in (None, activations.layer):
+        parts = activations if isinstance(activations, Sequence) else [activations]
+        layers = {one.layer for one in parts if isinstance(one, Activations)}
+        if self.layer is not None and (others := layers - {self.layer}):
             raise ValueError(
-                f"the activations are of layer {activations.layer}, this NLA explains layer {self.layer}; read them "
-                "with nla.activations(text)"
+                f"the activations are of layer {min(others)}, this NLA explains layer {self.layer}; read them with "
+                "nla.activations(text)"
             )
         if isinstance(activations, Sequence) and all(isinstance(one, Activations) for one in activations):
             activations = np.concatenate(

@@ -89,9 +89,9 @@ class Yardstick:
         path = Path(directory) / FILE_NAME
         if not path.is_file():
             return None
-        with safe_open(path, "numpy") as file:
-            about = file.metadata() or {}
-            try:
+        try:
+            with safe_open(path, "numpy") as file:
+                about = file.metadata()
                 return cls(
                     file.get_tensor("mean"),
                     file.get_tensor("normalized_mean"),
@@ -100,8 +100,8 @@ class Yardstick:
                     int(about["count"]),
                     about["source"],
                 )
-            except Exception as error:
-                raise ValueError(
-                    f"{path} is not a yardstick of training activations ({error}); copy the file again from where the "
-                    "model came from, or delete it to do without FVE"
-                ) from error
+        except Exception as error:  # safetensors raises a class of its own
+            raise ValueError(
+                f"{path} is not a yardstick of training activations ({error}); copy the file again from where the "
+                "model came from, or delete it to do without FVE"
+            ) from error

@@ -6,6 +6,19 @@ This file and `nla_jax.__main__` import next to nothing, so that the help and a 
 import contextlib
 from collections.abc import Iterator
 
+COMMANDS = {
+    "train": "train, measure and report an NLA: all stages in order",
+    "stage": "one stage alone: extract, explain, av_sft, ar_sft, rl, evaluate or report",
+    "explain": "explain a text's activations with a trained NLA",
+    "evaluate": "measure a run or released models on held-out documents, and write the report",
+    "compare": "put evaluated runs side by side",
+    "convert": "export a run's models, merged or as adapters",
+    "plan": "what a run takes on TPUs or GPUs that are not there",
+    "inspect": "what the checkpoints of a run hold, and whether it can be read",
+    "completion": "print a script that completes all of this in bash, zsh or fish",
+}
+"""The modules of this package that are commands, each with its line in the help."""
+
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from nla_jax.commands import COMMANDS
 from nla_jax.commands.stage import STAGES
 from nla_jax.shipped import shipped_configs
 
@@ -45,7 +46,6 @@ def main(arguments: list[str]) -> None:
 
 def commands() -> dict[str, Command]:
     """All commands by name; their options are read off their own help."""
-    from nla_jax.__main__ import COMMANDS
     from nla_jax.config import ExperimentConfig
 
     fields, configs = list(field_options(ExperimentConfig("any"))), list(shipped_configs())

@@ -11,9 +11,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_tiny_model
 
+from nla_jax.lm.activations import residual_of
 from nla_jax.lm.files import weights
 from nla_jax.lm.files.configs import config_from_hf
-from nla_jax.lm.files.safetensors_files import open_safetensors
+from nla_jax.lm.files.safetensors_files import SafetensorsFiles, open_safetensors
 from nla_jax.lm.files.weights import export_hf, load_language_model, load_params
 
 
@@ -237,6 +238,55 @@ def test_pickled_weights_are_not_read(model_dir):
     (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="lacks model.safetensors .weights are read from safetensors"):
         load_language_model(model_dir)
+
+
+@pytest.fixture
+def names_read(monkeypatch):
+    """The names of the tensors that are read, in the order of reading."""
+    names, read = [], SafetensorsFiles.read
+
+    def noted(self, name, index=()):
+        names.append(name)
+        return read(self, name, index)
+
+    monkeypatch.setattr(SafetensorsFiles, "read", noted)
+    return names
+
+
+@pytest.mark.parametrize("last_layer", [0, 2])
+def test_nothing_beyond_the_last_layer_is_read(tiny_model_dir, tiny_lm, names_read, last_layer):
+    lm = load_language_model(tiny_model_dir, last_layer=last_layer)
+    blocks = [int(name.split(".")[2]) for name in names_read if ".layers." in name]
+    assert set(blocks) == set(range(last_layer + 1)) and len(blocks) == 9 * (last_layer + 1)
+    assert [name for name in names_read if ".layers." not in name] == ["model.embed_tokens.weight"]
+    assert lm.config == tiny_lm.config.truncated(last_layer) and not lm.config.has_lm_head
+    wanted = {"embed", *(f"blocks_{layer}" for layer in range(last_layer + 1))}
+    assert_same_params(lm.params, {name: tiny_lm.params[name] for name in wanted})
+    # The activations are those of the whole model.
+    ids = tiny_lm.tokenizer.encode("The array has a shape")
+    expected_TD = residual_of(tiny_lm.params, tiny_lm.config, ids, last_layer)
+    np.testing.assert_allclose(
+        residual_of(lm.params, lm.config, ids, last_layer), expected_TD, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_what_is_not_read_must_fit_all_the_same(model_dir):
+    edit_tensors(model_dir, lambda t: t.pop("model.layers.3.mlp.up_proj.weight"))
+    with pytest.raises(
+        ValueError, match=r"do not fit a llama model of 4 blocks.*missing: model.layers.3.mlp.up_proj"
+    ):
+        load_language_model(model_dir, last_layer=1)
+
+
+def test_a_last_layer_that_there_is_not(tiny_model_dir):
+    with pytest.raises(ValueError, match="layer 4 is outside the model: it has blocks 0 to 3"):
+        load_language_model(tiny_model_dir, last_layer=4)
+
+
+def test_config_and_tokenizer_without_weights(tiny_model_dir, tiny_lm, names_read):
+    lm = load_language_model(tiny_model_dir, weights=False)
+    assert (lm.config, lm.name, lm.params) == (tiny_lm.config, tiny_lm.name, {}) and names_read == []
+    assert lm.tokenizer.encode("a shape") == tiny_lm.tokenizer.encode("a shape")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
