@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from nla_jax.autoencoder.results import NOT_CLOSED, ExplainedRow
+from nla_jax.files import write_atomically
 from nla_jax.html import number, pieces, tint
 from nla_jax.lm.activations import Activations
 from nla_jax.lm.tokenized import TokenizedText
@@ -114,8 +115,9 @@ def write_page(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
-    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    with write_atomically(path) as temporary:
+        # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
+        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
     return path
 
 

@@ -53,8 +53,7 @@ def plot_tokens(explanations: Explanations, scores: Scores, *, ax: "Axes | None"
     ax.axhline(0, color="#4b5563", linewidth=0.8)
     ax.margins(x=0.01)
     ax.spines[["top", "right"]].set_visible(False)
-    if scores.fve_nrm_N is None:
-        ax.set_ylabel("cosine")
-    else:
-        ax.set_ylabel(f"fve_nrm\n{scores.measured_against}", fontsize=8)
+    ax.set_ylabel("cosine" if scores.fve_nrm_N is None else "fve_nrm")
+    if scores.fve_nrm_N is not None:
+        ax.set_title(scores.measured_against, loc="left", fontsize=8)
     return ax
