@@ -1,6 +1,6 @@
-"""What an explanation competes with: lookups, linear maps, and codes that nobody has to read.
+"""Baselines that an explanation competes with: lookups, linear maps, and codes that nobody has to read.
 
-Fitted on training rows, applied to held-out ones. All vectors go in raw and are compared by direction.
+They are fitted on training rows and applied to held-out rows. All vectors go in raw and are compared by direction.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _WORD_PATTERN = r"(?u)\b\w+\b"
 def nearest_by_activation(
     activations_ND: Float[np.ndarray, "N D"], training_MD: Float[np.ndarray, "M D"]
 ) -> Float[np.ndarray, "N D"]:
-    """The training activation of the most alike direction: a lookup that sees the activation itself."""
+    """For each activation, the training activation of the nearest direction: a lookup that sees the activation."""
     unit_ND, unit_MD = (
         np.asarray(metrics.normalize(activations_ND)),
         np.asarray(metrics.normalize(training_MD)),
@@ -39,28 +39,28 @@ def nearest_by_activation(
 def nearest_by_text(
     texts: Sequence[str], training_texts: Sequence[str], training_MD: Float[np.ndarray, "M D"]
 ) -> Float[np.ndarray, "N D"]:
-    """The activation of the training explanation that shares most words, by tf-idf."""
+    """For each text, the activation of the training explanation that is most similar by tf-idf."""
     vectorizer = TfidfVectorizer(token_pattern=_WORD_PATTERN)
-    known = vectorizer.fit_transform(training_texts)
-    likeness_NM = np.asarray((vectorizer.transform(texts) @ known.T).todense())
-    return training_MD[likeness_NM.argmax(axis=1)]
+    training_tfidf = vectorizer.fit_transform(training_texts)
+    similarity_NM = np.asarray((vectorizer.transform(texts) @ training_tfidf.T).todense())
+    return training_MD[similarity_NM.argmax(axis=1)]
 
 
 def ridge_from_words(
     texts: Sequence[str], training_texts: Sequence[str], training_MD: Float[np.ndarray, "M D"]
 ) -> Float[np.ndarray, "N D"]:
-    """Directions by linear regression from which words a text holds, whatever their order."""
+    """Directions by ridge regression on the set of words in a text, whatever their order."""
     vectorizer = CountVectorizer(token_pattern=_WORD_PATTERN, binary=True, min_df=2, max_features=1500)
-    known = vectorizer.fit_transform(training_texts).toarray().astype(np.float32)
-    model = RidgeCV(alphas=(1.0, 10.0, 100.0)).fit(known, np.asarray(metrics.normalize(training_MD)))
+    has_word_MW = vectorizer.fit_transform(training_texts).toarray().astype(np.float32)
+    model = RidgeCV(alphas=(1.0, 10.0, 100.0)).fit(has_word_MW, np.asarray(metrics.normalize(training_MD)))
     return model.predict(vectorizer.transform(texts).toarray().astype(np.float32)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class PCACode:
-    """Directions in so many bits: principal components, each rounded to as many levels as pays off most.
+    """A code for directions with a given number of bits: principal components, each rounded to a few levels.
 
-    Every bit goes to the component whose error it lowers most, a quarter of its variance each time; levels are the
+    Every bit goes to the component with the largest remaining variance, of which it leaves a quarter; levels are the
     means of equally filled bins of the training rows.
     """
 
@@ -73,16 +73,16 @@ class PCACode:
         """Fit a code of `bits` bits a vector on training activations."""
         unit_MD = np.asarray(metrics.normalize(training_MD))
         pca = PCA(n_components=min(bits, *unit_MD.shape), random_state=0).fit(unit_MD)
-        spread, given = pca.explained_variance_.copy(), np.zeros(pca.n_components_, int)
-        # More levels than rows to put in them would fit noise.
+        variance, bits_of = pca.explained_variance_.copy(), np.zeros(pca.n_components_, int)
+        # Levels with fewer than eight training rows each would fit noise.
         most = int(np.log2(max(len(unit_MD) // 8, 2)))
-        for _ in range(min(bits, most * len(given))):
-            best = int(np.where(given < most, spread, -1.0).argmax())
-            given[best] += 1
-            spread[best] /= 4
+        for _ in range(min(bits, most * len(bits_of))):
+            best = int(np.where(bits_of < most, variance, -1.0).argmax())
+            bits_of[best] += 1
+            variance[best] /= 4
         scores_MC = pca.transform(unit_MD)
         edges, levels = [], []
-        for column, count in zip(scores_MC.T, given, strict=True):
+        for column, count in zip(scores_MC.T, bits_of, strict=True):
             inner = np.quantile(column, np.linspace(0, 1, 2**count + 1)[1:-1])
             bins = np.searchsorted(inner, column)
             sums, members = np.bincount(bins, column, 2**count), np.bincount(bins, minlength=2**count)
@@ -91,7 +91,7 @@ class PCACode:
         return cls(pca, tuple(edges), tuple(levels))
 
     def __call__(self, activations_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-        """What is left of activations after coding."""
+        """The directions that are decoded from the codes of activations."""
         scores_NC = self.pca.transform(np.asarray(metrics.normalize(activations_ND)))
         coded = [
             levels[np.searchsorted(edges, column)]
@@ -101,7 +101,7 @@ class PCACode:
 
 
 def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], count: int) -> list[list[str]]:
-    """The words whose unembedding fits each vector best, likeliest first, read through the final norm."""
+    """The words that the target's final norm and LM head give each vector, likeliest first."""
 
     @jax.jit
     def top(params, vectors):
@@ -113,8 +113,8 @@ def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], cou
         for name in ("embed", "final_norm", "lm_head")
         if name in target.lm.params
     }
-    found = np.concatenate([to_host(top(params, v)) for v in _chunks(vectors_ND, 256)])
-    return [next_words(ids, target.tokenizer, count) for ids in found.tolist()]
+    top_ids = np.concatenate([to_host(top(params, v)) for v in _chunks(vectors_ND, 256)])
+    return [next_words(ids, target.tokenizer, count) for ids in top_ids.tolist()]
 
 
 def dictionary_texts(path: str, target: TargetLM, activations_ND: np.ndarray, count: int = 4) -> list[str]:
@@ -123,8 +123,8 @@ def dictionary_texts(path: str, target: TargetLM, activations_ND: np.ndarray, co
     Args:
       path: safetensors with W_enc (D, F), W_dec (F, D), and optionally b_enc (F,) and b_dec (D,).
       target: the LM that names features.
-      activations_ND: raw.
-      count: features a text.
+      activations_ND: raw activations.
+      count: number of features a text.
 
     Raises:
       FileNotFoundError: no such file.

@@ -1,4 +1,4 @@
-"""What a chat model is asked about texts, and how its answers are read; those that cannot be read are counted."""
+"""The questions that a chat model is asked about texts, and how its replies are read; unreadable replies are marked."""
 
 import json
 import re
@@ -10,15 +10,15 @@ from jaxtyping import Int
 from nla_jax.chat.models import ChatModel
 
 LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"
-"""Of the options; without I, which is a word."""
+"""Letters that name options; I is left out, because it is a word."""
 LETTER_TOKENS, LIST_TOKENS = 16, 384
-"""Longest answers that are one letter, or a JSON list."""
+"""Most tokens of an answer that is one letter, and of one that is a JSON list."""
 KINDS = {
     "theme": "what the text is about or what sort of text it is",
     "entity": "a person, place, thing, name or number in it",
     "detail": "its wording, or what exactly it says",
 }
-"""Of claims that a model takes out of an explanation."""
+"""Kinds of claims that a chat model takes out of an explanation, and what each means."""
 VERDICTS = ("supported", "contradicted", "not stated")
 
 _QUESTION = (
@@ -47,16 +47,16 @@ def choices(
     seed: int,
     desc: str | None = None,
 ) -> dict[str, Int[np.ndarray, "N"]]:
-    """Which option a chat model chooses, for each way of telling it something first; -1 where it names none.
+    """The option that a chat model chooses for each row after each kind of text before the question; -1 for none.
 
     Args:
-      chat: the model.
-      told: by name, what stands before each question.
-      question: the same for all rows.
-      options: of each row, at most 25; they are shown in an order that depends on the seed and the row's key.
+      chat: the chat model.
+      told: name -> the text that stands before each row's question.
+      question: the question, the same for all rows.
+      options: each row's options, at most 25; they are shown in an order that depends on the seed and the row's key.
       keys: names of the rows.
-      seed: of the orders.
-      desc: names a progress bar.
+      seed: seed of the orders.
+      desc: name of the progress bar; None shows none.
     """
     orders = [
         np.random.default_rng([seed, *key.encode()]).permutation(len(row))
@@ -73,8 +73,12 @@ def choices(
         place = place_of(reply, [row[i] for i in order])
         return -1 if place is None else int(order[place])
 
-    rows = list(zip(orders, options, strict=True))
-    return {name: np.array([chosen(next(replies), *row) for row in rows], np.int64) for name in told}
+    return {
+        name: np.array(
+            [chosen(next(replies), order, row) for order, row in zip(orders, options, strict=True)], np.int64
+        )
+        for name in told
+    }
 
 
 def place_of(reply: str, options: Sequence[str]) -> int | None:
@@ -94,24 +98,21 @@ def place_of(reply: str, options: Sequence[str]) -> int | None:
 
 
 def claims(chat: ChatModel, texts: Sequence[str | None], desc: str | None = None) -> list[list | None]:
-    """The claims (kind, claim) that a chat model finds in each text; None where its answer is no such list."""
+    """The claims (kind, claim) that a chat model finds in each text; None where its reply is no list of claims."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
-    there = [text for text in texts if text]
-    replies = chat(
-        [_CLAIMS.format(notes=text, kinds=kinds) for text in there], max_tokens=LIST_TOKENS, desc=desc
-    )
-    read = iter(map(claims_of, replies))
-    return [next(read) if text else [] for text in texts]
+    prompts = [_CLAIMS.format(notes=text, kinds=kinds) for text in texts if text]
+    claimed = iter(map(claims_of, chat(prompts, max_tokens=LIST_TOKENS, desc=desc)))
+    return [next(claimed) if text else [] for text in texts]
 
 
 def claims_of(reply: str) -> list[tuple[str, str]] | None:
-    """The claims that a reply lists, None if it is not a JSON list of them."""
+    """The claims that a reply lists, None if it is not a JSON list of claims."""
     items = _json_list(reply)
     if items is None or not all(isinstance(item, dict) for item in items):
         return None
-    found = [(item.get("kind"), item.get("claim")) for item in items]
-    readable = all(kind in [*KINDS] and isinstance(claim, str) and claim.strip() for kind, claim in found)
-    return found if readable else None
+    claimed = [(item.get("kind"), item.get("claim")) for item in items]
+    readable = all(kind in [*KINDS] and isinstance(claim, str) and claim.strip() for kind, claim in claimed)
+    return claimed if readable else None
 
 
 def verdicts(
@@ -120,37 +121,37 @@ def verdicts(
     texts: Sequence[str],
     desc: str | None = None,
 ) -> list[list[str | None]]:
-    """One of `VERDICTS` for each claim about each text; None where the chat model's answer is no such list."""
+    """One of `VERDICTS` for each claim about each text; None where the chat model's reply is no list of verdicts."""
     prompts = []
-    for found, text in zip(claimed, texts, strict=True):
-        lines = "\n".join(f"{i}. {claim}" for i, (_, claim) in enumerate(found, 1))
-        if found:
-            prompts.append(_CHECK.format(text=text, claims=lines, count=len(found)))
+    for of_text, text in zip(claimed, texts, strict=True):
+        lines = "\n".join(f"{i}. {claim}" for i, (_, claim) in enumerate(of_text, 1))
+        if of_text:
+            prompts.append(_CHECK.format(text=text, claims=lines, count=len(of_text)))
     replies = iter(chat(prompts, max_tokens=LIST_TOKENS, desc=desc))
-    return [verdicts_of(next(replies), len(found)) if found else [] for found in claimed]
+    return [verdicts_of(next(replies), len(of_text)) if of_text else [] for of_text in claimed]
 
 
 def verdicts_of(reply: str, count: int) -> list[str | None]:
-    """The verdicts that a reply lists; None for every claim if they are not as many, or other words."""
-    found = _json_list(reply)
-    readable = found is not None and len(found) == count and all(one in VERDICTS for one in found)
-    return found if readable else [None] * count
+    """The verdicts that a reply lists; None for every claim unless it lists `count` of `VERDICTS`."""
+    items = _json_list(reply)
+    readable = items is not None and len(items) == count and all(item in VERDICTS for item in items)
+    return items if readable else [None] * count
 
 
 def _json_list(reply: str) -> list | None:
-    """The JSON list in a reply, with whatever may stand around it."""
-    found = re.search(r"\[.*\]", _said(reply), re.DOTALL)
+    """The JSON list in a reply, which may have other text around it; None if there is none."""
+    match = re.search(r"\[.*\]", _said(reply), re.DOTALL)
     try:
-        return found and json.loads(found[0])
+        return match and json.loads(match[0])
     except ValueError:
         return None
 
 
 def _bare(text: str) -> str:
-    """A text without the case and the marks around it that make no difference."""
+    """A text in one case and without the marks around it, for comparison."""
     return text.casefold().strip(" \n\t\"'()[].:,;*")
 
 
 def _said(reply: str) -> str:
-    """A reply without what an open model thinks aloud before it."""
+    """A reply without the thoughts that open models put between <think> tags."""
     return re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()

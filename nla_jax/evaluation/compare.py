@@ -1,4 +1,4 @@
-"""Two or more evaluated runs side by side, with paired intervals on the rows that they share."""
+"""Two evaluated runs side by side, with paired intervals on the rows that they share."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,20 @@ from nla_jax.evaluation.tables import paired, read_ratios
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One figure of two runs."""
+    """One figure that two runs have, on the rows that both have, and the difference between the two."""
 
     suite: str
     table: str
     row: str
     figure: str
     first: Estimate
-    """Of the first run, on the rows that both have."""
     other: Estimate
     difference: Estimate
-    """Other minus first, documents resampled for both at once."""
+    """Other minus first; documents are resampled for both at once."""
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the difference leaves zero out."""
+        """Whether zero lies outside the interval of the difference."""
         return not self.difference.low <= 0 <= self.difference.high
 
 
@@ -38,22 +37,30 @@ def compare(first: Path, other: Path, *, samples: int = SAMPLES) -> Iterator[Dif
     """
     evaluations = [read_evaluation(directory) for directory in (first, other)]
     suites = [suite for suite in evaluations[0]["suites"] if suite in evaluations[1]["suites"]]
-    found = False
+    any_shared = False
     for suite in suites:
-        ours, theirs = (
+        of_first, of_other = (
             read_ratios(directory / "evaluation" / f"{suite}.parquet") for directory in (first, other)
         )
-        for key in ours:
-            both = paired(ours[key], theirs[key]) if key in theirs else None
+        for key in of_first:
+            both = paired(of_first[key], of_other[key]) if key in of_other else None
             if both is None or min(ratio.denominator_N.sum() for ratio in both) <= 0:
                 continue
-            a, b = both
-            if len(set(a.doc_ids)) < 2:
+            first_ratio, other_ratio = both
+            if len(set(first_ratio.doc_ids)) < 2:
                 continue
-            found = True
-            estimates = a.estimate(samples=samples), b.estimate(samples=samples), b.over(a, samples=samples)
-            yield Difference(suite, *key, *estimates)
-    if not found:
+            any_shared = True
+            table, row, figure = key
+            yield Difference(
+                suite=suite,
+                table=table,
+                row=row,
+                figure=figure,
+                first=first_ratio.estimate(samples=samples),
+                other=other_ratio.estimate(samples=samples),
+                difference=other_ratio.over(first_ratio, samples=samples),
+            )
+    if not any_shared:
         rows = [evaluation["run"].get("held-out rows") for evaluation in evaluations]
         raise ValueError(
             f"{first} and {other} share no figure of the same held-out rows (suites in both: "
@@ -63,7 +70,7 @@ def compare(first: Path, other: Path, *, samples: int = SAMPLES) -> Iterator[Dif
 
 
 def rendered(differences: Sequence[Difference], names: tuple[str, str]) -> str:
-    """A table for a terminal; a star marks differences whose interval leaves zero out."""
+    """A table for a terminal; a star marks differences whose interval does not contain zero."""
     lines, heading = [], None
     for d in differences:
         if heading != (heading := (d.suite, d.table)):

@@ -1,7 +1,7 @@
-"""Figures with intervals: ratios of sums over rows, and what resampling whole documents says about them.
+"""Figures with intervals: ratios of sums over rows, and intervals from resampling whole documents.
 
-Activations of one document are alike, so rows are never resampled on their own: intervals would be too narrow. All
-of it is numpy, for finished runs. Shape letters: N rows, S resamples, C columns.
+Activations of one document are alike, so rows are never resampled on their own: intervals would be too narrow.
+Everything here is numpy, for finished runs. Shape letters: N rows, S resamples, C columns, D documents.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 SAMPLES = 2000
-"""Resamples of an interval, unless told otherwise."""
+"""Default number of resamples of an interval."""
 LEVEL = 0.95
 """Coverage of an interval."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure with everything that it may not be reported without."""
+    """A figure with everything that must be reported with it."""
 
     value: float
     low: float
@@ -29,12 +29,12 @@ class Estimate:
     documents: int
     """Number of documents they come from: the units that the bootstrap resamples."""
     denominator: float
-    """Mean of what the figure is divided by: for an FVE the variance around the training mean, per coordinate."""
+    """Mean of the figure's denominator over rows: for an FVE, the variance around the training mean, per coordinate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """A figure `Σ numerator / Σ denominator`, kept as what each row adds, so that it can be resampled and paired."""
+    """A figure `Σ numerator / Σ denominator`, kept as its terms row by row, so that it can be resampled and paired."""
 
     numerator_N: Float[np.ndarray, "N"]
     denominator_N: Float[np.ndarray, "N"]
@@ -49,7 +49,7 @@ class Ratio:
 
     @classmethod
     def of(cls, numerator_N, denominator_N, doc_ids: Sequence[str] | np.ndarray) -> "Ratio":
-        """From anything that is an array."""
+        """A ratio from anything that numpy can turn into arrays."""
         return cls(np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64), tuple(doc_ids))
 
     @classmethod
@@ -75,10 +75,10 @@ class Ratio:
     def over(self, other: "Ratio", *, seed: int = 0, samples: int = SAMPLES) -> Estimate:
         """This figure minus another of the same rows, with the paired interval.
 
-        Documents are resampled for both at once, so that what makes a document hard cancels.
+        Documents are resampled for both figures at once, so that the difficulty of a document cancels.
 
         Raises:
-          ValueError: as `estimate`, or figures of different rows.
+          ValueError: as `estimate`; or the two figures are of different rows.
         """
         if self.doc_ids != other.doc_ids:
             raise ValueError("a paired interval needs two figures of the same rows in the same order")
@@ -103,7 +103,7 @@ def _estimate(
 
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn_S = figure(sums_SC)
-    # A resample of documents that have nothing to divide by says nothing.
+    # Resamples whose denominator is 0 have no figure and are left out.
     low, high = np.quantile(drawn_S[np.isfinite(drawn_S)], [(1 - level) / 2, (1 + level) / 2])
     value = float(figure(np.stack([column.sum() for column in columns])))
     return Estimate(
@@ -138,16 +138,16 @@ def bootstrap(
     seed: int = 0,
     samples: int = 200,
 ) -> Estimate:
-    """Any figure of weighted rows with its interval; resamples that leave it undefined (NaN) are left out.
+    """Any figure of weighted rows with its interval; resamples for which it is undefined (NaN) are left out.
 
     Args:
-      statistic: takes how often each row was drawn (N,).
-      doc_ids: of the rows.
-      seed: of the draws.
+      statistic: computes the figure from how often each row was drawn (N,).
+      doc_ids: document of each row.
+      seed: seed of the draws.
       samples: number of draws.
 
     Raises:
-      ValueError: fewer than two documents, or a figure that is undefined for the rows as they are.
+      ValueError: fewer than two documents, or the figure is undefined with every row drawn once.
     """
     document_N, counts_SD = _draws(doc_ids, seed, samples)
     value = statistic(np.ones(len(doc_ids)))

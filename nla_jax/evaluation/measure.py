@@ -1,4 +1,4 @@
-"""The suites of an evaluation: each a module with `measure(subject) -> tables`."""
+"""Measuring suites: which there are, which are due, and what each leaves in the evaluation's folder."""
 
 import importlib
 import json
@@ -25,15 +25,15 @@ SUITES = {
     "cost": "tokens and seconds",
     "sanity": "whether planted cheaters are found out",
 }
-"""Name -> what it is about."""
+"""Name -> what the suite is about. Each is a module of `suites/` with `measure(subject) -> tables`."""
 ALL = tuple(name for name in SUITES if name != "sanity")
-"""What `all` stands for: everything about the NLA. `sanity` is about the evaluation itself."""
+"""The suites that `all` stands for: those about the NLA. `sanity` is about the evaluation itself."""
 ASKING = ("prediction", "faithfulness")
 """Suites that ask a chat model, where the config names one."""
 
 
 def chosen_suites(names: Sequence[str]) -> tuple[str, ...]:
-    """Suites by name, `all` spelled out, in the order of `SUITES`.
+    """The named suites, with `all` replaced by those it stands for, in the order of `SUITES`.
 
     Raises:
       ValueError: an unknown name.
@@ -45,21 +45,21 @@ def chosen_suites(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def measure_suites(subject: Subject, names: Sequence[str], directory: Path, digest: str) -> dict[str, Any]:
-    """Measure suites, keeping each as soon as it is done; those kept under the same digest are not measured again.
+    """Measure suites and write each as soon as it is done; suites written under the same digest are not measured again.
 
     Args:
-      subject: what is evaluated.
-      names: of suites.
-      directory: takes `SUITE.json` (tables) and `SUITE.parquet` (what each row adds to each figure).
-      digest: identifies what the figures depend on, but for the chat model.
+      subject: the NLA under evaluation.
+      names: names of suites, or `all`.
+      directory: folder for `SUITE.json` (tables) and `SUITE.parquet` (each row's terms of each figure).
+      digest: identifies everything that the figures depend on, except the chat model.
 
     Returns:
-      name -> {"digest", "seconds", "tables"} of all suites that are there.
+      name -> {"digest", "seconds", "tables"} of all suites in the folder.
 
     Raises:
-      ValueError: data without the columns that a suite reads.
+      ValueError: the data lacks columns that a suite reads.
       ModuleNotFoundError: a suite's packages are missing.
-      RuntimeError: a chat model that does not answer; what it has answered is kept.
+      RuntimeError: the chat model does not answer; the answers so far are kept.
     """
     directory.mkdir(parents=True, exist_ok=True)
     chat_model = subject.config.chat_model
@@ -94,17 +94,17 @@ def measure_suites(subject: Subject, names: Sequence[str], directory: Path, dige
 
 
 def digest_of(name: str, digest: str, chat_model: str) -> str:
-    """Identifies what a suite's figures depend on."""
+    """The digest of everything that a suite's figures depend on, the chat model included where the suite asks one."""
     return f"{digest}-{chat_model}" if chat_model and name in ASKING else digest
 
 
 def stored_results(directory: Path, digest: str, chat_model: str = "") -> dict[str, Any]:
     """The suites that were measured under a digest and with a chat model, in the order of `SUITES`."""
-    found = {}
+    results = {}
     for name in SUITES:
         path = directory / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
             if result["digest"] == digest_of(name, digest, chat_model):
-                found[name] = result
-    return found
+                results[name] = result
+    return results

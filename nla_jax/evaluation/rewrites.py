@@ -1,7 +1,7 @@
-"""Rewritten explanations: the same meaning in other words, to see what a reconstruction really hangs on.
+"""Rewritten explanations: the same meaning in other words, to see what a reconstruction really depends on.
 
-An explanation that carries its information in its meaning survives these; one that carries it in word choice, order
-or spelling does not. Rules do the light ones, a language model the heavy ones.
+An explanation that carries its information in its meaning survives a rewrite; one that carries it in word choice, order
+or spelling does not. Rules make the light rewrites, a language model the heavy ones.
 """
 
 import re
@@ -13,20 +13,20 @@ from nla_jax.evaluation import text_analysis
 
 Edit = Callable[[str, np.random.Generator], str]
 Writer = Callable[[Sequence[str]], list[str]]
-"""Answers prompts: a chat model behind whatever interface."""
+"""A function that answers prompts, such as a language model."""
 
 _PLACEHOLDERS = [chr(0xE000 + index) for index in range(256)]
-"""Stand for the quoted spans of a text while it is edited: characters for private use, which no rule touches."""
+"""Characters that stand for the quoted spans of a text while it is edited: for private use, so no rule touches them."""
 
 
 def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) -> list[str | None]:
-    """Apply an edit to every text, quoted spans left as they are, or taken out first.
+    """Apply an edit to every text; quoted spans are kept unchanged, or taken out first.
 
     Args:
-      texts: None stays None.
-      edit: a rule.
+      texts: explanations; None stays None.
+      edit: a rule, such as one of RULES.
       quotes: whether quoted spans are kept.
-      seed: the edit of a text depends on it and on the text's place.
+      seed: a text's edit depends on this seed and on the text's index.
     """
     results: list[str | None] = []
     for index, text in enumerate(texts):
@@ -50,12 +50,12 @@ def edited(texts: Sequence[str | None], edit: Edit, *, quotes: bool, seed: int) 
 
 
 def _without_quotes(text: str) -> str:
-    """The text with nothing where its quotes stood, and no space before a mark."""
+    """The text without its quoted spans, and without the spaces that they leave before marks."""
     return re.sub(r"\s+([.,;:!?])", r"\1", text_analysis.without_quotes(text))
 
 
 def unchanged(text: str, rng: np.random.Generator) -> str:
-    """The text as it is: what taking out the quotes costs on its own."""
+    """The same text; with quotes taken out, this shows what they alone are worth."""
     return text
 
 
@@ -66,7 +66,7 @@ def shuffled_sentences(text: str, rng: np.random.Generator) -> str:
 
 
 def shuffled_lists(text: str, rng: np.random.Generator) -> str:
-    """The same sentences, the items of their lists in another order."""
+    """The same sentences, with the items of their lists in another order."""
     done = []
     for sentence in text_analysis.sentences(text):
         *head, last = re.split(r"(?<=: )|(?<=\bNext )|(?<=\bThen )", sentence, maxsplit=1)
@@ -79,7 +79,7 @@ def shuffled_lists(text: str, rng: np.random.Generator) -> str:
 
 
 def synonyms(text: str, rng: np.random.Generator) -> str:
-    """Words exchanged for others of their meaning, articles dropped, and small letters: light edits by rule."""
+    """The text with words exchanged for synonyms, articles dropped, and its first letter in lower case."""
 
     def exchange(match: re.Match) -> str:
         word = match.group()
@@ -92,12 +92,12 @@ def synonyms(text: str, rng: np.random.Generator) -> str:
 
 def keywords(text: str, rng: np.random.Generator) -> str:
     """The content words alone, in another order: the heaviest paraphrase that a rule can make."""
-    found = [
+    kept = [
         word
         for word in re.findall(r"[^\s,.;:!?()]+", text)
         if text_analysis.content_words(word) or word in _PLACEHOLDERS
     ]
-    return ", ".join(found[i] for i in rng.permutation(len(found))) + "."
+    return ", ".join(kept[i] for i in rng.permutation(len(kept))) + "."
 
 
 RULES: dict[str, Edit] = {
@@ -116,20 +116,20 @@ ASKED: dict[str, tuple[str, ...]] = {
     ),
     "summary": ("Sum this up in a few words:\n{text}",),
 }
-"""What a language model is asked for, one request after the other."""
+"""Name of a rewrite -> the requests that a language model gets, one after the other."""
 
 
 def asked(
     texts: Sequence[str | None], requests: Sequence[str], write: Writer, *, quotes: bool
 ) -> list[str | None]:
-    """Let a model rewrite the texts; with `quotes`, their quoted spans are put behind what it wrote."""
+    """Texts rewritten by a language model; with `quotes`, a text's quoted spans are appended to its rewrite."""
     kept = [
         [match.group() for match in text_analysis.QUOTE.finditer(text or "")] if quotes else []
         for text in texts
     ]
     now = [_without_quotes(text or "") for text in texts]
     for request in requests:
-        # A text with nothing left in it is not worth asking about.
+        # Answers about a text that is empty by now are dropped.
         now = [
             answer if text else ""
             for text, answer in zip(now, write([request.format(text=text) for text in now]), strict=True)

@@ -1,7 +1,7 @@
-"""What is evaluated: an NLA, or several stages of one, with the held-out rows and the yardsticks around it.
+"""The subject of an evaluation: an NLA, or several stages of one, with held-out rows and a yardstick.
 
-Suites see texts and vectors only, through two protocols, so that a foreign NLA or a trivial baseline takes part like
-our own.
+Suites see texts and vectors only, through two protocols, so that they can measure a foreign NLA or a trivial baseline
+like one of ours.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from nla_jax.evaluation.tables import Figure, Row
 from nla_jax.evaluation.target_lm import TargetLM
 
 Texts = Sequence[str | None]
-"""Explanations, None where none could be read."""
+"""Explanations; None stands for one that failed, so that no text could be read."""
 
 
 @runtime_checkable
 class ExplainFn(Protocol):
-    """Whatever explains activations in text."""
+    """A function that explains activations in text."""
 
     def __call__(
         self, activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0, desc: str | None = None
@@ -38,7 +38,7 @@ class ExplainFn(Protocol):
 
 @runtime_checkable
 class RebuildFn(Protocol):
-    """Whatever rebuilds activations from texts."""
+    """A function that rebuilds activations from texts."""
 
     def __call__(self, texts: Texts) -> np.ndarray:
         """One vector (N, D) for each text; its norm may be meaningless."""
@@ -50,17 +50,17 @@ class Subject:
 
     Attributes:
       data: held-out rows.
-      training: rows with explainer texts that the NLA was trained on: what baselines are fitted on.
-      yardstick: of all training activations.
-      verbalizers: AVs by name, in order of training; the last is the one that every suite looks at.
-      reconstructors: ARs by name: "own" was trained beside the AV, all others are judges that were not.
+      training: rows with warm-start texts that the NLA was trained on; baselines are fitted on them.
+      yardstick: means of all training activations, which figures are measured against.
+      verbalizers: AVs by name, in order of training; the last is the one that every suite measures.
+      reconstructors: ARs by name: "own" was trained together with the AV, all others are judges that were not.
       load_target: loads the target LM; called when a suite first needs it.
-      config: sizes and seeds.
-      seed: of every random choice.
-      tokens_of: the last AV's sampled tokens for activations, where it has tokens.
-      marker: the text of the injected token, which no explanation should hold.
-      chat: answers questions and checks claims beside the target LM; `measure_suites` opens it where the config names
-        one.
+      config: suites and sizes of the evaluation.
+      seed: seed of every random choice.
+      tokens_of: the last AV's sampled tokens for activations; None if it has no tokens.
+      marker: the text of the injected token, which no explanation should contain.
+      chat: a chat model that answers questions and checks claims beside the target LM; `measure_suites` opens it where
+        the config names one.
     """
 
     data: ActivationDataset
@@ -96,12 +96,12 @@ class Subject:
 
     @property
     def judge(self) -> str:
-        """The AR that counts: the first judge, or the AV's own where there is none."""
+        """Name of the AR whose figures count: the first judge, or the AV's own AR if there is no judge."""
         return (self.judges or ["own"])[0]
 
     @property
     def pair(self) -> list[str]:
-        """The AV's own AR and the judge that counts, for tables in which further judges add nothing."""
+        """Names of the AV's own AR and of the judge that counts, for tables in which further judges add nothing."""
         return list(dict.fromkeys(name for name in ("own", self.judge) if name in self.reconstructors))
 
     @functools.cached_property
@@ -110,17 +110,16 @@ class Subject:
         return [f"{doc}@{n}" for doc, n in zip(self.data.doc_ids, self.data.n_raw_tokens, strict=True)]
 
     def need(self, suite: str, *columns: str) -> None:
-        """Check that the held-out rows carry what a suite reads.
+        """Check that the held-out rows have the columns that a suite reads.
 
         Raises:
-          ValueError: a missing column, by name.
+          ValueError: a column is missing; the message names it.
         """
         has = {
             "contexts": self.data.contexts is not None,
             "explanations": self.data.explanations is not None,
             "training rows": self.training is not None,
-            **dict.fromkeys(self.data.extra, True),
-        }
+        } | dict.fromkeys(self.data.extra, True)
         if missing := [column for column in columns if not has.get(column)]:
             raise ValueError(
                 f"the suite {suite!r} needs {', '.join(missing)}, which the held-out data does not carry; choose "
@@ -131,7 +130,7 @@ class Subject:
         """Explanations of the held-out rows by an AV, the evaluated one by default.
 
         Args:
-          name: of the AV.
+          name: name of the AV.
           sample: None for the evaluation's own temperature, else the index of a sample at temperature 1.
         """
         name = name or self.main
@@ -147,16 +146,16 @@ class Subject:
         return self.verbalizers[self.main](activations_ND, temperature=self.config.temperature, desc=desc)
 
     def rebuilt(self, reconstructor: str, texts: Texts) -> Float[np.ndarray, "N D"]:
-        """What an AR rebuilds; a text is read once, and a failed one counts as the training mean."""
-        known = self._rebuilt[reconstructor]
-        if fresh := list(dict.fromkeys(text for text in texts if text is not None and text not in known)):
-            known.update(zip(fresh, np.asarray(self.reconstructors[reconstructor](fresh)), strict=True))
-        rows = [self.yardstick.mean_D if text is None else known[text] for text in texts]
+        """The vectors that an AR rebuilds; equal texts are read once, and a failed one counts as the training mean."""
+        vector_of = self._rebuilt[reconstructor]
+        if fresh := list(dict.fromkeys(text for text in texts if text is not None and text not in vector_of)):
+            vector_of.update(zip(fresh, np.asarray(self.reconstructors[reconstructor](fresh)), strict=True))
+        rows = [self.yardstick.mean_D if text is None else vector_of[text] for text in texts]
         return np.array(rows, np.float32).reshape(len(rows), -1)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its process
     def scale(self, reconstructor: str) -> float:
-        """The scalar for raw `fve`, fitted on training rows; 1 without any."""
+        """The scalar that takes an AR's vectors to raw norms for `fve`, fitted on training rows; 1 without them."""
         if self.training is None:
             return 1.0
         fit = self.training.take(slice(0, self.config.rows))
@@ -173,10 +172,10 @@ class Subject:
         """`fve_nrm`, `fve`, mean cosine and failed share of predictions of held-out rows, all or some.
 
         Args:
-          prediction_ND: as an AR gives them.
+          prediction_ND: vectors as an AR gives them.
           failed_N: rows without a prediction, which count as the training mean.
-          scale: factor for raw `fve`.
-          rows: which held-out rows.
+          scale: factor of the predictions for raw `fve`.
+          rows: index of the held-out rows that are predicted.
         """
         target_ND, yardstick = self.data.activations[rows], self.yardstick
         docs = [self.data.doc_ids[i] for i in np.arange(len(self.data))[rows]]
@@ -193,7 +192,7 @@ class Subject:
         }
 
     def text_figures(self, reconstructor: str, texts: Texts, rows: Any = slice(None)) -> dict[str, Figure]:
-        """The same of texts through an AR."""
+        """The `figures` of an AR's predictions from texts; arguments as there."""
         failed_N = np.array([text is None for text in texts])
         rebuilt_ND = self.rebuilt(reconstructor, texts)
         return self.figures(rebuilt_ND, failed_N, self.scale(reconstructor), rows)
@@ -201,18 +200,18 @@ class Subject:
     def text_rows(
         self, name: str, texts: Texts, group: str = "nla", ars: Sequence[str] | None = None
     ) -> list[Row]:
-        """A line for each AR, or for each of those named."""
+        """Table lines with the figures of texts: one for each AR, or for each of the ARs named."""
         return [
-            Row(name, self.text_figures(ar, texts), group, {"AR": ar}, self.ids)
+            Row(name, self.text_figures(ar, texts), group=group, labels={"AR": ar}, ids=self.ids)
             for ar in ars or self.reconstructors
         ]
 
     def digest(self) -> str:
-        """Identifies the held-out rows."""
-        found = hashlib.blake2b(digest_size=8)
-        found.update(np.ascontiguousarray(self.data.activations).tobytes())
-        found.update("\n".join(self.ids).encode())
-        return found.hexdigest()
+        """A hash that identifies the held-out rows."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(np.ascontiguousarray(self.data.activations).tobytes())
+        digest.update("\n".join(self.ids).encode())
+        return digest.hexdigest()
 
 
 def check_judges(subject: Subject) -> None:

@@ -1,6 +1,7 @@
-"""What can be said about texts without a model: copying, repetition, and the claims that an explanation makes.
+"""Analysis of texts without a model: copying, repetition, and the claims that an explanation makes.
 
-Pure functions of strings. Words are compared in lower case; a stem is what the Snowball stemmer for English leaves.
+All functions are pure functions of strings. Words are compared in lower case; stems are those of the Snowball stemmer
+for English.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ def _stemmer() -> object:
 
 @functools.lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-    """What is left of a word without its endings."""
+    """The stem of a word: the word without its endings."""
     return _stemmer().stemWord(word)
 
 
@@ -55,20 +56,19 @@ def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def copied_ngrams(text: str, context: str, n: int = 3) -> tuple[int, int]:
-    """How many of a text's runs of n words stand in its context, and how many there are."""
+    """Number of a text's runs of n words that also stand in its context, and number of all its runs."""
     runs, seen = ngrams(words(text), n), set(ngrams(words(context), n))
     return sum(run in seen for run in runs), len(runs)
 
 
 def longest_copied_span(text: str, context: str) -> int:
-    """Words of the longest run that a text and its context share."""
-    ours, theirs = words(text), words(context)
-    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    """Number of words of the longest run that a text and its context share."""
+    matcher = difflib.SequenceMatcher(None, words(text), words(context), autojunk=False)
     return matcher.find_longest_match().size
 
 
 def repeated_ngrams(text: str, n: int = 2) -> tuple[int, int]:
-    """How many of a text's runs of n words stood in it before, and how many there are."""
+    """Number of a text's runs of n words that stood in it before, and number of all its runs."""
     runs = ngrams(words(text), n)
     return len(runs) - len(set(runs)), len(runs)
 
@@ -80,20 +80,20 @@ def share(pairs: Iterable[tuple[int, int]]) -> float:
 
 
 def boilerplate(texts: Sequence[str], documents: Sequence[str], n: int = 4) -> list[tuple[int, int]]:
-    """For each text, how many of its runs of n words stand in another document's text, and how many there are."""
-    runs = [ngrams(words(text), n) for text in texts]
-    where: dict[tuple[str, ...], set[str]] = {}
-    for own, document in zip(runs, documents, strict=True):
-        for run in own:
-            where.setdefault(run, set()).add(document)
+    """For each text, the number of its runs of n words that stand in another document's text, and of all its runs."""
+    runs_of = [ngrams(words(text), n) for text in texts]
+    documents_with: dict[tuple[str, ...], set[str]] = {}
+    for runs, document in zip(runs_of, documents, strict=True):
+        for run in runs:
+            documents_with.setdefault(run, set()).add(document)
     return [
-        (sum(bool(where[run] - {document}) for run in own), len(own))
-        for own, document in zip(runs, documents, strict=True)
+        (sum(bool(documents_with[run] - {document}) for run in runs), len(runs))
+        for runs, document in zip(runs_of, documents, strict=True)
     ]
 
 
 def foreign_letters(text: str) -> tuple[int, int]:
-    """How many letters are outside ASCII, and how many letters there are."""
+    """Number of letters outside ASCII, and number of all letters."""
     letters = [character for character in text if character.isalpha()]
     return sum(not letter.isascii() for letter in letters), len(letters)
 
@@ -123,13 +123,13 @@ def without_quotes(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Something that an explanation says, small enough to be true or false on its own."""
+    """One statement of an explanation, small enough to be true or false on its own."""
 
     kind: Kind
     text: str
     """The quoted span, or the sentence without its quoted spans."""
     rest: str
-    """The explanation without it."""
+    """The explanation without this claim."""
 
 
 def claims(explanation: str, frame: Collection[str] = ()) -> list[Claim]:
@@ -137,7 +137,7 @@ def claims(explanation: str, frame: Collection[str] = ()) -> list[Claim]:
 
     Args:
       explanation: any text.
-      frame: words that belong to the form and not to the content (see `frame_words`); a sentence of nothing else
+      frame: words that belong to the form and not to the content (see `frame_words`); a sentence of such words alone
         claims nothing.
     """
     found, parts = [], sentences(explanation)
@@ -155,7 +155,7 @@ def claims(explanation: str, frame: Collection[str] = ()) -> list[Claim]:
 
 
 def frame_words(texts: Iterable[str], share: float = 0.2) -> set[str]:
-    """Words outside quotes that more than this share of the texts use: the form that all have in common."""
+    """Words outside quotes that more than the given share of the texts use: the form that the texts have in common."""
     counts: dict[str, int] = {}
     texts = list(texts)
     for text in texts:
@@ -165,24 +165,24 @@ def frame_words(texts: Iterable[str], share: float = 0.2) -> set[str]:
 
 
 def content_words(text: str, frame: Collection[str] = ()) -> list[str]:
-    """The words that say something: neither of the frame nor among the commonest of English."""
+    """The words of a text that are neither in the frame nor among the commonest of English."""
     return [word for word in words(text) if word not in frame and word not in _COMMON]
 
 
 def stands_in(span: str, context: str) -> bool:
     """Whether the words of a quoted span stand in the context, in that order."""
-    ours = words(span)
-    return bool(ours) and tuple(ours) in ngrams(words(context), len(ours))
+    quoted = words(span)
+    return bool(quoted) and tuple(quoted) in ngrams(words(context), len(quoted))
 
 
 def says_exactly(claim: str, context: str, frame: Collection[str] = ()) -> bool:
-    """Whether the context holds all words of a claim, wherever."""
+    """Whether the context contains all content words of a claim, anywhere."""
     content = content_words(claim, frame)
     return bool(content) and set(content) <= set(words(context))
 
 
 def says_by_stem(claim: str, context: str, frame: Collection[str] = ()) -> bool:
-    """Whether the stems of all of a claim's words are among those of the context."""
+    """Whether the stems of a claim's content words (of all its words if it has none) are all in the context."""
     content = content_words(claim, frame) or words(claim)
     return bool(content) and {stem(word) for word in content} <= {stem(word) for word in words(context)}
 

@@ -1,1 +1,1 @@
-"""Planted material with a known answer: properties of texts to be told, and cheaters to be found out."""
+"""Planted material with a known answer: texts with a planted property, and cheaters that suites must find out."""

@@ -1,4 +1,4 @@
-"""Planted systems with a known place: the oracle, the mean, and two cheaters that an evaluation must find out."""
+"""Planted systems whose figures are known: the oracle, the mean, and two cheaters that an evaluation must find out."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.text_analysis import words
 
 CODE_BITS = 64
-"""Signs of principal directions that the private code writes down."""
+"""Number of principal directions whose signs the private code writes down."""
 
 
 def oracle(subject: Subject) -> Subject:
@@ -38,7 +38,7 @@ def mean(subject: Subject) -> Subject:
 
 
 def copier(subject: Subject, count: int = 12) -> Subject:
-    """An AV that writes down the end of the context, which it should not see, for the same ARs to read."""
+    """An AV that writes down the end of the context, which it should not see; the subject's ARs read it."""
     data = subject.data
     tails = [" ".join(words(context)[-count:]) for context in data.contexts]
 
@@ -50,13 +50,13 @@ def copier(subject: Subject, count: int = 12) -> Subject:
 
 
 def private_code(subject: Subject) -> Subject:
-    """An AV and its own AR that speak in made-up words for the signs of principal directions; judges read as ever."""
-    known = subject.data.activations if subject.training is None else subject.training.activations
-    unit_MD = np.asarray(metrics.normalize(known))
+    """An AV and its own AR that use made-up words for the signs of principal directions; judges are the subject's."""
+    fitted_MD = subject.data.activations if subject.training is None else subject.training.activations
+    unit_MD = np.asarray(metrics.normalize(fitted_MD))
     center_D = unit_MD.mean(axis=0)
     _, _, axes_KD = np.linalg.svd(unit_MD - center_D, full_matrices=False)
     axes_KD = axes_KD[:CODE_BITS]
-    # Mean absolute score of each direction: what its sign stands for.
+    # A sign stands for the mean absolute score of its direction.
     size_K = np.abs((unit_MD - center_D) @ axes_KD.T).mean(axis=0)
     syllables = [a + b for a in "bdfgklmn" for b in "aeio"][:16] + [
         a + b for a in "prstvwxz" for b in "aeio"

@@ -1,4 +1,4 @@
-"""What the planted texts are filled with: templates, names, and words that stand for a label."""
+"""Fillers of the planted texts: templates, names, and words that stand for a label."""
 
 NAMES = [
     "Anna",

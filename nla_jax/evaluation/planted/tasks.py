@@ -1,7 +1,7 @@
-"""Texts with something planted in them, for asking whether an explanation tells it.
+"""Texts with a planted property, for asking whether an explanation tells it.
 
 Every task is built from templates with many fillers, so that nothing is downloaded and no text is seen twice. All
-examples of a task end in the same words: what was planted has to be carried there.
+examples of a task end in the same words, so the activation there has to carry the property from earlier tokens.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from nla_jax.evaluation.planted import fillers
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A text and what was planted in it."""
+    """A text and the label of the property that was planted in it."""
 
     context: str
     label: str
@@ -31,25 +31,25 @@ class Task:
     write: Callable[[np.random.Generator, str], str]
     """Draws a context for a label."""
     behavior: bool = False
-    """Whether the label that counts is what the target does next: whether it answers with the planted option."""
+    """Whether the right answer depends on the target's next token: whether it answers with the planted option."""
 
     def examples(self, count: int, seed: int) -> list[Example]:
-        """`count` examples, the labels in turn; no context twice."""
+        """`count` examples with different contexts, whose labels take turns."""
         rng, labels = np.random.default_rng([seed, *self.name.encode()]), list(self.answers)
         if self.behavior:
             labels = list(LETTERS)
-        found: dict[str, Example] = {}
+        by_context: dict[str, Example] = {}
         tries = 0
-        while len(found) < count:
-            label = labels[len(found) % len(labels)]
+        while len(by_context) < count:
+            label = labels[len(by_context) % len(labels)]
             context = self.write(rng, label)
-            found.setdefault(context, Example(context, label))
+            by_context.setdefault(context, Example(context, label))
             tries += 1
             if tries > 100 * count:
                 raise ValueError(
                     f"the task {self.name!r} has too few fillers for {count} different texts; ask for fewer"
                 )
-        return list(found.values())
+        return list(by_context.values())
 
 
 def tasks() -> list[Task]:

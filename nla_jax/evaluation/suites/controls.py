@@ -1,4 +1,4 @@
-"""Controls and baselines: what FVE is worth when the explanation is wrong, empty, or not needed at all."""
+"""Controls and baselines: the FVE of explanations that are wrong or empty, and of methods that need none."""
 
 import numpy as np
 
@@ -24,11 +24,11 @@ def measure(subject: Subject) -> list[Table]:
     """One table: controls that an NLA must beat, and baselines that it should."""
     return [
         Table(
-            "controls",
-            "Controls and baselines",
-            "Controls know nothing of the activation and must be low. Baselines do without a writer, without a "
+            name="controls",
+            title="Controls and baselines",
+            note="Controls know nothing of the activation and must be low. Baselines do without a writer, without a "
             "reader or without words: they say what an explanation of this length is up against.",
-            [*without_information(subject), *other_texts(subject), *without_reader(subject)],
+            rows=[*without_information(subject), *other_texts(subject), *without_reader(subject)],
             plotted="fve_nrm",
         )
     ]
@@ -38,14 +38,24 @@ def without_information(subject: Subject) -> list[Row]:
     """Texts that cannot tell this activation from others, and the training mean."""
     data, texts = subject.data, subject.texts()
     mean_ND = np.broadcast_to(subject.yardstick.mean_D, data.activations.shape)
-    rows = [Row("training mean", subject.figures(mean_ND), "control", {"AR": "-"}, subject.ids)]
+    rows = [
+        Row("training mean", subject.figures(mean_ND), group="control", labels={"AR": "-"}, ids=subject.ids)
+    ]
     rows += subject.text_rows("AV, shuffled", shuffled(texts, data.doc_ids, subject.seed), "control")
     if len(sibling := _siblings(subject)):
         here = np.array(list(sibling))
         for ar in subject.reconstructors:
             figures = subject.text_figures(ar, [texts[sibling[i]] for i in here], here)
             ids = [subject.ids[i] for i in here]
-            rows.append(Row("AV, another position of the document", figures, "control", {"AR": ar}, ids))
+            rows.append(
+                Row(
+                    "AV, another position of the document",
+                    figures,
+                    group="control",
+                    labels={"AR": ar},
+                    ids=ids,
+                )
+            )
     rows += subject.text_rows("empty text", [""] * len(data), "control")
     return rows + subject.text_rows("fixed text", [FIXED_TEXT] * len(data), "control")
 
@@ -64,7 +74,7 @@ def _siblings(subject: Subject) -> dict[int, int]:
 
 
 def other_texts(subject: Subject) -> list[Row]:
-    """Texts that some simple rule writes, read by the ARs."""
+    """Texts that simple rules write, read by the ARs."""
     data, target, rows = subject.data, subject.target, []
     if data.explanations is not None:
         rows += subject.text_rows("explainer texts", data.explanations, "gold", subject.pair)
@@ -91,22 +101,30 @@ def without_reader(subject: Subject) -> list[Row]:
     data, training = subject.data, subject.training
     if training is None:
         return []
-    written, known = [text or "" for text in subject.texts()], training.activations
-    nearest = {"nearest training activation": nearest_by_activation(data.activations, known)}
+    written, training_MD = [text or "" for text in subject.texts()], training.activations
+    nearest = {"nearest training activation": nearest_by_activation(data.activations, training_MD)}
     directions = {}
-    if training.explanations is not None:
-        pairs = training.explanations, known
-        nearest["nearest training text to the AV's"] = nearest_by_text(written, *pairs)
-        directions["ridge from the AV's words"] = ridge_from_words(written, *pairs)
+    if (taught := training.explanations) is not None:
+        nearest["nearest training text to the AV's"] = nearest_by_text(written, taught, training_MD)
+        directions["ridge from the AV's words"] = ridge_from_words(written, taught, training_MD)
         if data.explanations is not None:
-            directions["ridge from the explainer's words"] = ridge_from_words(data.explanations, *pairs)
+            directions["ridge from the explainer's words"] = ridge_from_words(
+                data.explanations, taught, training_MD
+            )
     nats_N1, _ = subject.target.log_likelihood([""] * len(written), [[f" {text}"] for text in written])
     bits = max(int(-nats_N1.mean() / np.log(2)), 1)
-    directions[f"PCA code of {bits} bits, as the texts carry"] = PCACode.fit(known, bits)(data.activations)
+    code = PCACode.fit(training_MD, bits)
+    directions[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
     # One scalar takes directions to raw vectors, as it does for the ARs.
-    scale = float(metrics.least_squares_scale(metrics.normalize(known), known))
+    scale = float(metrics.least_squares_scale(metrics.normalize(training_MD), training_MD))
     return [
-        Row(name, subject.figures(vector_ND, scale=factor), "baseline", {"AR": "-"}, subject.ids)
+        Row(
+            name,
+            subject.figures(vector_ND, scale=factor),
+            group="baseline",
+            labels={"AR": "-"},
+            ids=subject.ids,
+        )
         for vectors, factor in ((nearest, 1.0), (directions, scale))
         for name, vector_ND in vectors.items()
     ]

@@ -1,4 +1,4 @@
-"""Cost: what an explanation takes, and what it brings for that."""
+"""Cost: the tokens and seconds that an explanation takes, and the FVE that it brings for them."""
 
 import time
 
@@ -35,13 +35,18 @@ def measure(subject: Subject) -> list[Table]:
     if data.explanations is not None:
         tokens_N = [len(target.continuation(text)) for text in data.explanations]
         rows.append(
-            Row("explainer texts", {"tokens": Ratio.mean(tokens_N, data.doc_ids)}, "gold", ids=subject.ids)
+            Row(
+                "explainer texts",
+                {"tokens": Ratio.mean(tokens_N, data.doc_ids)},
+                group="gold",
+                ids=subject.ids,
+            )
         )
     return [
         Table(
-            "cost",
-            "What an explanation costs",
-            "Tokens, seconds (a batch's time over its rows, on this machine), and what ten tokens bring.",
-            rows,
+            name="cost",
+            title="What an explanation costs",
+            note="Tokens, seconds (a batch's time over its rows, on this machine), and what ten tokens bring.",
+            rows=rows,
         )
     ]

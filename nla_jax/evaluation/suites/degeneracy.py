@@ -11,7 +11,7 @@ from nla_jax.evaluation.tables import Row, Table
 from nla_jax.process import progress_bar
 
 LONG_SPAN = 8
-"""Words of a copied span that count as long."""
+"""Number of words from which on a copied span counts as long."""
 
 
 def measure(subject: Subject) -> list[Table]:
@@ -47,14 +47,14 @@ def copying(subject: Subject) -> Table:
             "longest span (words)": Ratio.mean(spans, data.doc_ids),
             f"spans of {LONG_SPAN} words or more": Ratio.mean(spans >= LONG_SPAN, data.doc_ids),
         }
-        rows.append(Row(name, figures, _group(name), ids=subject.ids))
+        rows.append(Row(name, figures, group=_group(name), ids=subject.ids))
     return Table(
-        "copying",
-        "Copying from the context",
-        "The share of a text's runs of three words that stand in the context, and the longest run of words that "
+        name="copying",
+        title="Copying from the context",
+        note="The share of a text's runs of three words that stand in the context, and the longest run of words that "
         "both share. The explainer's texts say how much quoting is in the form; more than that is an AV that "
         "recites.",
-        rows,
+        rows=rows,
     )
 
 
@@ -73,9 +73,9 @@ def rewriting(subject: Subject) -> Table:
                 Row(
                     name,
                     {"fve_nrm": after, "kept": share_kept(before, after)},
-                    "nla",
-                    labels,
-                    subject.ids[:count],
+                    group="nla",
+                    labels=labels,
+                    ids=subject.ids[:count],
                 )
             )
 
@@ -90,31 +90,31 @@ def rewriting(subject: Subject) -> Table:
             changed = rewrites.asked(texts, requests, write, quotes=quotes)
             add(f"{name} by the target LM", quotes, texts, changed)
     return Table(
-        "rewriting",
-        "The same meaning in other words",
-        "FVE of rewritten explanations, and the share of the original's that is kept. A text that means what it "
+        name="rewriting",
+        title="The same meaning in other words",
+        note="FVE of rewritten explanations, and the share of the original's that is kept. A text that means what it "
         "says survives its order and wording being changed; a private code does not. A weak model's paraphrases "
         "lose meaning too: compare own and judge.",
-        rows,
+        rows=rows,
     )
 
 
 def share_kept(before: Ratio, after: Ratio) -> Ratio | None:
-    """Of what was explained, how much still is; None where next to nothing was."""
+    """The share of the explained variance before a change that is still explained after; None if it was near zero."""
     explains = before.numerator_N.sum() > 0.05 * before.denominator_N.sum()
     return Ratio.of(after.numerator_N, before.numerator_N, after.doc_ids) if explains else None
 
 
 def _writer(subject: Subject, name: str) -> rewrites.Writer:
-    known: dict[str, str] = {}
+    answers: dict[str, str] = {}
 
     def write(requests: Sequence[str]) -> list[str]:
-        fresh = [request for request in dict.fromkeys(requests) if request not in known]
+        fresh = [request for request in dict.fromkeys(requests) if request not in answers]
         with progress_bar(name, len(fresh), "text") as bar:
             for request, answer in subject.target.writer(fresh, max_tokens=48):
-                known[request] = answer
+                answers[request] = answer
                 bar.update()
-        return [known[request] for request in requests]
+        return [answers[request] for request in requests]
 
     return write
 
@@ -129,16 +129,16 @@ def private_code(subject: Subject) -> Table:
                 own, other = (subject.text_figures(ar, texts)["fve_nrm"] for ar in ("own", judge))
                 rows.append(Row(f"AV {name}", {"own minus judge": own.over(other)}, labels={"AR": judge}))
     return Table(
-        "private_code",
-        "Private code: own AR minus judge",
-        "What only the AR that trained with the AV can read. Near zero, the texts mean to others what they mean "
+        name="private_code",
+        title="Private code: own AR minus judge",
+        note="What only the AR that trained with the AV can read. Near zero, the texts mean to others what they mean "
         "to it. The line of the warm start shows how the two ARs differ on texts that neither of them shaped.",
-        rows,
+        rows=rows,
     )
 
 
 def readability(subject: Subject) -> Table:
-    """Whether texts are read as they were written, stay in their language, and are more than a form."""
+    """Whether texts are fluent, differ between documents, and are read back as the tokens that were sampled."""
     data, rows = subject.data, []
     for name, texts in _sources(subject).items():
         written = [text or "" for text in texts]
@@ -161,19 +161,19 @@ def readability(subject: Subject) -> Table:
             )
         if name == f"AV {subject.main}" and subject.tokens_of is not None:
             figures["read as other tokens"] = Ratio.mean(_retokenized(subject, texts), data.doc_ids)
-        rows.append(Row(name, figures, _group(name), ids=subject.ids))
+        rows.append(Row(name, figures, group=_group(name), ids=subject.ids))
     return Table(
-        "readability",
-        "Readability and drift",
-        "Surprise of the target LM at a text (nats a token), repetition inside a text, runs of four words that "
+        name="readability",
+        title="Readability and drift",
+        note="Surprise of the target LM at a text (nats a token), repetition inside a text, runs of four words that "
         "other documents' texts have too, and signs of drift: foreign letters, the marker, tokens that the text "
         "is not read back as.",
-        rows,
+        rows=rows,
     )
 
 
 def _retokenized(subject: Subject, texts: Texts) -> list[bool]:
-    """For each text, whether it is read as other tokens than were sampled."""
+    """For each text, whether tokenizing it gives other tokens than were sampled."""
     tokenizer = subject.target.tokenizer
     sampled = subject.tokens_of(subject.data.activations)
     return [

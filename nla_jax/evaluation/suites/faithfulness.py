@@ -1,7 +1,7 @@
 """Faithfulness: what explanations claim, how much of it is true, and whether the AR can tell.
 
-A claim about the context is checked against the context; a claim about what comes next against what the target
-expects there and what did come.
+A claim about the context is checked against the context; a claim about what comes next, against the words that the
+target expects there and the words that did come.
 """
 
 import dataclasses
@@ -21,24 +21,27 @@ from nla_jax.evaluation.tables import Row, Table
 
 RECURRENCE_TOKENS = 10
 NEWLINE = " newline "
-"""How the built-in explainer writes a line break."""
+"""The word by which the built-in writer of warm-start texts stands for a line break."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A claim, the held-out row that it is about, and what was found."""
+    """A claim, the held-out row that it is about, and whether evidence holds it."""
 
     claim: text_analysis.Claim
     row: int
     exact: bool
+    """Whether the row's evidence holds the claim word for word."""
     stem: bool
+    """Whether the row's evidence holds the claim by word stem."""
     exact_elsewhere: bool
-    """Against the evidence of another document: what a claim scores that is true of anything."""
+    """As `exact`, for the evidence of another document; claims that are true of anything score there too."""
     stem_elsewhere: bool
+    """As `stem`, for the evidence of another document."""
 
     @property
     def is_true(self) -> bool:
-        """Whether its own evidence holds it."""
+        """Whether the row's own evidence holds the claim."""
         return self.exact or self.stem
 
 
@@ -55,7 +58,7 @@ def measure(subject: Subject) -> list[Table]:
 
 
 def evidence(subject: Subject) -> tuple[list[str], list[str]]:
-    """For each row the context, and what is expected or true to come after it; line breaks count as a word too."""
+    """For each row, its context, and the words expected after it or truly after it; a line break is a word too."""
     data = subject.data
     contexts = [f"{text}\n{text.replace(chr(10), NEWLINE)}" for text in data.contexts]
     nothing = [""] * len(data)
@@ -65,19 +68,27 @@ def evidence(subject: Subject) -> tuple[list[str], list[str]]:
 
 
 def check(subject: Subject, texts: Texts) -> list[Checked]:
-    """All claims of one text a row, each compared with its own and with another document's evidence."""
+    """All claims of texts, one text a row, each compared with the row's and with another document's evidence."""
     contexts, after = evidence(subject)
     frame = text_analysis.frame_words(text or "" for text in texts)
     partner = shuffled(range(len(texts)), subject.data.doc_ids, subject.seed)
-    found = []
+    checked = []
     for row, text in enumerate(texts):
         for claim in text_analysis.claims(text or "", frame):
-            own, other = (
-                after[where] if claim.kind == "expectation" else contexts[where]
-                for where in (row, partner[row])
+            source = after if claim.kind == "expectation" else contexts
+            exact, stem = _says(claim, source[row], frame)
+            exact_elsewhere, stem_elsewhere = _says(claim, source[partner[row]], frame)
+            checked.append(
+                Checked(
+                    claim=claim,
+                    row=row,
+                    exact=exact,
+                    stem=stem,
+                    exact_elsewhere=exact_elsewhere,
+                    stem_elsewhere=stem_elsewhere,
+                )
             )
-            found.append(Checked(claim, row, *_says(claim, own, frame), *_says(claim, other, frame)))
-    return found
+    return checked
 
 
 def _says(claim: text_analysis.Claim, context: str, frame: Collection[str]) -> tuple[bool, bool]:
@@ -111,20 +122,20 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
             if len({doc for _, doc in judged}) > 1:
                 hits, of_judged = zip(*judged, strict=True)
                 figures["made likelier"] = Ratio.mean([hit > 0 for hit in hits], of_judged)
-            rows.append(Row(f"{kind}: {meaning}", figures, _group(name), {"texts": name}))
+            rows.append(Row(f"{kind}: {meaning}", figures, group=_group(name), labels={"texts": name}))
     return Table(
-        "claims",
-        "What explanations claim, and how much of it is true",
-        "Claims a text, and the share that stands in the context (claims about what comes next: among the "
+        name="claims",
+        title="What explanations claim, and how much of it is true",
+        note="Claims a text, and the share that stands in the context (claims about what comes next: among the "
         "target's expected words or in what came), word for word or by word stem, beside the same for another "
         "document. Made likelier: the target LM gives the claim a higher likelihood after its own context than "
         "after another; a half is chance.",
-        rows,
+        rows=rows,
     )
 
 
 def entailed(subject: Subject, found: Sequence[Checked]) -> dict[int, float]:
-    """Index of a claim -> its log-likelihood after its own context less that after another's, for the first rows."""
+    """Index of a claim -> its log-likelihood after its own context minus that after another's, for the first rows."""
     contexts, docs = subject.data.contexts, subject.data.doc_ids
     rows = range(min(subject.config.prediction_rows, len(contexts)))
     if len({docs[row] for row in rows}) < 2:
@@ -149,7 +160,7 @@ def entailed(subject: Subject, found: Sequence[Checked]) -> dict[int, float]:
 
 
 def claims_by_model(subject: Subject, sources: Mapping[str, Texts]) -> Table:
-    """The same with the chat model taking the claims out and checking them, on the first rows."""
+    """As `claims`, on the first rows, with a chat model taking the claims out and checking them."""
     count = min(subject.config.prediction_rows, len(subject.data))
     docs, contexts, rows = subject.data.doc_ids[:count], subject.data.contexts[:count], []
     for name, texts in sources.items() if len(set(docs)) > 1 else ():
@@ -173,14 +184,14 @@ def claims_by_model(subject: Subject, sources: Mapping[str, Texts]) -> Table:
                     figures[label] = Ratio.mean([own[i] == verdict for i in chosen], of)
                     figures[f"{label}, another"] = Ratio.mean([other[i] == verdict for i in chosen], of)
             labels = {"texts": name, "checked by": subject.chat.name}
-            rows.append(Row(chosen_kind or "all claims", figures, _group(name), labels))
+            rows.append(Row(chosen_kind or "all claims", figures, group=_group(name), labels=labels))
     return Table(
-        "claims_by_model",
-        "The same, taken out and checked by a chat model",
-        "Claims a text, and what the chat model says of them before the context, and before another document's "
+        name="claims_by_model",
+        title="The same, taken out and checked by a chat model",
+        note="Claims a text, and what the chat model says of them before the context, and before another document's "
         "(another): what is supported there is true of anything. Not read: answers that were no JSON list of what was "
         "asked for. A text whose list was not read has no claims; a check that was not read is no verdict.",
-        rows,
+        rows=rows,
     )
 
 
@@ -189,14 +200,14 @@ def _group(source: str) -> str:
 
 
 def left_out(subject: Subject, found: Sequence[Checked]) -> Table:
-    """What the reconstruction loses without a claim, and how well that tells true claims from false ones."""
+    """The loss of reconstruction without a claim, and how well that loss tells true claims from false ones."""
     texts, docs = subject.texts(), subject.data.doc_ids
     rows = []
     for ar in subject.pair if found else ():
         whole_N = np.asarray(metrics.direction_mse(subject.rebuilt(ar, texts), subject.data.activations))
         at = np.array([c.row for c in found], int)
-        rest = subject.rebuilt(ar, [c.claim.rest for c in found])
-        loss = np.asarray(metrics.direction_mse(rest, subject.data.activations[at])) - whole_N[at]
+        without = subject.rebuilt(ar, [c.claim.rest for c in found])
+        loss = np.asarray(metrics.direction_mse(without, subject.data.activations[at])) - whole_N[at]
         for kind in (None, *text_analysis.KINDS):
             chosen = [i for i, c in enumerate(found) if kind in (None, c.claim.kind)]
             of = [docs[found[i].row] for i in chosen]
@@ -210,11 +221,11 @@ def left_out(subject: Subject, found: Sequence[Checked]) -> Table:
                 figures[name] = Ratio.mean(loss[chosen][some], [of[i] for i in some]) if enough else None
             rows.append(Row(kind or "all claims", figures, labels={"AR": ar}))
     return Table(
-        "left_out",
-        "What the AR loses without a claim",
-        "Rise of the direction MSE when one claim is left out: large for claims that it relies on. AUROC: how "
+        name="left_out",
+        title="What the AR loses without a claim",
+        note="Rise of the direction MSE when one claim is left out: large for claims that it relies on. AUROC: how "
         "well that rise tells true claims from false ones; 0.5 is chance.",
-        rows,
+        rows=rows,
     )
 
 
@@ -256,10 +267,10 @@ def recurrence(subject: Subject) -> Table:
                 figures = {"same document": Ratio.mean(again, of), "another": Ratio.mean(elsewhere, of)}
                 rows.append(Row(kind, figures))
     return Table(
-        "recurrence",
-        f"Does a claim recur over the last {RECURRENCE_TOKENS} tokens?",
-        "Share of the other tokens' explanations that hold the words of a claim made at the last token. What is "
+        name="recurrence",
+        title=f"Does a claim recur over the last {RECURRENCE_TOKENS} tokens?",
+        note="Share of the other tokens' explanations that hold the words of a claim made at the last token. What is "
         "true of the text should recur more often than in another document; what is about the next token need "
         "not.",
-        rows,
+        rows=rows,
     )

@@ -1,8 +1,8 @@
 """Prediction tasks: can somebody who reads only the explanation answer questions about the text?
 
-The predictor is the target LM by the likelihood of each answer, less the answer's likelihood without any notes, and
-where there is one a chat model by the letter that it names. Beside each figure stand chance, a guess from the answers
-alone, notes about another text, the whole context, and a linear probe on the activation.
+The target LM predicts by the log-likelihood of each answer after the explanation, minus that without any. A chat model,
+where there is one, predicts by naming a letter. Beside each figure stand chance, a guess from the answers alone, notes
+about another text, the whole context, and a linear probe on the activation.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ OPTION_WORDS = 6
 
 def measure(subject: Subject) -> list[Table]:
     """Suffix prediction, planted tasks, and the labels of the data itself."""
-    known = subject.data.contexts is not None and "true_continuation" in subject.data.extra
-    return [*([suffixes(subject)] if known else []), questions(subject)]
+    has_suffixes = subject.data.contexts is not None and "true_continuation" in subject.data.extra
+    return [*([suffixes(subject)] if has_suffixes else []), questions(subject)]
 
 
 def answered(
@@ -53,7 +53,7 @@ def suffixes(subject: Subject) -> Table:
         "the same document": _options_of_same(subject, rows),
     }
     background = (subject.data if subject.training is None else subject.training).contexts or []
-    explainer = PredictiveWriter(PredictiveConfig(topic_words=3), seed=0, background=background)
+    writer = PredictiveWriter(PredictiveConfig(topic_words=3), seed=0, background=background)
     texts = subject.texts()
     table = []
     for origin, options in sets.items():
@@ -67,7 +67,7 @@ def suffixes(subject: Subject) -> Table:
         notes = {
             "AV": written,
             "AV, shuffled": shuffled(written, docs, subject.seed),
-            "topic label": [", ".join(explainer.topic(context)) for context in contexts],
+            "topic label": [", ".join(writer.topic(context)) for context in contexts],
         }
         if subject.data.explanations is not None:
             notes["explainer"] = [subject.data.explanations[i] for i in chosen]
@@ -79,22 +79,29 @@ def suffixes(subject: Subject) -> Table:
         spaced = [[f" {span}" for span in row] for row in spans]
         figures["context"] = subject.target.log_likelihood(contexts, spaced, desc=desc)[0] - guess_NG
         figures["guess"] = guess_NG
-        # The right one comes first; order cannot help, since options are scored apart. Ties count as wrong.
+        # The right option is always the first; that cannot help, since each is scored alone. Ties count as wrong.
         right = {name: score[:, 0] > score[:, 1:].max(axis=1) for name, score in figures.items()}
         ratios = {name: Ratio.mean(hit, docs) for name, hit in right.items()}
         ratios["chance"] = Ratio.mean(np.full(len(docs), 1 / CHOICES), docs)
         name = f"suffix among {CHOICES}, from {origin}"
         table.append(Row(name, ratios, ids=ids))
-        truth_N = np.zeros(len(docs), int)
-        table += _asked(
-            subject, name, written, contexts, "How does the text go on?", spans, truth_N, docs, ids
+        table += _answered_by_chat(
+            subject,
+            name,
+            written=written,
+            contexts=contexts,
+            question="How does the text go on?",
+            options=spans,
+            truth_N=np.zeros(len(docs), int),
+            docs=docs,
+            ids=ids,
         )
     return Table(
-        "suffixes",
-        "Which continuation follows?",
-        f"Accuracy of choosing the true next {OPTION_WORDS} words. Distractors from other documents can be told "
+        name="suffixes",
+        title="Which continuation follows?",
+        note=f"Accuracy of choosing the true next {OPTION_WORDS} words. Distractors from other documents can be told "
         f"by topic; those of the same document cannot, so the topic label must stay near chance there.{_by(subject)}",
-        table,
+        rows=table,
     )
 
 
@@ -134,7 +141,7 @@ def _options_of_same(subject: Subject, rows: np.ndarray) -> dict[int, list[str]]
         words = whole[data.doc_ids[row]].split()
         at = len(data.contexts[row].split())
         starts = [s for s in range(len(words) - OPTION_WORDS) if abs(s - at) >= OPTION_WORDS]
-        # What stands before the position comes last: whoever has read it likes to say it again.
+        # Spans from before the position come last: an LM that has read them likes to repeat them.
         order = sorted(rng.permutation(starts).tolist(), key=lambda s: s < at) if starts else []
         spans = [" ".join(words[s : s + OPTION_WORDS]) for s in order]
         others = list(dict.fromkeys(span for span in spans if span != own))
@@ -152,38 +159,52 @@ def questions(subject: Subject) -> Table:
         activations_ND = subject.target.activations(contexts)[:, 0]
         if task.behavior:
             labels = _behavior(subject, contexts, labels)
-        # The first half is asked about, the probe learns from the second.
-        rows += _ask(subject, task, contexts[:count], labels[:count], activations_ND, labels[count:])
+        # Questions are about the first half; the probe learns from the second.
+        docs = [f"{task.name} {i}" for i in range(count)]
+        rows += _answer(
+            subject,
+            task,
+            contexts=contexts[:count],
+            labels=labels[:count],
+            activations_ND=activations_ND[:count],
+            probe_MD=activations_ND[count:],
+            probe_labels=labels[count:],
+            docs=docs,
+            ids=docs,
+        )
     genres = subject.data.extra.get("genre")
     if genres and subject.training is not None and subject.data.contexts is not None:
         common = sorted({genre for genre in genres if genres.count(genre) >= len(genres) / 12})
         chosen = [i for i, genre in enumerate(genres) if genre in common][:count]
         # Genres of the training rows teach the probe.
-        known = subject.training.extra.get("genre", [])
-        teach = [i for i, genre in enumerate(known) if genre in common][: 4 * count]
+        training_genres = subject.training.extra.get("genre", [])
+        teach = [i for i, genre in enumerate(training_genres) if genre in common][: 4 * count]
         if len(common) > 1 and len({genres[i] for i in chosen}) > 1 and teach:
             task = Task("genre of the data", "Where is the text from?", {g: g for g in common}, lambda *_: "")
-            activations = np.concatenate(
-                [subject.data.activations[chosen], subject.training.activations[teach]]
+            rows += _answer(
+                subject,
+                task,
+                contexts=[subject.data.contexts[i] for i in chosen],
+                labels=[genres[i] for i in chosen],
+                activations_ND=subject.data.activations[chosen],
+                probe_MD=subject.training.activations[teach],
+                probe_labels=[training_genres[i] for i in teach],
+                docs=[subject.data.doc_ids[i] for i in chosen],
+                ids=[subject.ids[i] for i in chosen],
             )
-            contexts = [subject.data.contexts[i] for i in chosen]
-            labels, teach_labels = [genres[i] for i in chosen], [known[i] for i in teach]
-            docs = [subject.data.doc_ids[i] for i in chosen]
-            ids = [subject.ids[i] for i in chosen]
-            rows += _ask(subject, task, contexts, labels, activations, teach_labels, docs, ids)
     return Table(
-        "questions",
-        "What can be told from the explanation?",
-        "Accuracy of answering a question from the explanation alone. Guess: from the answers without notes. "
+        name="questions",
+        title="What can be told from the explanation?",
+        note="Accuracy of answering a question from the explanation alone. Guess: from the answers without notes. "
         "Context: the same predictor reading the whole text, the most that it could make of a perfect "
         "explanation. Probe: a linear classifier on the activation, which says what is there to be told. What "
         f"the probe finds and the explanation does not tell is lost.{_by(subject)}",
-        rows,
+        rows=rows,
     )
 
 
 def _behavior(subject: Subject, contexts: Sequence[str], hinted: Sequence[str]) -> list[str]:
-    """Whether the target's likeliest letter is the hinted one."""
+    """For each context, "followed" where the target's likeliest letter is the hinted one, else "not followed"."""
     score_NG, _ = subject.target.log_likelihood(
         contexts, [[f" {letter}" for letter in LETTERS]] * len(contexts)
     )
@@ -191,40 +212,97 @@ def _behavior(subject: Subject, contexts: Sequence[str], hinted: Sequence[str]) 
     return ["followed" if own == hint else "not followed" for own, hint in zip(chosen, hinted, strict=True)]
 
 
-def _ask(subject, task, contexts, labels, activations_ND, teach_labels, docs=None, ids=None) -> list[Row]:
-    """The task through every predictor. Activations of the asked texts come first, then the probe's."""
-    n, names = len(contexts), list(task.answers)
-    docs = docs or [f"{task.name} {i}" for i in range(n)]
-    ids = ids or docs
-    written = subject.explain(activations_ND[:n], desc=task.name)
-    options = [[task.answers[name] for name in names]] * n
+def _answer(
+    subject: Subject,
+    task: Task,
+    *,
+    contexts: Sequence[str],
+    labels: Sequence[str],
+    activations_ND: np.ndarray,
+    probe_MD: np.ndarray,
+    probe_labels: Sequence[str],
+    docs: Sequence[str],
+    ids: Sequence[str],
+) -> list[Row]:
+    """A line with the accuracy of every predictor on a task, and one of a chat model's where there is one.
+
+    Args:
+      subject: the NLA whose explanations are read.
+      task: the question and its answers.
+      contexts: the texts that the question is about.
+      labels: right answer for each text.
+      activations_ND: activations at the texts' ends.
+      probe_MD: activations that the linear probe learns from.
+      probe_labels: right answers for those.
+      docs: document of each text.
+      ids: name of each text.
+    """
+    names = list(task.answers)
+    written = subject.explain(activations_ND, desc=task.name)
+    options = [[task.answers[name] for name in names]] * len(contexts)
     truth_N = np.array([names.index(label) for label in labels])
-    guess_NG = answered(subject, None, task.question, options, task.name)
-    score = {
-        "AV": answered(subject, written, task.question, options, task.name) - guess_NG,
-        "AV, shuffled": answered(
-            subject, shuffled(written, docs, subject.seed), task.question, options, task.name
-        )
-        - guess_NG,
-        "context": answered(subject, contexts, task.question, options, task.name) - guess_NG,
+
+    def scores(notes: Sequence[str | None] | None) -> np.ndarray:
+        return answered(subject, notes, task.question, options, task.name)
+
+    guess_NG = scores(None)
+    scores_of = {
+        "AV": scores(written) - guess_NG,
+        "AV, shuffled": scores(shuffled(written, docs, subject.seed)) - guess_NG,
+        "context": scores(contexts) - guess_NG,
         "guess": guess_NG,
     }
-    ratios = {name: Ratio.mean(of.argmax(axis=1) == truth_N, docs) for name, of in score.items()}
+    ratios = {
+        name: Ratio.mean(score_NG.argmax(axis=1) == truth_N, docs) for name, score_NG in scores_of.items()
+    }
     ratios["probe"] = None
-    if len(set(teach_labels)) > 1:
+    if len(set(probe_labels)) > 1:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        probe.fit(np.asarray(metrics.normalize(activations_ND[n:])), teach_labels)
-        found = probe.predict(np.asarray(metrics.normalize(activations_ND[:n])))
-        ratios["probe"] = Ratio.mean(found == np.array(labels), docs)
-    majority = max(labels.count(label) for label in set(labels)) / n
-    ratios["commonest answer"] = Ratio.mean(np.full(n, majority), docs)
+        probe.fit(np.asarray(metrics.normalize(probe_MD)), probe_labels)
+        predicted = probe.predict(np.asarray(metrics.normalize(activations_ND)))
+        ratios["probe"] = Ratio.mean(predicted == np.array(labels), docs)
+    majority = max(labels.count(label) for label in set(labels)) / len(labels)
+    ratios["commonest answer"] = Ratio.mean(np.full(len(labels), majority), docs)
     name = f"{task.name} ({len(names)} answers)"
-    asked = _asked(subject, name, written, contexts, task.question, options, truth_N, docs, ids)
-    return [Row(name, ratios, ids=ids), *asked]
+    by_chat = _answered_by_chat(
+        subject,
+        name,
+        written=written,
+        contexts=contexts,
+        question=task.question,
+        options=options,
+        truth_N=truth_N,
+        docs=docs,
+        ids=ids,
+    )
+    return [Row(name, ratios, ids=ids), *by_chat]
 
 
-def _asked(subject, name, written, contexts, question, options, truth_N, docs, ids) -> list[Row]:
-    """A further line where there is a chat model: the same questions, answered by it with a letter."""
+def _answered_by_chat(
+    subject: Subject,
+    name: str,
+    *,
+    written: Sequence[str | None],
+    contexts: Sequence[str],
+    question: str,
+    options: Sequence[Sequence[str]],
+    truth_N: np.ndarray,
+    docs: Sequence[str],
+    ids: Sequence[str],
+) -> list[Row]:
+    """A line `name` with the accuracy of the chat model, which answers with a letter; none if there is no chat model.
+
+    Args:
+      subject: the NLA, with its chat model.
+      name: name of the line.
+      written: explanation of each text.
+      contexts: the texts themselves.
+      question: the question about each text.
+      options: possible answers for each text.
+      truth_N: index of the right option for each text.
+      docs: document of each text.
+      ids: name of each text.
+    """
     if subject.chat is None:
         return []
 
@@ -244,7 +322,7 @@ def _asked(subject, name, written, contexts, question, options, truth_N, docs, i
 
 
 def _by(subject: Subject) -> str:
-    """What a table's note says of its predictors."""
+    """A sentence for a table's note about its predictors; empty if there is only one."""
     if subject.chat is None:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Reconstruction: how much of an activation comes back from its explanation, through every AR, and where."""
+"""Reconstruction: how much of an activation each AR recovers from its explanation, and for which activations."""
 
 import numpy as np
 
@@ -27,36 +27,36 @@ def measure(subject: Subject) -> list[Table]:
 
 
 def systems(subject: Subject) -> Table:
-    """Each AV, and the explainer's texts, through each AR."""
+    """Figures of each AV's texts, and of the warm-start texts, through each AR."""
     rows = []
     if subject.data.explanations is not None:
         rows += subject.text_rows("explainer texts", subject.data.explanations, "gold")
     for name in subject.verbalizers:
         rows += subject.text_rows(f"AV {name}", subject.texts(name))
     return Table(
-        "systems",
-        "Round trip of held-out activations",
-        "The own AR trained beside the AV and may have learned its habits; the judges never saw a text from "
+        name="systems",
+        title="Round trip of held-out activations",
+        note="The own AR trained beside the AV and may have learned its habits; the judges never saw a text from "
         "joint training. Where own and judge disagree, believe the judge. A failed explanation counts as the "
         "training mean.",
-        sorted(rows, key=lambda row: list(subject.reconstructors).index(row.labels["AR"])),
+        rows=sorted(rows, key=lambda row: list(subject.reconstructors).index(row.labels["AR"])),
         plotted="fve_nrm",
     )
 
 
 def gains(subject: Subject) -> Table:
-    """What each AV gains over the one before it, with paired intervals."""
+    """The gain of each AV over the one before it, with paired intervals."""
     names = list(subject.verbalizers)
     rows = []
     for ar in subject.reconstructors:
-        found = [subject.text_figures(ar, subject.texts(name))["fve_nrm"] for name in names]
-        for before, after, name, last in zip(found, found[1:], names[1:], names, strict=False):
+        fves = [subject.text_figures(ar, subject.texts(name))["fve_nrm"] for name in names]
+        for before, after, name, last in zip(fves, fves[1:], names[1:], names, strict=False):
             rows.append(Row(f"{name} over {last}", {"fve_nrm": after.over(before)}, labels={"AR": ar}))
     return Table(
-        "gains",
-        "What joint training gained",
-        "Differences of two figures of the table above; documents are resampled for both at once.",
-        rows,
+        name="gains",
+        title="What joint training gained",
+        note="Differences of two figures of the table above; documents are resampled for both at once.",
+        rows=rows,
     )
 
 
@@ -84,11 +84,11 @@ def best_of_n(subject: Subject) -> Table:
             if size == 1:
                 break
     return Table(
-        "best_of_n",
-        f"Best of {n} samples at temperature 1",
-        "Chosen and measured by the same AR, the best sample flatters; chosen by one and measured by another, "
+        name="best_of_n",
+        title=f"Best of {n} samples at temperature 1",
+        note="Chosen and measured by the same AR, the best sample flatters; chosen by one and measured by another, "
         "what is left is what both agree on.",
-        rows,
+        rows=rows,
     )
 
 
@@ -99,7 +99,7 @@ def _errors(subject: Subject, ar: str, texts: Texts) -> np.ndarray:
 
 
 def prefixes(subject: Subject) -> Table:
-    """The first tokens of each explanation alone."""
+    """Figures of the first tokens of each explanation alone."""
     rows, tokenizer = [], subject.target.tokenizer
     for count in PREFIX_TOKENS:
         cut = [
@@ -112,16 +112,16 @@ def prefixes(subject: Subject) -> Table:
         if cut == subject.texts():
             break
     return Table(
-        "prefixes",
-        "The beginning of each explanation alone",
-        "Where the curve is flat, the words that follow tell the AR nothing more.",
-        rows,
+        name="prefixes",
+        title="The beginning of each explanation alone",
+        note="Where the curve is flat, the words that follow tell the AR nothing more.",
+        rows=rows,
         plotted="fve_nrm",
     )
 
 
 def slices(subject: Subject) -> Table:
-    """Where in the data the AV does well: by context length, place in the sentence, norm and genre."""
+    """Figures by context length, place in the sentence, norm and genre: for which activations the AV does well."""
     data, texts = subject.data, subject.texts()
     columns: dict[str, list[str]] = {
         "tokens of context": _quantiles(data.n_raw_tokens, "d"),
@@ -138,17 +138,17 @@ def slices(subject: Subject) -> Table:
     rows = []
     for title, values in columns.items():
         for value in dict.fromkeys(sorted(values, key=lambda v: (len(v), v))):
-            chosen = np.array([i for i, own in enumerate(values) if own == value])
+            chosen = np.array([i for i, other in enumerate(values) if other == value])
             if len({data.doc_ids[i] for i in chosen}) < 2:
                 continue
             figures = subject.text_figures(subject.judge, [texts[i] for i in chosen], chosen)
             ids = [subject.ids[i] for i in chosen]
             rows.append(Row(f"{title}: {value}", figures, labels={"AR": subject.judge}, ids=ids))
     return Table(
-        "slices",
-        "Where it works",
-        "The same explanations, by what they explain. Each slice has its own denominator: compare with care.",
-        rows,
+        name="slices",
+        title="Where it works",
+        note="The same explanations, by what they explain. Each slice has its own denominator: compare with care.",
+        rows=rows,
     )
 
 
@@ -161,7 +161,7 @@ def _quantiles(values_N: np.ndarray, form: str) -> list[str]:
 
 
 def splice(subject: Subject) -> Table:
-    """What the target LM loses when the rebuilt activation takes the place of the true one."""
+    """The target LM's loss when the rebuilt activation takes the place of the true one."""
     data, yardstick, docs = subject.data, subject.yardstick, subject.data.doc_ids
     norm = np.linalg.norm(data.activations, axis=1, keepdims=True)
     partner_N = np.array(shuffled(range(len(data)), docs, subject.seed))
@@ -178,7 +178,7 @@ def splice(subject: Subject) -> Table:
             vectors[name, ar] = rebuilt / np.linalg.norm(rebuilt, axis=1, keepdims=True) * norm
     stacked_NVD = np.stack(list(vectors.values()), axis=1).astype(np.float32)
     kl_NV, there_ND = subject.target.divergence(data.contexts, stacked_NVD, desc="splice")
-    # A context whose text reads as other tokens than it was made of has another activation at its end.
+    # A stored text that is tokenized in another way than its document has another activation at its end.
     same_N = np.asarray(metrics.direction_mse(there_ND, data.activations)) < 0.02
     kept = np.flatnonzero(same_N)
     rows = []
@@ -192,13 +192,13 @@ def splice(subject: Subject) -> Table:
                 "KL (nats)": Ratio.mean(kl_N, kept_docs),
                 "share recovered": Ratio.explained(kl_N, baseline_N, kept_docs),
             }
-            rows.append(Row(name, figures, group, {"AR": ar}, ids))
+            rows.append(Row(name, figures, group=group, labels={"AR": ar}, ids=ids))
     return Table(
-        "splice",
-        "Put back into the model",
-        "The KL divergence of the target's next token when the rebuilt direction, at the true norm, takes the "
+        name="splice",
+        title="Put back into the model",
+        note="The KL divergence of the target's next token when the rebuilt direction, at the true norm, takes the "
         f"activation's place, and the share of the training mean's damage that it undoes. {len(data) - len(kept)} "
         f"of {len(data)} rows are left out, whose stored text is read as other tokens.",
-        rows,
+        rows=rows,
         plotted="share recovered",
     )

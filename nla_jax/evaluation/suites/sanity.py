@@ -1,4 +1,4 @@
-"""Sanity: planted systems whose place is known, to see that the evaluation itself can be trusted."""
+"""Sanity: planted systems whose figures are known, to see that the evaluation itself can be trusted."""
 
 from nla_jax.evaluation import rewrites
 from nla_jax.evaluation.planted import cheaters
@@ -15,18 +15,18 @@ SYSTEMS = {
 
 
 def measure(subject: Subject) -> list[Table]:
-    """One line a planted system, and the evaluated AV beside them."""
+    """One table: a line for each planted system, beside the evaluated AV."""
     subject.need("sanity", "contexts")
     rows = [_row(f"AV {subject.main}", subject, "nla")]
     rows += [_row(name, make(subject), "control") for name, make in SYSTEMS.items()]
     return [
         Table(
-            "sanity",
-            "Planted systems",
-            "The oracle must reach 1 and the mean 0 (on raw fve); the copier must show in copied 3-grams, and in "
+            name="sanity",
+            title="Planted systems",
+            note="The oracle must reach 1 and the mean 0 (on raw fve); the copier must show in copied 3-grams, and in "
             "what is left of its text when content words are shuffled; the private code in own minus judge and "
             "in the same.",
-            rows,
+            rows=rows,
         )
     ]
 
@@ -47,4 +47,4 @@ def _row(name: str, subject: Subject, group: str) -> Row:
         ],
         "kept as shuffled words": share_kept(before, after),
     }
-    return Row(name, figures, group, ids=subject.ids)
+    return Row(name, figures, group=group, ids=subject.ids)
