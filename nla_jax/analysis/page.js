@@ -8,6 +8,8 @@ function tokensOf(text) {
   return [...text.querySelectorAll("a.token")];
 }
 
+const tokenAt = new Map(texts.flatMap(tokensOf).map((token) => [token.hash, token]));
+
 function showText(text) {
   texts.forEach((other) => other.classList.toggle("current", other === text));
   links.forEach((link) => {
@@ -19,16 +21,20 @@ function showText(text) {
 function choose(token) {
   const text = token.closest(".reading");
   showText(text);
-  for (const other of tokensOf(text)) {
-    const chosen = other === token;
-    other.tabIndex = chosen ? 0 : -1;
-    if (chosen) other.setAttribute("aria-current", "true");
-    else other.removeAttribute("aria-current");
+  const before = chosenIn(text);
+  if (before) {
+    before.tabIndex = -1;
+    before.removeAttribute("aria-current");
+    articleOf(before).classList.remove("chosen");
   }
-  for (const article of text.querySelectorAll(".explained")) {
-    article.classList.toggle("chosen", "#" + article.id === token.hash);
-  }
+  token.tabIndex = 0;
+  token.setAttribute("aria-current", "true");
+  articleOf(token).classList.add("chosen");
   text.querySelector(".panel").scrollTop = 0;
+}
+
+function articleOf(token) {
+  return document.getElementById(token.hash.slice(1));
 }
 
 function chosenIn(text) {
@@ -37,7 +43,7 @@ function chosenIn(text) {
 
 function follow(hash) {
   const text = texts.find((other) => "#" + other.id === hash);
-  const token = text ? chosenIn(text) : texts.flatMap(tokensOf).find((other) => other.hash === hash);
+  const token = text ? chosenIn(text) : tokenAt.get(hash);
   if (token) choose(token);
   else if (text) showText(text);
   return token || text;
@@ -96,6 +102,7 @@ window.addEventListener("hashchange", () => follow(location.hash));
 root.classList.add("scripted");
 for (const text of [...texts].reverse()) {
   const tokens = tokensOf(text);
+  for (const token of tokens) token.tabIndex = -1;
   const first = tokens.find((token) => !token.classList.contains("early")) || tokens[0];
   if (first) choose(first);
   else showText(text);
