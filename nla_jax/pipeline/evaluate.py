@@ -1,6 +1,7 @@
 """The last two stages: figures on held-out documents, and the report."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -27,6 +28,10 @@ from nla_jax.pipeline.train import second_judge, second_judge_is_trained
 
 BACKGROUND_DOCUMENTS = 64
 """Built-in documents whose activations stand in for the training data of an NLA that came without a training mean."""
+
+PROBE_TEXTS = ("A text about arrays that ends in words.", "About nothing. Next words: the, a.")
+PROBE_ROWS = 4
+"""What the models of an NLA answer to these tells them from others."""
 
 
 def evaluate(run: Run) -> None:
@@ -60,11 +65,24 @@ def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Path, config: Eva
         nla = nla.with_yardstick([document.text for document in documents])
     subject = subject_of_nla(nla, data, config)
     directory.mkdir(parents=True, exist_ok=True)
-    digest = f"{subject.digest()}-{nla.name}"
+    digest = _nla_digest(nla, subject)
     about = _Evaluated(nla.name, nla.target.name, nla.layer, nla.yardstick.description, config)
     _measure(subject, about, directory, digest, {"digest": digest})
     (directory / "metrics.jsonl").touch()
     write_report(directory)
+
+
+def _nla_digest(nla: NLA, subject: Subject) -> str:
+    """Identifies what the figures of an NLA without a run depend on, by what its models answer and not by their paths.
+
+    A directory whose files were exchanged, another AR, judge, target or training mean: each gives another digest.
+    """
+    config = dataclasses.replace(subject.config, suites=(), chat_model="")
+    rebuilt = {name: subject.rebuilt(name, PROBE_TEXTS).tobytes() for name in subject.reconstructors}
+    answers = subject.tokens_of(subject.data.activations[:PROBE_ROWS])
+    mean = nla.yardstick.normalized_mean_D.tobytes()
+    whole = [subject.digest(), answers, rebuilt, mean, nla.target.name, nla.layer, dataclasses.asdict(config)]
+    return hashlib.blake2b(repr(whole).encode(), digest_size=8).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

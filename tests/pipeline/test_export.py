@@ -87,6 +87,15 @@ def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_p
     names = {(row["name"], row["labels"]["AR"]) for row in systems(evaluation)}
     assert names == {("explainer texts", "own"), ("AV checkpoint", "own")}
     assert "AV checkpoint" in (out / "report.html").read_text()
+    # Another AR in the same directory gives its own figures, and not those that are kept there.
+    head = {"kernel": -nla.ar_params["head"]["kernel"]}
+    other = dataclasses.replace(nla, ar_params={**nla.ar_params, "head": head})
+    evaluate_nla(other, run.data("held_out"), out, config)
+    values = [
+        next(row for row in systems(found) if row["name"] == "explainer texts")["figures"]["fve_nrm"]["value"]
+        for found in (evaluation, json.loads((out / "evaluation.json").read_text()))
+    ]
+    assert abs(values[0] - values[1]) > 0.01
     own = dataclasses.replace(nla, judges={"judge": nla.reconstruct})
     with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
         evaluate_nla(own, run.data("held_out"), out, config)
