@@ -20,7 +20,8 @@ class Autoencoder:
     """An AV, an AR and their tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
-    verbalizer: Verbalizer
+    verbalizer: Verbalizer | None
+    """None where an AR is trained alone."""
     reconstructor: Reconstructor | None
     """None where an AV is used alone."""
     max_explanation_tokens: int

@@ -126,11 +126,12 @@ class Activations:
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.vectors_ND, dtype=dtype, copy=copy)
 
-    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> "Activations":
+    def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | np.ndarray) -> "Activations":
         """Choose rows of this object; for positions in the text, see `at`.
 
         Raises:
           IndexError: a row that there is not.
+          ValueError: a choice of no rows.
         """
         if isinstance(rows, int | np.integer):
             if not -len(self) <= rows < len(self):
@@ -138,6 +139,8 @@ class Activations:
                     f"row {rows} is outside these activations: they have rows 0 to {len(self) - 1}"
                 )
             rows = [operator.index(rows)]
+        elif isinstance(rows, Sequence) and not len(rows):  # NumPy takes an empty list for one of floats
+            rows = np.zeros(0, int)
         chosen = np.arange(len(self))[rows]
         if not len(chosen):
             raise ValueError(f"{rows} chooses none of the {len(self)} rows; choose at least one")

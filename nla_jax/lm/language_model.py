@@ -100,12 +100,19 @@ class LanguageModel:
           The continuation; a list of them for more than one sample.
 
         Raises:
-          ValueError: an injection outside the prompt, or a prompt without tokens.
+          ValueError: an injection outside the prompt, a prompt without tokens, or more tokens than the model's context
+            has.
         """
         source = self.tokenize(prompt, messages=messages)
         if inject is not None and not 0 <= inject.slot < len(source):
             raise ValueError(
                 f"slot {inject.slot} is outside the prompt: it has tokens 0 to {len(source) - 1}"
+            )
+        limit = self.config.max_positions
+        if len(source) + max_tokens > limit:
+            raise ValueError(
+                f"a prompt of {len(source)} tokens and {max_tokens} more exceed the {limit} that the model was made "
+                "for; shorten the prompt, or lower max_tokens"
             )
         end = end_token(self.tokenizer, chat=self.tokenizer.chat_template is not None)
         length = max(rounded_up(len(source), PROMPT_LENGTHS), len(source))

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
@@ -51,7 +52,7 @@ class Injection:
       piece: index of the piece that is changed.
     """
 
-    vectors_BD: Float[Array, "B D"]
+    vectors_BD: Float[Array | np.ndarray, "B D"]
     slot: int = flax.struct.field(pytree_node=False, default=0)
     layer: int = flax.struct.field(pytree_node=False, default=EMBEDDING_LAYER)
     mode: Literal["replace", "add"] = flax.struct.field(pytree_node=False, default="replace")

@@ -17,6 +17,7 @@ from nla_jax.autoencoder.verbalizer import Verbalizer, token_mask
 from nla_jax.lm.logits import exact_kl
 from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.training.state import LossSums, TrainState, update
+from nla_jax.training.supervised import Given
 
 MAX_LOG_RATIO = 12.0
 """Clamp of the log-ratio in the k3 estimator: rare tokens spike beyond it, a tighter clamp takes the brake away."""
@@ -43,13 +44,13 @@ class PolicyLossConfig:
 class Rollouts:
     """Recorded explanations of N activations, groups adjacent along G."""
 
-    activations_ND: Float[Array, "N D"]
-    tokens_NGT: Int[Array, "N G T"]
-    lengths_NG: Int[Array, "N G"]
-    log_probs_NGT: Float[Array, "N G T"]
+    activations_ND: Float[Given, "N D"]
+    tokens_NGT: Int[Given, "N G T"]
+    lengths_NG: Int[Given, "N G"]
+    log_probs_NGT: Float[Given, "N G T"]
     """The sampler's, under the policy that wrote the tokens."""
-    rewards_NG: Float[Array, "N G"]
-    reference_log_probs_NGT: Float[Array, "N G T"] | None = None
+    rewards_NG: Float[Given, "N G"]
+    reference_log_probs_NGT: Float[Given, "N G T"] | None = None
     """Those of the reference, if they are known already (`reference_log_probs`)."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -19,24 +20,27 @@ from nla_jax.autoencoder.verbalizer import Verbalizer, sft_loss
 from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.training.state import LossSums, TrainState, update
 
+Given = jax.Array | np.ndarray
+"""Arrays that a caller makes: compiled steps take NumPy's as well."""
+
 
 @flax.struct.dataclass
 class VerbalizerBatch:
     """Activations and the answers that explain them."""
 
-    activations_BD: Float[Array, "B D"]
-    responses_BT: Int[Array, "B T"]
-    lengths_B: Int[Array, "B"]
+    activations_BD: Float[Given, "B D"]
+    responses_BT: Int[Given, "B T"]
+    lengths_B: Int[Given, "B"]
 
 
 @flax.struct.dataclass
 class ReconstructorBatch:
     """Encoded explanations (without the shared prefix) and the activations to rebuild; weight 0 drops a row."""
 
-    prompts_BT: Int[Array, "B T"]
-    lengths_B: Int[Array, "B"]
-    activations_BD: Float[Array, "B D"]
-    weights_B: Float[Array, "B"]
+    prompts_BT: Int[Given, "B T"]
+    lengths_B: Int[Given, "B"]
+    activations_BD: Float[Given, "B D"]
+    weights_B: Float[Given, "B"]
 
 
 def av_sft_step(

@@ -95,3 +95,11 @@ def test_neither_or_both_of_text_and_messages(tiny_lm):
         tiny_lm.generate(max_tokens=1)
     with pytest.raises(ValueError, match="has no tokens"):
         tiny_lm.generate("")
+
+
+def test_more_than_the_context_holds(tiny_lm):
+    count = len(tiny_lm.tokenizer.encode(PROMPT))
+    with pytest.raises(
+        ValueError, match=f"a prompt of {count} tokens and {513 - count} more exceed the 512 that the"
+    ):
+        tiny_lm.generate(PROMPT, max_tokens=513 - count)
