@@ -313,7 +313,8 @@ class NLA:
                 continue
             leaves = [leaf for leaf in jax.tree.leaves(params) if id(leaf) not in counted]
             counted |= {id(leaf) for leaf in leaves}
-            held.append(f"{name} {sum(leaf.nbytes for leaf in leaves) / 2**30:.2f} GiB")
+            size = f"{sum(leaf.nbytes for leaf in leaves) / 2**30:.2f} GiB" if leaves else "(shared)"
+            held.append(f"{name} {size}")
         explained = "an unknown layer" if self.layer is None else f"layer {self.layer}"
         against = (
             "no training mean" if self.yardstick is None else f"FVE against the {self.yardstick.description}"
