@@ -1,1 +1,1 @@
-"""Chat models behind one protocol: models behind APIs, and language models of our own."""
+"""Chat models behind one protocol: models behind APIs, and language models that are loaded here."""

@@ -1,4 +1,4 @@
-"""A language model of our own as a writer: its likeliest answer to each prompt."""
+"""A loaded language model that answers prompts, each with its likeliest continuation."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import to_host
 
 ROWS = 32
-"""Answers that are written at once, at most."""
+"""Most answers that are written in one batch."""
 
 
 class LocalLM:
@@ -39,7 +39,7 @@ class LocalLM:
         return tokenizer.encode(f"{prompt}\n")
 
     def __call__(self, prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
-        """Each prompt with its answer up to the end of the turn or `max_tokens`, those of like lengths together."""
+        """Yield each prompt with its answer up to the end of the turn or `max_tokens`, similar lengths together."""
         if self._params is None:
             self._params = jit_aliasing(functools.partial(for_decoding, config=self.config))(self.lm.params)
         read = [self.encode(prompt) for prompt in prompts]
@@ -60,7 +60,7 @@ class LocalLM:
             (prompts_NT, last_N1),
             (positions(prompts_NT, lengths_N), positions(last_N1, ones_N, lengths_N)),
         )
-        found = sample(
+        answers = sample(
             params,
             self.config,
             out.segments,
@@ -73,4 +73,4 @@ class LocalLM:
             end_token=self.end_token,
             temperature=0.0,
         )
-        return found.tokens_BT, found.lengths_B
+        return answers.tokens_BT, answers.lengths_B

@@ -27,38 +27,38 @@ from nla_jax.sharding.mesh import make_mesh
 from nla_jax.sharding.placement import wait_for_all
 
 CONCURRENCY = 16
-"""Requests to an API at a time."""
+"""Number of requests to an API at a time."""
 RETRIES = 8
 """How often an SDK tries again where a server is busy, broken or out of reach, waiting longer each time."""
 THINKING_TOKENS = 1024
-"""What an API model may write beyond an answer's own limit, before it answers."""
+"""Tokens that an API model may spend on thinking, beyond the limit of the answer itself."""
 
 Backend = Callable[[Sequence[str], int], Iterator[tuple[str, str]]]
-"""Answers different prompts with at most so many tokens each: pairs of prompt and answer, as they come."""
+"""(different prompts, most tokens of an answer) -> pairs of prompt and answer, in the order in which they arrive."""
 
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """Whatever answers prompts."""
+    """A model that answers prompts."""
 
     name: str
-    """What its answers are shown under."""
+    """The name under which its answers are shown."""
 
     def __call__(self, prompts: Sequence[str], *, max_tokens: int, desc: str | None = None) -> list[str]:
-        """One answer for each prompt, of at most so many tokens; `desc` names a progress bar."""
+        """One answer for each prompt, of at most `max_tokens` tokens; `desc` names a progress bar."""
 
 
 @dataclasses.dataclass
 class CachedChat:
     """A chat model that pays for no answer twice: each is kept as soon as it comes, by model, limit and prompt.
 
-    Of several processes the first asks, and all read what it was told.
+    Only the first of several processes asks; all of them read its answers.
     """
 
     name: str
     backend: Backend
     path: Path
-    """An SQLite file; its table `answers` can be read by whoever wants to see what was said."""
+    """An SQLite file, whose table `answers` holds every prompt and answer."""
 
     def __call__(self, prompts: Sequence[str], *, max_tokens: int, desc: str | None = None) -> list[str]:
         """Answers in the order of the prompts; equal prompts are asked once."""
@@ -68,8 +68,8 @@ class CachedChat:
             self._ask(list(dict.fromkeys(prompts)), max_tokens, desc)
         wait_for_all("chat")
         with contextlib.closing(sqlite3.connect(self.path)) as db:
-            known = self._known(db, max_tokens)
-        return [known[prompt] for prompt in prompts]
+            answers = self._stored(db, max_tokens)
+        return [answers[prompt] for prompt in prompts]
 
     def _ask(self, prompts: list[str], max_tokens: int, desc: str | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,8 @@ class CachedChat:
             db.execute(
                 f"create table if not exists answers ({columns}, primary key (model, max_tokens, prompt))"
             )
-            known = self._known(db, max_tokens)
-            fresh = [prompt for prompt in prompts if prompt not in known]
+            stored = self._stored(db, max_tokens)
+            fresh = [prompt for prompt in prompts if prompt not in stored]
             with tqdm(
                 total=len(fresh),
                 desc=desc,
@@ -96,7 +96,7 @@ class CachedChat:
                     db.commit()
                     bar.update()
 
-    def _known(self, db: sqlite3.Connection, max_tokens: int) -> dict[str, str]:
+    def _stored(self, db: sqlite3.Connection, max_tokens: int) -> dict[str, str]:
         query = "select prompt, answer from answers where model = ? and max_tokens = ?"
         return dict(db.execute(query, (self.name, max_tokens)))
 
@@ -173,7 +173,7 @@ def _sdk(name: str) -> ModuleType:
 
 
 def _threaded(name: str, ask: Callable[[str, int], str], sdk_error: type[Exception]) -> Backend:
-    """Many requests at a time; after a failure no more are sent, and what was paid for is still handed on."""
+    """A backend that sends many requests at a time; after a failure it sends no more, but yields the answers it got."""
 
     def answers(prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
         stop, failed = threading.Event(), None
@@ -230,4 +230,4 @@ def _local(source: str) -> Backend:
 
 
 _BACKENDS: dict[str, Callable[[str], Backend]] = {"anthropic": _anthropic, "openai": _openai, "local": _local}
-"""By provider."""
+"""Provider -> function that opens one of its models."""

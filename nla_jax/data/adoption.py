@@ -17,15 +17,15 @@ def adopt(
     """Load data sets as splits; held-out documents are in no other split.
 
     Args:
-      paths: for every split a shard or folder of shards; None for `held_out` takes it from the documents of
-        `av_sft` by their hash and leaves their rows out of all other splits.
-      held_out_share: share of the documents of `av_sft` that is held out then.
-      seed: of the hash.
+      paths: for every split, a shard or folder of shards. With None for `held_out`, a share of the documents of
+        `av_sft`, chosen by their hash, is held out, and left out of all other splits.
+      held_out_share: share of the documents of `av_sft` that is then held out.
+      seed: seed of the hash.
 
     Raises:
-      FileNotFoundError: see `load_dataset`.
-      ValueError: see `load_dataset`; a supervised split without explanations; held-out documents that are also
-        in another split; a split of fewer than 2 documents.
+      FileNotFoundError: as `load_dataset`.
+      ValueError: as `load_dataset`; or a supervised split lacks explanations, held-out documents are in another split
+        too, or a split has fewer than 2 documents.
     """
     splits = {split: load_dataset(path) for split, path in paths.items() if path is not None}
     for split, data in splits.items():
@@ -60,44 +60,46 @@ def _hold_out(
     splits: Mapping[str, ActivationDataset], share: float, seed: int
 ) -> dict[str, ActivationDataset]:
     documents = set(splits["av_sft"].doc_ids)
-    chosen = {doc for doc in documents if hash_fraction(doc, seed=seed, purpose="held_out") < share}
-    masks = {split: np.array([doc in chosen for doc in data.doc_ids], bool) for split, data in splits.items()}
+    held_out = {doc for doc in documents if hash_fraction(doc, seed=seed, purpose="held_out") < share}
+    masks = {
+        split: np.array([doc in held_out for doc in data.doc_ids], bool) for split, data in splits.items()
+    }
     kept = {split: data.take(~masks[split]) for split, data in splits.items()}
     return {**kept, "held_out": splits["av_sft"].take(masks["av_sft"])}
 
 
 def sidecars(path: Path | str) -> list[Sidecar]:
-    """The sidecars of a shard or of all shards of a folder, without their rows.
+    """The sidecars of a shard, or of all shards of a folder; the rows are not read.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: see `Sidecar.load`.
+      FileNotFoundError: there is no shard, or one without its sidecar.
+      ValueError: as `Sidecar.load`.
     """
     path = Path(path)
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    found = [sidecar_path_for(shard) for shard in shards]
-    if missing := [file for file in found if not file.exists()] or not found:
+    files = [sidecar_path_for(shard) for shard in shards]
+    if missing := [file for file in files if not file.exists()] or not files:
         raise FileNotFoundError(
-            f"data set {path} lacks {missing[0] if found else 'shards'}; give a .parquet file that has its "
+            f"data set {path} lacks {missing[0] if files else 'shards'}; give a .parquet file that has its "
             "sidecar beside it, or a folder of them"
         )
-    return [Sidecar.load(file) for file in found]
+    return [Sidecar.load(file) for file in files]
 
 
 def templates_of(*paths: Path | str) -> PromptTemplates:
-    """The prompts that data sets were made for, for the config of a run that trains on them.
+    """The prompt templates that data sets were made for, for the config of a run that trains on them.
 
     Args:
       paths: data sets that together name both templates, such as those of `av_sft` and `ar_sft`.
 
     Raises:
-      ValueError: data sets that disagree or name no AV or no AR template.
+      ValueError: the data sets disagree, or name no AV or no AR template.
     """
-    found = [sidecar for path in paths for sidecar in sidecars(path)]
+    contracts = [sidecar for path in paths for sidecar in sidecars(path)]
     values = {
-        "verbalizer": {s.prompt_templates.actor for s in found},
-        "reconstructor": {s.prompt_templates.critic for s in found},
-        "marker": {s.tokens and s.tokens.injection_char for s in found},
+        "verbalizer": {sidecar.prompt_templates.actor for sidecar in contracts},
+        "reconstructor": {sidecar.prompt_templates.critic for sidecar in contracts},
+        "marker": {sidecar.tokens and sidecar.tokens.injection_char for sidecar in contracts},
     }
     for name, choices in values.items():
         choices.discard(None)

@@ -1,4 +1,4 @@
-"""Rows to batches: tokenized once, then shuffled and batched by Grain, whose iterators checkpoint their place."""
+"""From rows to batches: rows are tokenized once, then shuffled and batched by Grain, whose iterators can be resumed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from nla_jax.autoencoder.prompts import VerbalizerPrompt, encode_responses
 from nla_jax.data.dataset import ActivationDataset
 
 Rows = Mapping[str, np.ndarray]
-"""Columns of equal length, one row an example."""
+"""Columns of equal length by name; every row is an example."""
 
 
 def verbalizer_rows(
@@ -43,10 +43,10 @@ def training_batches(
     """Endless shuffled batches, a new order each epoch; `get_state` and `set_state` keep and restore the place.
 
     Args:
-      rows: to draw from.
-      batch_size: rows of a batch.
-      seed: of the order, which depends on nothing else.
-      own: which rows of every batch are made up (`mesh.own_rows`); all by default.
+      rows: rows to draw from.
+      batch_size: number of rows of a batch.
+      seed: seed of the order, which depends on nothing else.
+      own: the rows of every batch that this process makes (`placement.process_row_indices`); all by default.
 
     Raises:
       ValueError: fewer rows than one batch.
@@ -65,7 +65,7 @@ def training_batches(
 
 
 def evaluation_batches(rows: Rows, batch_size: int) -> list[tuple[dict[str, np.ndarray], int]]:
-    """All rows in order, the last batch filled up by repeating its last row; each with its number of real rows."""
+    """All rows in order, as batches with their numbers of real rows; the last batch is filled up with its last row."""
     total = len(next(iter(rows.values())))
     batches = []
     for start in range(0, total, batch_size):

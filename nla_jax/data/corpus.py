@@ -19,12 +19,24 @@ import pyarrow.parquet as pq
 from nla_jax.data.splits import hash_fraction
 
 DOCSTRING_DISTRIBUTIONS = (
-    *("jax", "flax", "optax", "orbax-checkpoint", "grain", "chex", "transformers", "tokenizers"),
-    *("safetensors", "numpy", "matplotlib", "pyarrow", "jinja2", "tyro"),
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "chex",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "matplotlib",
+    "pyarrow",
+    "jinja2",
+    "tyro",
 )
 """The docstring corpus reads these distributions, everything they require, and the standard library.
 
-The list is fixed, so that whatever else is installed (torch, say) does not change the corpus."""
+The list is fixed, so that other installed packages (torch, say) do not change the corpus."""
 MIN_PLAIN_WORDS = 0.85
 """Least share of plain words in a paragraph of prose; signatures, tables and examples have fewer."""
 MIN_PARAGRAPH_WORDS = 8
@@ -49,10 +61,10 @@ class Document:
     """One text to take contexts from."""
 
     id: str
-    """Unique in its corpus; splits and sampled positions are keyed by it."""
+    """A name that is unique in the corpus; splits and sampled positions are keyed by it."""
     text: str
     genre: str
-    """Kind or origin of the text, as the built-in explainer names it."""
+    """Kind or origin of the text, as the built-in writer of warm-start texts names it."""
 
 
 def load_corpus(source: str, *, max_documents: int | None = None, seed: int = 0) -> list[Document]:
@@ -173,12 +185,12 @@ def _row_documents(rows: Iterable[Mapping[str, Any]], *, origin: str, genre: str
 def _docstring_documents() -> Iterator[Document]:
     """The prose in the docstrings of `DOCSTRING_DISTRIBUTIONS`, their requirements and the standard library.
 
-    Parameter lists, signatures, tables and examples are left out, paragraph by paragraph: no explanation can be
-    expected to spell their words. Nothing is imported. The id is the package and qualified name, the genre the
-    top-level package. The rules are the constants at the top of this module. Near-duplicates go because a
-    held-out document must not be a training document with one name changed.
+    Paragraphs that are parameter lists, signatures, tables or examples are left out: no explanation can be expected to
+    spell their words. Nothing is imported. A document's id is its module and qualified name, its genre the top-level
+    package. The rules are the constants at the top of this module. Near-duplicates are left out, because a held-out
+    document must not be a training document with one name changed.
     """
-    found: dict[str, Document] = {}
+    by_id: dict[str, Document] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         for root, path in _source_files():
@@ -191,10 +203,10 @@ def _docstring_documents() -> Iterator[Document]:
                 prose = _prose(text)
                 if len(prose.split()) >= MIN_WORDS:
                     doc_id = f"{module}.{name}" if name else module
-                    found.setdefault(doc_id, Document(doc_id, prose, module.partition(".")[0]))
+                    by_id.setdefault(doc_id, Document(doc_id, prose, module.partition(".")[0]))
     counts: Counter[str] = Counter()
     seen: set[int] = set()
-    for document in sorted(found.values(), key=lambda d: hash_fraction(d.id, seed=0, purpose="docstrings")):
+    for document in sorted(by_id.values(), key=lambda d: hash_fraction(d.id, seed=0, purpose="docstrings")):
         words = document.text.lower().split()
         runs = {hash(tuple(words[i : i + 8])) for i in range(len(words) - 7)}
         if counts[document.genre] < MAX_PER_PACKAGE and len(runs & seen) <= MAX_REPEATED * len(runs):
@@ -217,21 +229,21 @@ def _source_files() -> Iterator[tuple[Path, Path]]:
 
 
 def _required_distributions() -> list[importlib.metadata.Distribution]:
-    """`DOCSTRING_DISTRIBUTIONS` and what they require without extras, as far as installed, sorted by name."""
-    found: dict[str, importlib.metadata.Distribution | None] = {}
+    """Installed distributions among `DOCSTRING_DISTRIBUTIONS` and their requirements without extras, by name."""
+    distributions: dict[str, importlib.metadata.Distribution | None] = {}
     pending = list(DOCSTRING_DISTRIBUTIONS)
     while pending:
         name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
-            found[name] = importlib.metadata.distribution(name)
+            distributions[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            distributions[name] = None
             continue
-        requirements = found[name].requires or ()
+        requirements = distributions[name].requires or ()
         pending += [re.match(r"[\w.-]+", r)[0] for r in requirements if not re.search(r"\bextra\s*==", r)]
-    return [found[name] for name in sorted(found) if found[name] is not None]
+    return [distributions[name] for name in sorted(distributions) if distributions[name] is not None]
 
 
 def _docstrings(source: str) -> Iterator[tuple[str, str]]:
@@ -251,7 +263,7 @@ def _docstrings(source: str) -> Iterator[tuple[str, str]]:
             enclosing.append((indent, name))
             head = match.start() + 1
         elif head is not None:
-            # Five characters a word or more is what prose has; this only saves parsing.
+            # Prose has five characters a word or more; shorter strings need not be parsed.
             if len(match["body"]) > 4 * MIN_WORDS:
                 text = _docstring_of_head(source[head : match.end()], is_module=not enclosing)
                 if text is not None and len(text.split()) >= MIN_WORDS:

@@ -1,6 +1,6 @@
-"""Activations of a target LM at sampled positions of documents, with what the model expects next.
+"""Activations of a target LM at sampled positions of documents, with the words that it expects next.
 
-Positions are keyed by (seed, document id): the same whatever the order, the batch or the number of processes.
+Positions are keyed by (seed, document id), so that they do not depend on order, batch or number of processes.
 Shape letters: B documents, T tokens, P positions a document, D model.
 """
 
@@ -22,24 +22,24 @@ from nla_jax.lm.transformer import Params
 from nla_jax.sharding.placement import shard_batch, to_host
 
 CONTINUATION_TOKENS = 16
-"""Tokens of the true continuation that are kept for reading along."""
+"""Number of tokens of the true continuation that are stored with each activation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtractionConfig:
-    """Where activations are read."""
+    """The positions at which activations are read, and the sizes of batches and shards."""
 
     max_tokens: int = 128
-    """Documents are cut there."""
+    """Documents are cut after this many tokens."""
     min_position: int = 50
-    """First index an activation is read at; smaller contexts decode to noise."""
+    """First token index that an activation is read at; shorter contexts decode to noise."""
     positions_per_document: int = 6
     next_words: int = 6
     """How many of the target's most likely next words are stored; 0 skips the blocks above the layer."""
     batch_size: int = 16
     """Documents in one forward."""
     shard_documents: int = 256
-    """Documents in one parquet shard; a killed extraction loses at most one."""
+    """Documents in one parquet shard; a killed extraction loses at most one shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Context:
 
     document: Document
     tokens: tuple[int, ...]
-    """Cut at `max_tokens`."""
+    """The document's tokens, cut at `max_tokens`."""
     continuation: tuple[int, ...]
-    """The tokens after the cut, as far as the last position's continuation needs them."""
+    """The tokens after the cut that the last position's continuation may need."""
     positions: tuple[int, ...]
 
 
@@ -66,13 +66,20 @@ def tokenize(
     special = special_ids(tokenizer)
     contexts = []
     for document, ids in zip(documents, encoded, strict=True):
-        tokens, rest = ids[: config.max_tokens], ids[config.max_tokens :][:CONTINUATION_TOKENS]
+        tokens, after_cut = ids[: config.max_tokens], ids[config.max_tokens :][:CONTINUATION_TOKENS]
         allowed = [i for i in range(config.min_position, len(tokens)) if tokens[i] not in special]
         if allowed:
             key = int(hash_fraction(document.id, seed=seed, purpose="positions") * 2**53)
             count = min(config.positions_per_document, len(allowed))
             chosen = np.random.default_rng(key).choice(allowed, size=count, replace=False)
-            contexts.append(Context(document, tuple(tokens), tuple(rest), tuple(sorted(map(int, chosen)))))
+            contexts.append(
+                Context(
+                    document=document,
+                    tokens=tuple(tokens),
+                    continuation=tuple(after_cut),
+                    positions=tuple(sorted(map(int, chosen))),
+                )
+            )
     if not contexts:
         longest = max((len(ids) for ids in encoded), default=0)
         raise ValueError(
@@ -83,7 +90,7 @@ def tokenize(
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that are no part of a text: those with a role, and those that are only declared special."""
+    """Ids of tokens that are no part of a text: those with a role, and those that are only declared special."""
     declared = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*tokenizer.all_special_ids, *declared}
 
@@ -106,7 +113,7 @@ def extract(
 
     Extra columns: `genre`, `next_words` (the target's expectation, likeliest first) and `true_continuation`.
     """
-    # Some of the likeliest tokens are not words, so look at more of them.
+    # Some of the likeliest tokens are not words, so more of them are read than words are stored.
     top = 4 * config.next_words
     run = jax.jit(lambda *args: residual_at(*args, config=lm_config, layer=layer, top=top))
     for start in range(0, len(contexts), config.batch_size):
@@ -138,8 +145,14 @@ def extract(
 
 
 _COLUMNS = (
-    *("activation_vector", "n_raw_tokens", "activation_layer", "doc_id", "detokenized_text_truncated"),
-    *("genre", "next_words", "true_continuation"),
+    "activation_vector",
+    "n_raw_tokens",
+    "activation_layer",
+    "doc_id",
+    "detokenized_text_truncated",
+    "genre",
+    "next_words",
+    "true_continuation",
 )
 
 

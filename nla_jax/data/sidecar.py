@@ -31,7 +31,7 @@ class CorpusSlice:
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """Where the activations come from."""
+    """The origin of the activations: model, layer, corpus and positions."""
 
     base_model: str
     d_model: int
@@ -184,7 +184,7 @@ class Sidecar:
 
 
 def sidecar_path_for(path: Path | str) -> Path:
-    """Where the sidecar of a parquet shard lies: beside it, named after it."""
+    """The path of a parquet shard's sidecar, which lies beside the shard and is named after it."""
     return Path(path).with_name(Path(path).name + ".nla_meta.yaml")
 
 

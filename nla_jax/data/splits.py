@@ -1,7 +1,8 @@
-"""Keyed hashes of document ids: which split a document belongs to, and which documents a cut keeps.
+"""Splits of documents: keyed hashes that decide a document's split, pairs across documents, and the check that
+held-out documents were not trained on.
 
-A hash needs no shuffled list: the answer for one document never depends on the others, on their order or on
-the number of processes.
+A hash needs no shuffled list: the answer for one document never depends on the others, on their order or on the number
+of processes.
 """
 
 import hashlib
@@ -63,7 +64,7 @@ def split_of(doc_id: str, fractions: Mapping[str, float], seed: int) -> str:
 
 
 def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[Any]:
-    """Give every row the item of a row of another document."""
+    """For every row, the item of a row of another document."""
     order = np.random.default_rng(seed).permutation(len(items))
     documents = np.array(doc_ids)
     for shift in range(1, len(items)):
@@ -73,26 +74,26 @@ def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[An
             return [items[i] for i in partner]
     # No single rotation avoids the row's own document: choose a partner for each row alone.
     rng = np.random.default_rng(seed)
-    return [items[rng.choice(np.flatnonzero(documents != own))] for own in documents]
+    return [items[rng.choice(np.flatnonzero(documents != document))] for document in documents]
 
 
 def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDataset]) -> None:
     """Refuse held-out rows of documents that were trained on.
 
-    Documents are the same if their ids are, or if their texts begin alike.
+    Two documents count as the same if they have one id, or if their texts begin with the same 160 characters.
 
     Raises:
-      ValueError: with the number of documents and the first few of them.
+      ValueError: a document was trained on; the message gives the number of such documents and the first few.
     """
 
     def starts(rows: ActivationDataset) -> dict[str, str]:
         texts = [] if rows.contexts is None else rows.contexts
         return {" ".join(text.split())[:160]: doc for text, doc in zip(texts, rows.doc_ids, strict=False)}
 
-    ours = starts(data)
+    held_out = starts(data)
     for split, rows in trained_on.items():
         shared = set(data.doc_ids) & set(rows.doc_ids)
-        shared |= {doc for start, doc in ours.items() if start and start in starts(rows)}
+        shared |= {doc for start, doc in held_out.items() if start and start in starts(rows)}
         if shared:
             some = ", ".join(sorted(shared)[:3])
             raise ValueError(

@@ -1,8 +1,8 @@
 """`nla_meta.yaml`: the file in a model directory that says how a language model is used as AV or AR.
 
 It is the reference implementation's contract (https://github.com/kitft/natural_language_autoencoders). Releases call
-the two models av and ar, its training actor and critic; both spellings are read, the first is written. What our runs
-can do and the contract has no field for goes into one further block, which other readers leave alone.
+the two models av and ar, its training actor and critic; both spellings are read, the first is written. Settings that
+the contract has no field for go into one further block, `nla_jax`, which other readers ignore.
 """
 
 import dataclasses
@@ -26,26 +26,26 @@ FILE_NAME = "nla_meta.yaml"
 KIND = "nla_model"
 SCHEMA_VERSION = 2
 ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
-"""Spelling in the file to ours."""
+"""Spelling in the file -> the role."""
 OWN_BLOCK = "nla_jax"
 SQRT_D = "sqrt_d_model"
-"""What a file may say instead of a scale."""
+"""A word that a file may give instead of a scale; it stands for √d."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnSettings:
-    """The settings of one of our models that the shared fields do not hold."""
+    """The settings of a model of this library that the shared fields do not hold."""
 
     forced_start: str
+    """As in `PromptTemplates`, like the next two."""
     closing: str
     chat: bool
-    """As in `PromptTemplates`."""
     layer: int
+    """As in `InjectionConfig`, like the next two."""
     mode: Literal["replace", "add"]
     affine: bool
-    """As in `InjectionConfig`."""
     scale: float
-    """The injection scale, repeated: `extraction.injection_scale` is empty where a reader of the shared fields
+    """The injection scale, repeated: `extraction.injection_scale` is left empty if a reader of the shared fields
     alone would inject wrongly."""
     max_explanation_tokens: int | None = None
     """Longest answer in training; None in models that were written before this was recorded."""
@@ -73,7 +73,7 @@ class NLAMeta:
     layer: int | None = None
     """The residual stream after this block, counted from 0; needed for an AR, which has one block more."""
     own: OwnSettings | None = None
-    """Only in what we export."""
+    """Settings that only exports of this library have."""
 
     def __post_init__(self):
         if self.role == "av":
@@ -105,7 +105,7 @@ class NLAMeta:
 
     @property
     def injection(self) -> InjectionConfig:
-        """Where and how an AV takes its activation; by default the marker's embedding is replaced."""
+        """The place and manner of an AV's injection; by default the activation replaces the marker's embedding."""
         if self.own is None:
             return InjectionConfig(scale=self.injection_scale)
         return InjectionConfig(self.own.layer, self.own.mode, self.own.scale, self.own.affine)
@@ -154,12 +154,12 @@ class NLAMeta:
         """Read the file of a model directory; fields that are not part of this version are ignored.
 
         Args:
-          directory: of the model.
-          role: raise if the model has the other one.
+          directory: directory of the model.
+          role: the role that the model must have; None accepts both.
 
         Raises:
-          FileNotFoundError: no such file: the directory is not that of an NLA.
-          ValueError: another kind or schema version, the other role, or a missing field, named with the path.
+          FileNotFoundError: the directory has no such file, so it is not a model of an NLA.
+          ValueError: another kind or schema version, the other role, or a missing field; the message names the path.
         """
         path = Path(directory) / FILE_NAME
         if not path.is_file():
@@ -204,35 +204,33 @@ def _meta_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             _from_format(texts.get("av", texts.get("actor"))),
             _from_format(texts.get("ar", texts.get("critic"))),
         ),
-        **{
-            name: _scale(fields["extraction"].get(name), fields["d_model"], name)
-            for name in ("injection_scale", "mse_scale")
-        },
+        "injection_scale": _scale(fields, "injection_scale"),
+        "mse_scale": _scale(fields, "mse_scale"),
         "layer": _layer(fields),
         "own": None if own is None else read_part(OwnSettings, own, OWN_BLOCK),
     }
 
 
-def _scale(value: Any, d_model: int, name: str) -> float | None:
-    if value is None:
+def _scale(fields: Mapping[str, Any], name: str) -> float | None:
+    if (value := fields["extraction"].get(name)) is None:
         return None
     try:
-        return d_model**0.5 if value == SQRT_D else float(value)
+        return fields["d_model"] ** 0.5 if value == SQRT_D else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"extraction.{name} is {value!r}, expected a number or {SQRT_D!r}") from error
 
 
 def _layer(fields: Mapping[str, Any]) -> int | None:
-    """The extraction layer, which files keep in several places."""
-    found = {"extraction_layer_index": fields.get("extraction_layer_index")}
+    """The extraction layer, which files keep in several places; None if in none of them."""
+    layers = {"extraction_layer_index": fields.get("extraction_layer_index")}
     for role in ROLES:
         for name in ("extraction_layer_index", "num_hidden_layers"):
             # Here, and unlike in config.json, num_hidden_layers is the layer's index.
-            found[f"{role}.{name}"] = (fields.get(role) or {}).get(name)
-    found = without_none(found)
-    if len(set(found.values())) > 1:
-        raise ValueError(f"the extraction layer is not one: {found}")
-    return next(iter(found.values()), None)
+            layers[f"{role}.{name}"] = (fields.get(role) or {}).get(name)
+    layers = without_none(layers)
+    if len(set(layers.values())) > 1:
+        raise ValueError(f"the extraction layer is not one: {layers}")
+    return next(iter(layers.values()), None)
 
 
 def _as_format(template: str, slot: str) -> str:

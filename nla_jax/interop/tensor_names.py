@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is which of our parameters, for reading along."""
+"""The tensors of a model directory and the parameters that each becomes, for people to read."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -9,13 +9,13 @@ from nla_jax.lm.files.families import tensor_rows
 
 
 class TensorName(NamedTuple):
-    """A tensor in a file and what it is here."""
+    """A tensor in a file, and the parameters that it becomes."""
 
     file_name: str
     shape: tuple[int, ...]
-    """In the file."""
+    """The tensor's shape in the file."""
     paths: tuple[str, ...]
-    """Our parameters; several where the file fuses them."""
+    """Paths of our parameters; several where the file fuses them."""
     transposed: bool
     """Whether the file holds (out, in)."""
 
@@ -28,8 +28,8 @@ def tensor_names(config: LMConfig, role: Literal["av", "ar"]) -> Iterator[Tensor
     """Every tensor of an AV's or AR's checkpoint that is one of our parameters, in the order of our tree.
 
     Args:
-      config: for an AR the truncated one.
-      role: an AR has a value head as well.
+      config: config of the LM; an AR's is truncated.
+      role: "ar" adds the value head.
     """
     for row in tensor_rows(config):
         for name, shape in row.file_shapes(config).items():

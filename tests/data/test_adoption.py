@@ -116,8 +116,8 @@ def test_a_run_trains_on_them_as_they_are(paths, tiny_lm, tmp_path):
     assert answer == f"{data.explanations[0]}\n</explanation>"
     prompt = codec.verbalizer.prompt
     assert codec.tokenizer.decode(prompt.prefix).endswith("<concept>") and prompt.marker_text == MARKER
-    encoded = codec.encode(data.activations, data.explanations)
-    text = codec.tokenizer.decode(encoded["prompts_BT"][0, : encoded["lengths_B"][0]])
+    prompts_NT, lengths_N = codec.encode(data.explanations)
+    text = codec.tokenizer.decode(prompts_NT[0, : lengths_N[0]])
     assert text.endswith(f"{data.explanations[0]}</text> <summary>")
 
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}

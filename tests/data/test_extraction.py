@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from nla_jax.analysis.explain import explained_positions
 from nla_jax.data.corpus import Document
 from nla_jax.data.extraction import ExtractionConfig, extract, next_words, text_of, tokenize
 from nla_jax.lm.logits import logits
@@ -72,11 +71,6 @@ def test_text_of_a_document_has_no_bos(tiny_lm):
     spelled = f"{plain.bos_token}user"
     assert text_of(bos.encode(spelled), bos) == text_of(plain.encode(spelled), plain) == spelled
     assert not starts_with_bos(plain.encode(spelled), plain)
-    assert explained_positions(bos.encode("Some text."), bos) == list(range(1, len(ids) + 1))
-    assert explained_positions(ids, plain) == list(range(len(ids)))
-    assert explained_positions(bos.encode("Some text."), bos, [0, -1]) == [0, len(ids)]
-    with pytest.raises(ValueError, match=r"positions \[9\] are outside the text"):
-        explained_positions([1, 2], plain, [1, 9])
 
 
 def test_short_documents_are_an_error_that_names_the_longest(tiny_lm):

@@ -1,4 +1,4 @@
-"""The built-in explainer: warm-start texts about the context and about what the model is about to predict.
+"""The built-in writer: warm-start texts about the context and about the words that the target expects next.
 
 Texts about topics alone carry almost nothing of an activation; the last words and the expected next words do. No
 API and no model is needed: the target's expectation was stored during extraction. Wording and order vary, keyed by
@@ -21,18 +21,18 @@ _WORD = re.compile(r"[A-Za-z][a-z]{3,}")
 
 @dataclasses.dataclass(frozen=True)
 class PredictiveConfig:
-    """What a predictive text tells."""
+    """The parts of a predictive text."""
 
     ending_words: int = 3
-    """How many of the context's last words are quoted."""
+    """Number of the context's last words that are quoted."""
     ending_characters: int = 24
-    """Longest quote; a longer one loses words in front, and a single longer word its beginning."""
+    """Longest quote in characters; a longer one loses words in front, and a single longer word its beginning."""
     next_words: int = 4
-    """Expected next words that are listed."""
+    """Number of expected next words that are listed."""
     topic_words: int = 2
-    """Words that set the context apart from the corpus; 0 leaves the topic out."""
+    """Number of words that set the context apart from the corpus; 0 leaves the topic out."""
     source: bool = True
-    """Whether the text's genre is named; only beside a topic."""
+    """Whether the text's genre is named; it is only named beside a topic."""
 
 
 _ENDING = ('Ends "{}".', 'It ends with "{}".', 'Last words "{}".')
@@ -42,7 +42,7 @@ _ABOUT_FROM = ("About {}, from {}.", "On {}, from {}.", "Topic {}; source {}.")
 
 
 class PredictiveWriter:
-    """Writes explanations for rows that carry `next_words` and `genre`."""
+    """A writer of explanations for rows that have the columns `next_words` and `genre`."""
 
     def __init__(self, config: PredictiveConfig, *, seed: int, background: Sequence[str]):
         """Count in how many of the `background` texts each word occurs: rare words mark a topic."""
@@ -100,7 +100,7 @@ class PredictiveWriter:
 
 
 def _ending(context: str, words: int, characters: int) -> str:
-    """The last whole words that fit, or the end of the last word; line breaks count as the word "newline"."""
+    """The last whole words that fit into `characters`, or the end of the last word; a line break becomes "newline"."""
     end = " ".join(re.sub(r"\s*\n\s*", " newline ", context).split()[-words:])
     tail = end[-characters:]
     return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
