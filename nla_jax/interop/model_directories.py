@@ -44,7 +44,7 @@ from nla_jax.sharding.mesh import tree_shardings
 
 HEAD_FILE = "value_head.safetensors"
 AFFINE_FILE = "injection_affine.safetensors"
-"""Our own: what a learned injection map adds to the identity, as `weight` (out x in) and `bias`."""
+"""A file that only this library writes: a learned injection map minus the identity, as `weight` (out x in), `bias`."""
 CLOSING_TAG = "</explanation>"
 
 
@@ -95,16 +95,17 @@ def load_verbalizer(
 
     Args:
       spec: a directory or hub id.
-      base: what adapters belong to, its blocks stacked or not; the AV then shares its weights. None loads what the
-        adapters name.
-      mesh: where the parameters go, by the partition rules; the default device if None.
+      base: LM that adapters belong to, its blocks stacked or not; the AV then shares its weights. None loads the LM
+        that the adapters name.
+      mesh: mesh to place the parameters on, by the partition rules; the default device if None.
       dtype: see `LMConfig.dtype`.
       attention_dtype: see `LMConfig.attention_dtype`.
-      params_dtype: what the LM's parameters are kept in; an affine map and the AR's head stay float32.
+      params_dtype: dtype of the LM's stored parameters; an affine map and the AR's head stay float32.
 
     Raises:
-      FileNotFoundError: no such model, or no `nla_meta.yaml` or config.json in it.
-      ValueError: an AR, incomplete meta data, token ids that are not the tokenizer's, or weights that do not fit.
+      FileNotFoundError: there is no such model, or it has no `nla_meta.yaml` or config.json.
+      ValueError: the model is an AR, its meta data are incomplete, its token ids are not the tokenizer's, or its
+        weights do not fit.
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="av")
@@ -134,12 +135,12 @@ def load_reconstructor(
     attention_dtype: str = "float32",
     params_dtype: StorageDtype = "float32",
 ) -> ReconstructorCheckpoint:
-    """Load an AR of the reference, or one that we wrote; arguments as for `load_verbalizer`.
+    """Load an AR of the reference, or one that `export_reconstructor` wrote; arguments as for `load_verbalizer`.
 
     Raises:
-      FileNotFoundError: no such model, or no `nla_meta.yaml`, config.json or value head in it.
-      ValueError: an AV, incomplete meta data, another number of blocks than K+1, token ids that are not the
-        tokenizer's, or weights that do not fit.
+      FileNotFoundError: there is no such model, or it has no `nla_meta.yaml`, config.json or value head.
+      ValueError: the model is an AV, its meta data are incomplete, it has another number of blocks than K+1, its token
+        ids are not the tokenizer's, or its weights do not fit.
     """
     path = resolve(spec)
     meta = NLAMeta.load(path, role="ar")
@@ -159,7 +160,7 @@ def load_reconstructor(
 def _language_model(
     path: Path, meta: NLAMeta, base: LanguageModel | None, mesh: Mesh | None, params_dtype: StorageDtype
 ) -> tuple[PreTrainedTokenizerBase, LMConfig, Callable[[LMConfig], Params]]:
-    """Tokenizer and config of the LM in a directory, and what reads its parameters, adapters attached to their base.
+    """Tokenizer and config of the LM in a directory, and a function that reads its parameters, adapters attached.
 
     Raises:
       FileNotFoundError: neither config.json nor adapter_config.json there.
@@ -206,7 +207,7 @@ def _placed(tree: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
 
 
 def live_tokens(prompt: VerbalizerPrompt, suffix: tuple[int, ...] | None) -> PromptIds:
-    """What a tokenizer makes of the prompts, as data sets and models record it."""
+    """The token ids that a tokenizer gives the prompts, in the form in which data sets and models record them."""
     return PromptIds(prompt.marker_text, prompt.marker, prompt.prefix[-1], prompt.tail[0], suffix)
 
 
@@ -227,21 +228,22 @@ def export_verbalizer(
     Where that client would inject wrongly, the shared injection scale is left empty, so that it refuses the model.
 
     Args:
-      verbalizer: with a number for a scale.
-      params: of the AV, whole, or what was trained of it beside its base.
-      tokenizer: the one that made its prompt.
-      templates: the ones that made its prompt.
+      verbalizer: the AV, whose injection scale must be a number.
+      params: the AV's parameters: all, or with `adapted` the trained ones.
+      tokenizer: the tokenizer that made its prompt.
+      templates: the templates that made its prompt.
       directory: created if need be.
-      layer: the residual stream that is explained.
+      layer: block after which the explained residual stream is read.
       limits: lengths and positions that the models were trained with.
-      adapted: with adapters, which are then written in PEFT's format, without config and tokenizer.
-      dtype: of the tensors; the affine map stays float32.
+      adapted: how the adapters in `params` were made; they are written in PEFT's format, without config and tokenizer.
+        None writes a whole model.
+      dtype: dtype of the written tensors; the affine map stays float32.
 
     Returns:
-      Why the reference's client cannot use the model as it is; empty if it can.
+      Reasons why the reference's client cannot use the model as it is; empty if it can.
 
     Raises:
-      ValueError: a family that PEFT cannot adapt so.
+      ValueError: PEFT cannot adapt a model of this family in this way.
     """
     directory, injection = Path(directory), verbalizer.injection
     limits = limits or TrainingLimits()
@@ -255,25 +257,25 @@ def export_verbalizer(
         (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
     scale, d_model = float(verbalizer.scale), verbalizer.config.d_model
     NLAMeta(
-        "av",
-        d_model,
-        live_tokens(verbalizer.prompt, build_reconstructor_prompt(tokenizer, templates).suffix),
-        SidecarTemplates(templates.verbalizer, templates.reconstructor),
+        role="av",
+        d_model=d_model,
+        tokens=live_tokens(verbalizer.prompt, build_reconstructor_prompt(tokenizer, templates).suffix),
+        prompt_templates=SidecarTemplates(actor=templates.verbalizer, critic=templates.reconstructor),
         injection_scale=None if wrong else scale,
         mse_scale=d_model**0.5,
         layer=layer,
         own=OwnSettings(
-            templates.forced_start,
-            templates.closing,
-            templates.chat,
-            injection.layer,
-            injection.mode,
-            injection.affine,
-            scale,
-            limits.explanation_tokens,
-            limits.reconstructor_tokens,
-            limits.min_position,
-            verbalizer.config.dtype,
+            forced_start=templates.forced_start,
+            closing=templates.closing,
+            chat=templates.chat,
+            layer=injection.layer,
+            mode=injection.mode,
+            affine=injection.affine,
+            scale=scale,
+            max_explanation_tokens=limits.explanation_tokens,
+            max_reconstructor_tokens=limits.reconstructor_tokens,
+            min_position=limits.min_position,
+            dtype=verbalizer.config.dtype,
         ),
     ).save(directory)
     return wrong + doubtful
@@ -282,7 +284,7 @@ def export_verbalizer(
 def reference_obstacles(
     verbalizer: Verbalizer, tokenizer: PreTrainedTokenizerBase, templates: PromptTemplates
 ) -> tuple[list[str], list[str]]:
-    """Where the reference's client would read an activation wrongly, and where it would only do worse than we do."""
+    """Reasons why the reference's client would inject an activation wrongly, and reasons why it would only do worse."""
     injection, wrong, doubtful = verbalizer.injection, [], []
     if injection.layer != EMBEDDING_LAYER:
         wrong.append(f"the activation enters after block {injection.layer}, not at the embedding")
@@ -327,14 +329,14 @@ def export_reconstructor(
     """Write an AR that `load_reconstructor` gives back and, if it is whole, that the reference's AR class reads.
 
     Args:
-      reconstructor: what reads the prompts.
-      params: of the AR, as in `export_verbalizer`.
-      tokenizer: the one that made its prompt.
-      templates: the ones that made its prompt.
+      reconstructor: the AR.
+      params: the AR's parameters, as in `export_verbalizer`.
+      tokenizer: the tokenizer that made its prompt.
+      templates: the templates that made its prompt.
       directory: created if need be.
-      tokens: of the AV that it belongs to, see `live_tokens`.
+      tokens: token ids of the AV that it belongs to, see `live_tokens`.
       adapted: as in `export_verbalizer`.
-      dtype: of the tensors; the head stays float32.
+      dtype: dtype of the written tensors; the head stays float32.
 
     Raises:
       ValueError: as `export_verbalizer`.
@@ -343,10 +345,10 @@ def export_reconstructor(
     config = reconstructor.config
     _export(params, config, _without_unused_bos(tokenizer), directory, adapted, dtype)
     NLAMeta(
-        "ar",
-        config.d_model,
-        dataclasses.replace(tokens, critic_suffix_ids=reconstructor.prompt.suffix),
-        SidecarTemplates(templates.verbalizer, templates.reconstructor),
+        role="ar",
+        d_model=config.d_model,
+        tokens=dataclasses.replace(tokens, critic_suffix_ids=reconstructor.prompt.suffix),
+        prompt_templates=SidecarTemplates(actor=templates.verbalizer, critic=templates.reconstructor),
         mse_scale=config.d_model**0.5,
         layer=config.num_layers - 1,
     ).save(directory)
@@ -360,7 +362,7 @@ def _export(
     adapted: AdapterOrigin | None,
     dtype: Literal["float32", "bfloat16"],
 ) -> None:
-    """Write the LM of an AV or AR, or its adapters; and in float32 the affine map of one, the head of the other."""
+    """Write the LM of an AV or AR, or its adapters; and in float32 an AV's affine map or an AR's head."""
     if adapted is None:
         export_hf(params["lm"], config, directory, dtype=dtype)
         tokenizer.save_pretrained(directory)
