@@ -1,7 +1,7 @@
-"""Measure the library against torch + transformers, against the device's limits, and how it grows with its sizes.
+"""Measure the library against torch + transformers and against the device's limits, and how it grows with its sizes.
 
-Each line of the table is the same work done by us and by a named alternative in this process, the runs in turn, after
-the two have been found to compute the same. Medians; the ratio comes first, above 1 we are faster.
+Each line of the table is the same work done by us and by a named alternative. Both run in turn in this process, after
+a check that they compute the same. Figures are medians; the ratio comes first, and above 1 we are faster.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from nla_jax.process import use_compilation_cache
 
 TORCH_MISSING = "torch is not installed, and most rows compare with it; run: pip install -e '.[parity]'"
 ROWS = ("extraction", "generation", "ar_step", "av_step", "round", "limits", "growth")
-"""In the order of the table."""
+"""Names of the table's rows, in their order."""
 
 
 def parse() -> argparse.Namespace:
@@ -68,8 +68,12 @@ def measure(args: argparse.Namespace) -> None:
     from benchmarks.torch_side import TorchSide, set_up
 
     compared = {
-        **{"extraction": rows.extraction, "generation": rows.generation, "ar_step": rows.ar_step},
-        **{"av_step": rows.av_step, "round": rows.round_, "limits": limits.limits},
+        "extraction": rows.extraction,
+        "generation": rows.generation,
+        "ar_step": rows.ar_step,
+        "av_step": rows.av_step,
+        "round": rows.round_,
+        "limits": limits.limits,
     }
     device = set_up(gpu=jax.default_backend() == "gpu")
     sizes = TINY if args.tiny else Sizes()

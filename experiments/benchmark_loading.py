@@ -1,8 +1,8 @@
-"""Time and memory of loading a checkpoint, against reading its files and nothing more.
+"""Time and memory of loading a checkpoint, against only reading its files.
 
 Writes a random Llama of 4 GB in 8 safetensors shards into a folder, if it is not there yet, and loads it in fresh
-processes, in turn with processes that read the same files from start to end: "read" lets go of each file, "keep" ends
-with everything in memory, as a loader must. Delete the folder afterwards.
+processes, in turn with processes that read the same files from start to end: "read" frees each file at once, "keep"
+ends with all files in memory, as a loader must. Delete the folder afterwards.
 """
 
 import argparse
@@ -22,21 +22,32 @@ from safetensors.numpy import save_file
 HIDDEN, FEED_FORWARD, VOCABULARY, SHARDS = 4096, 14336, 32768, 8
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
-    **{"model_type": "llama", "max_position_embeddings": 4096, "tie_word_embeddings": True},
-    **{"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD},
-    **{"num_attention_heads": 32, "num_key_value_heads": 8},
+    "model_type": "llama",
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FEED_FORWARD,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
 }
 SQUARE, NARROW, WIDE = (HIDDEN, HIDDEN), (HIDDEN // 4, HIDDEN), (FEED_FORWARD, HIDDEN)
 LAYER = {
-    **{"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)},
-    **{"self_attn.q_proj": SQUARE, "self_attn.k_proj": NARROW, "self_attn.v_proj": NARROW},
-    **{"self_attn.o_proj": SQUARE, "mlp.gate_proj": WIDE, "mlp.up_proj": WIDE, "mlp.down_proj": WIDE[::-1]},
+    "input_layernorm": (HIDDEN,),
+    "post_attention_layernorm": (HIDDEN,),
+    "self_attn.q_proj": SQUARE,
+    "self_attn.k_proj": NARROW,
+    "self_attn.v_proj": NARROW,
+    "self_attn.o_proj": SQUARE,
+    "mlp.gate_proj": WIDE,
+    "mlp.up_proj": WIDE,
+    "mlp.down_proj": WIDE[::-1],
 }
 ENDS = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
 
 
 def write(folder: Path, layers: int) -> None:
-    """Write the checkpoint, in bfloat16; what its numbers are does not matter to a reader."""
+    """Write the checkpoint, in bfloat16, with arbitrary numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {f"model.layers.{i}.{name}.weight": s for i in range(layers) for name, s in LAYER.items()} | ENDS
     noise = np.random.default_rng(0).integers(0, 2**15, VOCABULARY * HIDDEN, np.uint16)
@@ -52,7 +63,7 @@ def write(folder: Path, layers: int) -> None:
 
 
 def measure(folder: Path, dtype: str) -> dict[str, float]:
-    """Load (dtype of the parameters) or read in this process; seconds and bytes of memory."""
+    """Seconds and bytes of memory of reading the files ("read" or "keep"), or of loading them as `dtype`."""
     if dtype in ("read", "keep"):
         cpu, start, kept = time.process_time(), time.perf_counter(), []
         for file in sorted(folder.glob("*.safetensors")):

@@ -1,1 +1,1 @@
-"""What experiments/benchmark.py measures, and the torch code that it measures against."""
+"""The measurements of experiments/benchmark.py, and the torch code that they compare with."""

@@ -31,8 +31,8 @@ def growth(setting: Setting) -> list[dict[str, Any]]:
                 if key not in points:
                     points[key] = measure(setting, *point.values())
                     progress(f"growth: {what} {point}: {points[key][0]:.3f} s")
-            found = [points[(what, *(middle | {axis: value}).values())] for value in values]
-            seconds, temporary = zip(*found, strict=True)
+            measured = [points[(what, *(middle | {axis: value}).values())] for value in values]
+            seconds, temporary = zip(*measured, strict=True)
             lines.append(
                 {
                     "what": what,
@@ -49,7 +49,7 @@ def growth(setting: Setting) -> list[dict[str, Any]]:
 
 
 def growth_table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: one line an axis; an exponent of 1 is linear, below it something constant is part of it."""
+    """A markdown table with one line an axis; an exponent of 1 is linear growth, a smaller one has a constant part."""
     columns = ("what", "dtype", "axis", "values", "seconds", "exponent", "temp MB", "exponent")
     return markdown(
         columns,

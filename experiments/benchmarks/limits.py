@@ -18,7 +18,7 @@ from nla_jax.training.supervised import ar_mse_step, av_sft_step
 
 
 def limits(setting: Setting, side: Any) -> Iterator[Comparison]:
-    """Decoding and both supervised steps against what the device can do."""
+    """Decoding and both supervised steps against the device's measured peaks."""
     del side  # the device alone is the alternative
     yield from decoding(setting)
     if reason := obstacle("limits: training", setting):
@@ -28,10 +28,10 @@ def limits(setting: Setting, side: Any) -> Iterator[Comparison]:
 
 
 def decoding(setting: Setting) -> Iterator[Comparison]:
-    """Bytes that a token step must read, a second, over measured bandwidth.
+    """Bytes a second that decoding must read, over the measured bandwidth.
 
-    A step's time is the difference of a long and a short run, which both hold the prompt, divided by the difference
-    in tokens.
+    The time of one token is the difference of a long and a short run, which both read the prompt, divided by the
+    difference in tokens.
     """
     sizes, verbalizer = setting.sizes, setting.verbalizer
     params = verbalizer.init(setting.lm.params)
@@ -72,7 +72,7 @@ def decode_bytes(setting: Setting, count: int, length: float) -> tuple[float, fl
 
 
 def matmul_weights(config: LMConfig) -> int:
-    """Weights of the blocks that multiply the residual stream; of routed experts, those that a token meets."""
+    """Number of block weights that multiply a token's residual stream; of routed experts, only the visited ones."""
     shapes = parameter_shapes(config)
     total = 0
     for path, shape in shapes.items():
@@ -84,7 +84,7 @@ def matmul_weights(config: LMConfig) -> int:
 
 
 def training(setting: Setting) -> Iterator[Comparison]:
-    """Arithmetic that a step needs, a second, over the measured peak; recomputed logits do not count as needed."""
+    """FLOPs a second that a step needs, over the measured peak; logits that are recomputed count once."""
     sizes, (av, ar) = setting.sizes, setting.prompts
     peak, peak_flops = fastest_matmul(setting)
     verbalizer, reconstructor, masters = setting.verbalizer, setting.reconstructor, setting.master_params
@@ -134,7 +134,7 @@ def _visible(own: int, before: int) -> float:
 
 
 def training_flops(config: LMConfig, tokens: float, pairs: float) -> float:
-    """Forward and backward: 6 a weight and token, 12 a query-key pair, head and head dimension."""
+    """FLOPs of forward and backward: 6 a weight and token, 12 a query-key pair, head and head dimension."""
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     return 6 * matmul_weights(config) * tokens + attention
 

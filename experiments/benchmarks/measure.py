@@ -32,14 +32,15 @@ class Comparison:
     shape: str
     against: str
     unit: str
-    """What `amount` counts a second of."""
+    """Unit of the rates: of `amount` a second."""
     amount: float
     """Work in one of our runs."""
     ours: list[float]
-    """Seconds of each run."""
+    """Seconds of each of our runs."""
     theirs: list[float]
+    """Seconds of each of the alternative's runs."""
     their_amount: float | None = None
-    """Work in one of their runs; None where it is the same."""
+    """Work in one of the alternative's runs; None means as much as in ours."""
     agreement: dict[str, float] = dataclasses.field(default_factory=dict)
     """Errors of the quantities that were compared beforehand, relative unless named otherwise."""
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,16 +58,16 @@ class Comparison:
         return ours / theirs
 
     def record(self) -> dict[str, Any]:
-        """Everything about it, raw times included, for JSON."""
+        """The comparison as plain values for JSON, raw times included."""
         return {"ratio": self.ratio, "rates": self.rates, **dataclasses.asdict(self)}
 
 
 def alternate(*runs: Callable[[], Any], repeats: int) -> list[list[float]]:
-    """Seconds of `repeats` runs of each, taken in turn.
+    """Seconds of `repeats` runs of each callable, taken in turn; the callables return when their work is done.
 
-    Each counts after one run of its own that does not: memory that one side gave up while the other ran has to be
-    taken back from the system first, which a training loop does once and a benchmark in turns would do every time.
-    Long runs are repeated twice at least and no more than fill PATIENCE. The callables return when their work is done.
+    Every timed run follows an untimed one of the same callable. It takes back the memory that this side gave up while
+    the other ran, which a training loop does once and a benchmark in turns would do every time. Long runs are repeated
+    at least twice, and no longer than PATIENCE.
     """
     times: list[list[float]] = [[] for _ in runs]
     gc.collect()
@@ -126,7 +127,7 @@ def device_name() -> str:
 
 
 def progress(message: str) -> None:
-    """Tell on standard error how far it is."""
+    """Print a message with the time on standard error."""
     print(f"[{time.strftime('%H:%M:%S')}] {message}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The rows that have torch for an alternative: extraction, generation, both supervised steps, a whole round."""
+"""The rows that compare with torch: extraction, generation, both supervised steps, a whole round."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ from nla_jax.training.supervised import ar_mse_step, av_sft_step, jit_step
 
 
 def tolerance(setting: Setting, half: float, single: float = 1e-3) -> float:
-    """How far the two sides may differ; in bfloat16 they round at different places."""
+    """The relative error that the two sides may have; in bfloat16 they round at different places."""
     return half if setting.dtype == "bfloat16" else single
 
 
 def extraction(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
-    """Residual stream after block K at some positions of documents."""
+    """Compare reading the residual stream after block K at some positions of documents."""
     sizes, layer = setting.sizes, setting.layer
     tokens_BT = setting.tokens(sizes.documents, sizes.document_tokens)
     rng = np.random.default_rng(2)
@@ -62,7 +62,7 @@ def extraction(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
 
 
 def generation(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
-    """Answers of full length at temperature 1."""
+    """Compare sampling answers of full length at temperature 1."""
     sizes, verbalizer = setting.sizes, setting.verbalizer
     params, model = verbalizer.init(setting.lm.params), side.load(master=False)
     write = jax.jit(functools.partial(verbalizer.sample, group=sizes.group, max_tokens=sizes.new_tokens))
@@ -122,7 +122,7 @@ def _sampling_agrees(setting: Setting, side: TorchSide, write, params, model) ->
 
 
 def ar_step(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
-    """One AR regression update."""
+    """Compare one regression update of the AR."""
     batch, reconstructor = setting.reconstructor_batch(), setting.reconstructor
     step = Step(ar_mse_step, reconstructor.init(setting.master_params), batch, reconstructor=reconstructor)
     model = TorchReconstructor(side)
@@ -137,7 +137,7 @@ def ar_step(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
 
 
 def av_step(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
-    """One supervised AV update."""
+    """Compare one supervised update of the AV."""
     batch, verbalizer = setting.verbalizer_batch(), setting.verbalizer
     step = Step(av_sft_step, verbalizer.init(setting.master_params), batch, verbalizer=verbalizer)
     model = side.load(master=True)
@@ -187,32 +187,32 @@ def _compared(row: str, setting: Setting, ours, theirs, shape: str) -> Compariso
 
 @dataclasses.dataclass(frozen=True)
 class EndlessCodec(Autoencoder):
-    """Counts cut answers as closed, since none closes; remembers what was sampled last."""
+    """An autoencoder that counts cut answers as closed, since none closes, and keeps the tokens sampled last."""
 
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
     def decode(self, tokens_BT: np.ndarray, *_: np.ndarray) -> list[str | None]:
-        """All texts."""
+        """The texts of all answers, none of them failed."""
         self.seen[:] = [tokens_BT]
         return self.texts(tokens_BT)
 
     def texts(self, tokens_BT: np.ndarray) -> list[str]:
-        """Texts of answers, without their last token, in place of the closing one."""
+        """Texts of answers without their last token, which stands for the closing one."""
         return self.tokenizer.batch_decode(np.asarray(tokens_BT)[:, :-1], skip_special_tokens=False)
 
 
 def round_(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
-    """A whole GRPO round."""
+    """Compare a whole round of joint training."""
     sizes, verbalizer, reconstructor = setting.sizes, setting.verbalizer, setting.reconstructor
     length = sizes.reconstructor_tokens - len(setting.prompts[1].prefix)
     codec = EndlessCodec(setting.lm.tokenizer, verbalizer, reconstructor, sizes.new_tokens, length)
     policy = PolicyLossConfig()
     config = RLConfig(
-        LoopConfig(1, 1, 1),
-        sizes.round_activations,
-        sizes.group,
-        sizes.micro_batches,
-        policy,
+        loop=LoopConfig(steps=1, evaluate_every=1, checkpoint_every=1),
+        activations=sizes.round_activations,
+        group=sizes.group,
+        micro_batches=sizes.micro_batches,
+        policy=policy,
         av_optimizer=OPTIMIZER,
         ar_optimizer=OPTIMIZER,
     )

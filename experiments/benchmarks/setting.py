@@ -1,4 +1,4 @@
-"""What is measured: a model, its two prompts, and the sizes of the work.
+"""The setting of a benchmark: a model, its two prompts, and the sizes of the work.
 
 Shape letters: B batch, N activations, G group, T time, P positions a document, D model.
 """
@@ -30,13 +30,13 @@ from nla_jax.training.state import OptimizerConfig
 from nla_jax.training.supervised import ReconstructorBatch, VerbalizerBatch
 
 SHAPES = {"qwen2.5-7b-shape": "Qwen2.5-7B-Instruct", "qwen3-8b-shape": "Qwen3-8B"}
-"""Models whose weights are made up on the device, and where `read_architecture` has their configs."""
+"""Models with random weights -> the name under which `read_architecture` has their config."""
 TEMPLATES = PromptTemplates(
     verbalizer="A vector was read from a language model at the last word of some text. Say what the text is about, "
     "how it ends and what comes next. Write a few short statements, the most important one first, and nothing "
     "about the vector itself. Vector: {injection_char}"
 )
-"""With an instruction of common length: 96 tokens of SmolLM2."""
+"""Templates with an instruction of common length: 96 tokens of SmolLM2."""
 OPTIMIZER = OptimizerConfig(learning_rate=1e-5, warmup_steps=0)
 SCALE = 240.0
 """Norm of an injected vector; about the median norm at layer 20 of SmolLM2-135M."""
@@ -44,7 +44,7 @@ SCALE = 240.0
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much work each row does."""
+    """The sizes of the work that each row does."""
 
     documents: int = 16
     document_tokens: int = 128
@@ -60,7 +60,7 @@ class Sizes:
     reconstructor_tokens: int = 48
     round_activations: int = 8
     micro_batches: int = 4
-    """Pieces of both updates of a round, on both sides."""
+    """Number of parts that the batch of either update of a round is cut into, on both sides."""
     growth: dict[str, tuple[int, ...]] = dataclasses.field(
         default_factory=lambda: {
             "activations": (2, 4, 8),
@@ -68,19 +68,29 @@ class Sizes:
             "answer tokens": (20, 40, 80),
         }
     )
-    """What the growth table varies, one at a time around the middle value of the others."""
+    """Sizes that the growth table varies, one at a time around the middle value of the others."""
     growth_depths: tuple[float, ...] = (0.5, 1, 2)
-    """The same for blocks, as multiples of the model's own."""
+    """Numbers of blocks that the growth table varies, as multiples of the model's own."""
     buffer_bytes: int = 2**29
-    """What is copied to measure memory bandwidth."""
+    """Bytes that are copied to measure memory bandwidth."""
     matmul_size: int = 2048
     """Side of the matrices that measure the peak of arithmetic; a GPU takes four times as much."""
 
 
 TINY = Sizes(
-    **{"documents": 2, "document_tokens": 16, "positions": 2, "activations": (2,), "group": 2},
-    **{"new_tokens": 6, "batch": 2, "response_tokens": 6, "reconstructor_tokens": 16},
-    **{"round_activations": 2, "micro_batches": 2, "buffer_bytes": 2**20, "matmul_size": 64},
+    documents=2,
+    document_tokens=16,
+    positions=2,
+    activations=(2,),
+    group=2,
+    new_tokens=6,
+    batch=2,
+    response_tokens=6,
+    reconstructor_tokens=16,
+    round_activations=2,
+    micro_batches=2,
+    buffer_bytes=2**20,
+    matmul_size=64,
     growth={"activations": (1, 2), "group": (2,), "answer tokens": (4,)},
     growth_depths=(1,),
 )
@@ -88,11 +98,11 @@ TINY = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A model at one dtype, with everything that both sides are given."""
+    """A model at one dtype, with all inputs that both sides get."""
 
     lm: LanguageModel
     exported: Path
-    """The same weights for transformers."""
+    """Directory of the same weights for transformers."""
     sizes: Sizes
     dtype: str
     repeats: int
@@ -110,7 +120,7 @@ class Setting:
 
     @functools.cached_property
     def master_params(self) -> Params:
-        """The model's weights in float32, which is what is trained."""
+        """The model's weights in float32, for training."""
         return jax.tree.map(lambda x: x.astype(jnp.float32), self.lm.params)
 
     @functools.cached_property
@@ -121,7 +131,7 @@ class Setting:
             av = build_verbalizer_prompt(self.lm.tokenizer, TEMPLATES)
             ar = build_reconstructor_prompt(self.lm.tokenizer, TEMPLATES)
         else:
-            # As long as SmolLM2's.
+            # Prompts as long as SmolLM2's.
             ids = [int(i) for i in np.random.default_rng(3).integers(0, vocabulary, 96)]
             av = VerbalizerPrompt(tuple(ids[:80]), ids[80], tuple(ids[81:]), (), 0, "")
             ar = ReconstructorPrompt("", tuple(ids[:3]), tuple(ids[3:7]))
@@ -148,22 +158,28 @@ class Setting:
     def verbalizer_batch(self, rows: int | None = None, length: int | None = None) -> VerbalizerBatch:
         """A batch of the AV step, every answer of full length."""
         rows, length = rows or self.sizes.batch, length or self.sizes.response_tokens
-        lengths_B = np.full(rows, length, np.int32)
-        return VerbalizerBatch(
-            *jax.device_put((self.activations(rows), self.tokens(rows, length), lengths_B))
-        )
+        columns = {
+            "activations_BD": self.activations(rows),
+            "responses_BT": self.tokens(rows, length),
+            "lengths_B": np.full(rows, length, np.int32),
+        }
+        return VerbalizerBatch(**jax.device_put(columns))
 
     def reconstructor_batch(self) -> ReconstructorBatch:
         """A batch of the AR step; `reconstructor_tokens` counts the prefix, which the batch does not hold."""
         rows = self.sizes.batch
         length = self.sizes.reconstructor_tokens - len(self.prompts[1].prefix)
-        lengths_B, weights_B = np.full(rows, length, np.int32), np.ones(rows, np.float32)
-        columns = self.tokens(rows, length), lengths_B, self.activations(rows), weights_B
-        return ReconstructorBatch(*jax.device_put(columns))
+        columns = {
+            "prompts_BT": self.tokens(rows, length),
+            "lengths_B": np.full(rows, length, np.int32),
+            "activations_BD": self.activations(rows),
+            "weights_B": np.ones(rows, np.float32),
+        }
+        return ReconstructorBatch(**jax.device_put(columns))
 
 
 def load(spec: str, layers: int | None) -> LanguageModel:
-    """The model of a spec or of a name in SHAPES, cut or stretched to `layers`; only the former have a tokenizer."""
+    """The model of a spec, or of a name in SHAPES, cut or stretched to `layers`; models of SHAPES have no tokenizer."""
     if spec in SHAPES:
         config = read_architecture(SHAPES[spec])
         config = dataclasses.replace(config, num_layers=layers or config.num_layers)
@@ -182,20 +198,20 @@ def random_params(config: LMConfig) -> Params:
 
 
 def with_depth(config: LMConfig, params: Params, layers: int) -> tuple[LMConfig, Params]:
-    """The model with another number of blocks: its own over and over, which stay shared."""
+    """The model with another number of blocks: its own blocks repeated in turn, sharing their weights."""
     sources = [i % config.num_layers for i in range(layers)]
     patterns = {
         name: tuple(pattern[i] for i in sources)
         for name in ("sliding_layers", "expert_layers")
         if (pattern := getattr(config, name))
     }
-    rest = {name: tree for name, tree in params.items() if not name.startswith("blocks_")}
+    outside = {name: tree for name, tree in params.items() if not name.startswith("blocks_")}
     blocks = {f"blocks_{i}": params[f"blocks_{source}"] for i, source in enumerate(sources)}
-    return dataclasses.replace(config, num_layers=layers, **patterns), {**rest, **blocks}
+    return dataclasses.replace(config, num_layers=layers, **patterns), {**outside, **blocks}
 
 
 def obstacle(row: str, setting: Setting) -> str | None:
-    """Why a row cannot be measured here, or None; activations are not counted."""
+    """The reason why a row cannot be measured here, or None; memory of activations is not counted."""
     if row == "round" and setting.lm.tokenizer is None:
         return "a model without a tokenizer cannot turn answers into AR prompts"
     count = sum(x.size for x in jax.tree.leaves(setting.lm.params))

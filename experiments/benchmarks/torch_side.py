@@ -21,10 +21,10 @@ MAX_LOG_RATIO = 12.0
 
 
 def set_up(gpu: bool) -> torch.device:
-    """All cores, float32 that is float32; the device.
+    """Set torch to use all cores and exact float32 products, and return its device.
 
     Raises:
-      RuntimeError: a GPU is asked for and torch has none.
+      RuntimeError: `gpu` is true, but torch sees no GPU.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -39,7 +39,7 @@ def set_up(gpu: bool) -> torch.device:
 
 
 def finished(run: Callable[[], object]) -> Callable[[], object]:
-    """Wait for the device when the work is done."""
+    """A function that does the work and waits until the device has finished it."""
 
     def waiting() -> object:
         result = run()

@@ -1,4 +1,4 @@
-"""Descriptions of target LMs, read without their weights."""
+"""Configs of target LMs, read without their weights."""
 
 import json
 from pathlib import Path
@@ -17,16 +17,15 @@ def read_architecture(path: str) -> LMConfig:
 
     Args:
       path: a Hugging Face directory or a config.json alone, a .gguf file, package:NAME, or a hub id whose last part
-        names a file in planning/models: descriptions of models that are too large to download for a plan.
+        names a file in planning/models, which holds configs of models that are too large to download for a plan.
 
     Raises:
-      FileNotFoundError: none of these.
+      FileNotFoundError: the path is none of these.
     """
-    own = _FOLDER / f"{path.rsplit('/', 1)[-1]}.json"
-    files = [file for file in (Path(path), Path(path) / "config.json", own) if file.suffix == ".json"]
-    found = next((file for file in files if file.is_file()), None)
-    if found is not None:
-        return config_from_hf(json.loads(found.read_text(encoding="utf-8")))
+    shipped = _FOLDER / f"{path.rsplit('/', 1)[-1]}.json"
+    files = [file for file in (Path(path), Path(path) / "config.json", shipped) if file.suffix == ".json"]
+    if (config_file := next((file for file in files if file.is_file()), None)) is not None:
+        return config_from_hf(json.loads(config_file.read_text(encoding="utf-8")))
     if path.startswith("package:") or path.endswith(".gguf"):
         source = open_gguf(resolve(path))
         names = frozenset(source.tensors)

@@ -1,4 +1,4 @@
-"""Chips that runs are planned for, and their devices, present or not."""
+"""The chips that runs are planned for, and devices to compile for, which need not be present."""
 
 import dataclasses
 import importlib.util
@@ -21,9 +21,9 @@ class Chip:
     bandwidth: float
     """Bytes a second to and from its memory."""
     memory: float
-    """Bytes that programs can use."""
+    """Bytes of memory that programs can use."""
     links: float
-    """Bytes a second that it can send to its neighbours, all links together."""
+    """Bytes a second that the device can send to its neighbours, over all links together."""
 
 
 # FLOPs, bandwidths and links: the pages "TPU v5e", "TPU v5p" and "TPU v6e" of docs.cloud.google.com/tpu/docs, whose
@@ -42,13 +42,13 @@ TPUS = {"v5e": "v5e:4x4", "v5p": "v5p:4x4x4", "v6e": "v6e:2x4"}
 
 
 def tpu_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """The chip and the devices of a TPU slice, which libtpu can compile for without one.
+    """The chip and the devices of a TPU slice, which libtpu can compile for although there is none here.
 
     Args:
       topology: kind and shape, as in "v5e:4x4" (16 chips) or "v5p:2x2x1" (4 chips).
 
     Raises:
-      ValueError: an unknown kind, or a shape that there is not.
+      ValueError: the kind is unknown, or no slice has that shape.
       ModuleNotFoundError: libtpu is not installed.
     """
     kind, _, shape = topology.partition(":")
@@ -85,7 +85,7 @@ def stand_in_devices(count: int, memory: float, chip: str) -> tuple[Chip, Sequen
     """`count` CPU devices that stand in for GPUs of the given memory; XLA:CPU then plans the memory.
 
     Raises:
-      ValueError: an unknown chip; or JAX's devices exist already, in another number.
+      ValueError: the chip is unknown; or JAX's devices exist already, and are not `count`.
     """
     if chip not in CHIPS:
         raise ValueError(f"chip {chip!r} is unknown; known: {', '.join(CHIPS)}")

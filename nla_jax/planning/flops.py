@@ -8,13 +8,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 def matmul_flops(jaxpr: Jaxpr, *, once: bool = False) -> float:
-    """Operations of all matrix products, over all devices: 2 for each multiplication and addition.
+    """Operations of all matrix products on all devices together; a multiplication with its addition counts as 2.
 
-    Loops count as often as they run; a loop with a condition counts as often as the largest number that its condition
-    compares with, the most it can run. Work that a rematerialized block does twice counts twice.
+    The body of a loop counts as often as it runs. A loop with a condition is taken to run as often as it can: the
+    largest number in its condition. Work that a rematerialized block does twice counts twice.
 
     Args:
-      jaxpr: what was traced.
+      jaxpr: the traced program.
       once: count the bodies of loops once, as XLA's own cost analysis does.
     """
     total = 0.0
@@ -43,7 +43,7 @@ def _repeats(name: str, parameters: dict[str, Any], once: bool) -> int:
     if name == "shard_map":
         return parameters["mesh"].size
     if name == "pallas_call":
-        # A grid's steps are one custom call to XLA, which knows nothing of what is in it.
+        # XLA sees all steps of the grid as one opaque custom call.
         return math.prod(parameters["grid_mapping"].grid)
     return 1
 

@@ -1,7 +1,7 @@
-"""What a compiled program moves, read from its text: bytes of memory traffic, and collectives.
+"""Memory traffic and collectives of a compiled program, read from its text.
 
-XLA's own cost analysis counts the body of a loop once. Here it counts as often as it runs: as often as the largest
-number in its condition, the most it can.
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as the loop can run, which is the
+largest number in its condition.
 """
 
 import dataclasses
@@ -15,10 +15,20 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _BITS = {"pred": 8, "token": 0}
 _FREE = frozenset(
     (
-        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
-        *("partition-id", "replica-id", "domain", "async-update"),
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "opt-barrier",
+        "partition-id",
+        "replica-id",
+        "domain",
+        "async-update",
     )
 )
+"""Instructions that move no bytes."""
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -29,11 +39,11 @@ class Collective:
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
-    """Of its results."""
+    """Shapes of its results."""
     size: float
     """Bytes of its results."""
     ways: int
-    """Devices that take part."""
+    """Number of devices that take part."""
     times: int
     """How often it runs."""
 
@@ -41,7 +51,7 @@ class Collective:
     def sent(self) -> float:
         """Bytes that a device sends, in all runs together."""
         share = (self.ways - 1) / self.ways if self.ways > 1 else 0.0
-        # The result of a scatter is what is left of `ways` times as much; a reduction is a scatter and a gather.
+        # The operand of a scatter is `ways` times its result; a reduction is a scatter and a gather.
         factor = {
             "all-reduce": 2 * share,
             "reduce-scatter": self.ways * share,
@@ -52,10 +62,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one device moves in one run of a program."""
+    """The bytes that one device moves in one run of a program."""
 
     memory: float
-    """Bytes read from and written to its memory, on-chip memory left out where the text tells."""
+    """Bytes read from and written to its main memory; on-chip memory is left out where the text marks it."""
     collectives: tuple[Collective, ...]
 
 
@@ -69,7 +79,7 @@ class _Instruction:
 
 
 def read_traffic(text: str) -> Traffic:
-    """Read a compiled program's text (`compiled.as_text()`)."""
+    """The traffic of a compiled program, from its text (`compiled.as_text()`)."""
     computations, entry = _parse(text)
     seen: set[str] = set()
     memory, collectives = 0.0, []
@@ -78,7 +88,7 @@ def read_traffic(text: str) -> Traffic:
         if kind in COLLECTIVES:
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
             key = channel[1] if channel else instruction.name
-            # A collective that is spread over several fusions keeps its channel.
+            # Parts of a collective that is spread over several fusions share one channel; it is counted once.
             if key not in seen:
                 seen.add(key)
                 collectives.append(_collective(kind, instruction, times))
@@ -142,7 +152,7 @@ def _trips(computations: dict, condition: str) -> int:
 
 
 def _arrays(type_text: str) -> Iterator[tuple[tuple[int, ...], float, bool]]:
-    """Shape, bytes, and whether it lies in the device's main memory, of each array of a type."""
+    """For each array of a type: its shape, its bytes, and whether it lies in the device's main memory."""
     for dtype, dimensions, layout in _ARRAY.findall(type_text):
         shape = tuple(int(size) for size in dimensions.split(",") if size)
         bits = _BITS.get(dtype) if dtype in _BITS else int(re.search(r"\d+", dtype)[0])
@@ -167,7 +177,7 @@ def _collective(kind: str, instruction: _Instruction, times: int) -> Collective:
 
 
 def _ways(rest: str) -> int:
-    """Size of the groups of a collective, in the three ways in which it is written."""
+    """Number of devices in each group of a collective, from any of the three notations of groups."""
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(match[2])
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
@@ -194,7 +204,7 @@ def _moved(instruction: _Instruction, scope: dict, computations: dict) -> float:
         target = next(_arrays(instruction.type))
         return sizes[0] + target[1] * target[2]
     if kind == "slice-start":
-        # ((what is sliced), the slice, ...); it is fetched from main memory, mostly into the chip's.
+        # The type is ((operands), slice, ...); the slice is read from main memory, mostly into on-chip memory.
         _, size, main = list(_arrays(instruction.type))[1]
         return size * (1 + main)
     if kind.endswith("-start"):
@@ -203,9 +213,10 @@ def _moved(instruction: _Instruction, scope: dict, computations: dict) -> float:
 
 
 def _fusion_moved(fusion: _Instruction, sizes: list[float], inside: dict[str, _Instruction]) -> float:
-    """As `_moved`; of what a fusion only slices, or updates in place, the slice alone is moved.
+    """Bytes that a fusion reads from and writes to main memory.
 
-    What a collective that is spread over several fusions reads and writes goes through them, and is not theirs.
+    An operand that the fusion only slices counts as the slices; a result that it updates in place counts as the update.
+    Where a collective is spread over several fusions, its operands and results pass through them and are not counted.
     """
     passing = any(x.kind in COLLECTIVES for x in inside.values())
     passed = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", fusion.rest) if passing else []

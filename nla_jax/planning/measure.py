@@ -1,4 +1,4 @@
-"""Compile a step for devices that are not there, and read off what it takes."""
+"""The cost of a step: it is compiled for devices that need not be present, and its memory and speed are read off."""
 
 import dataclasses
 import math
@@ -16,28 +16,32 @@ from nla_jax.planning.steps import Step
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of a compiled step takes on each device; bytes, operations and seconds."""
+    """The cost of one run of a compiled step on each device, in bytes, operations and seconds."""
 
     arguments: float
+    """Bytes of the arguments."""
     outputs: float
-    """Results that take memory of their own: those that reuse a donated argument's are left out."""
+    """Bytes of the results that take memory of their own; results that reuse a donated argument are left out."""
     temporaries: float
+    """Bytes of intermediate results."""
     code: float
+    """Bytes of the program itself."""
     flops: float
-    """Matrix products of the traced program, split evenly over the devices."""
+    """Operations of the traced program's matrix products, split evenly over the devices."""
     redundancy: float
-    """XLA's count of all operations over the even share of the matrix products: 1 where nothing is done twice."""
+    """XLA's count of all operations divided by the even share of the matrix products: 1 where nothing is done twice."""
     memory_traffic: float
+    """Bytes read from and written to main memory."""
     sent: float
     """Bytes sent to other devices."""
     optimal_seconds: float | None
-    """XLA's own estimate of the operations that it has a figure for, with the bodies of loops counted once; None where
-    the backend gives none."""
+    """XLA's own estimate, over the operations that it has a figure for, with the bodies of loops counted once; None
+    where the backend gives none."""
     collectives: tuple[Collective, ...]
     compile_seconds: float
 
     def bounds(self, chip: Chip) -> dict[str, float]:
-        """Seconds that the chip's peaks allow at best, by what limits them."""
+        """Least seconds that each of the chip's peaks allows: compute, memory and links."""
         return {
             "compute": self.flops * self.redundancy / chip.flops,
             "memory": self.memory_traffic / chip.bandwidth,
@@ -45,15 +49,15 @@ class Cost:
         }
 
     def seconds(self, chip: Chip) -> float:
-        """The largest bound: what the step takes if everything else hides behind it."""
+        """The largest of the bounds: the step's seconds if all other work runs at the same time."""
         return max(self.bounds(chip).values())
 
 
 def measure(step: Step, mesh: jax.sharding.Mesh) -> tuple[Cost, str]:
-    """Compile a step; returns its cost and the compiled text.
+    """Compile a step, and return its cost and the compiled text.
 
     Raises:
-      MemoryError: XLA found that the program does not fit, in XLA's words.
+      MemoryError: XLA found that the program does not fit; the message is XLA's.
     """
     started = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -97,7 +101,7 @@ def extrapolate(costs: dict[int, Cost], blocks: int) -> Cost:
         for field in dataclasses.fields(Cost)
         if field.name != "collectives"
     }
-    # Ratios do not lie on a line, and neither do seconds that were spent.
+    # Ratios are not linear in the number of blocks; the seconds of both compilations were spent.
     values |= {
         "redundancy": high.redundancy,
         "compile_seconds": low.compile_seconds + high.compile_seconds,
@@ -108,14 +112,14 @@ def extrapolate(costs: dict[int, Cost], blocks: int) -> Cost:
 def _on_the_line(
     low: tuple[Collective, ...], high: tuple[Collective, ...], ahead: float
 ) -> tuple[Collective, ...]:
-    """Different collectives of either program, with the runs of each moved to the line."""
+    """The collectives of both programs, each with its number of runs extrapolated."""
     few, many = map(_runs, (low, high))
     moved = {c: round(few[c] + (many[c] - few[c]) * ahead) for c in few | many}
     return tuple(dataclasses.replace(c, times=times) for c, times in moved.items() if times > 0)
 
 
 def _runs(collectives: tuple[Collective, ...]) -> Counter[Collective]:
-    """How often each different one runs."""
+    """Each different collective -> how often it runs."""
     runs = Counter()
     for collective in collectives:
         runs[dataclasses.replace(collective, times=0)] += collective.times
@@ -123,7 +127,10 @@ def _runs(collectives: tuple[Collective, ...]) -> Counter[Collective]:
 
 
 def _optimal(total: float) -> float | None:
-    """XLA's sum without the -1 that stands for every operation it has no figure for; the others stay below 1 s."""
+    """XLA's sum of seconds without the -1 that it adds for every operation it has no figure for; None if that is all.
+
+    The sum of the other operations is taken to be below 1 s.
+    """
     return total - math.floor(total) or None if total < 0 else total or None
 
 

@@ -29,25 +29,29 @@ STAGE_MODELS = {
     "extract": ("target",),
     "av_sft": ("av",),
     "ar_sft": ("ar",),
-    **dict.fromkeys(("prefill", "decode"), ("av", "ar", "reference", "weights")),
-    **dict.fromkeys(("copy", "reference", "ar_update", "av_update"), ("av", "ar", "reference")),
+    "prefill": ("av", "ar", "reference", "weights"),
+    "decode": ("av", "ar", "reference", "weights"),
+    "copy": ("av", "ar", "reference"),
+    "reference": ("av", "ar", "reference"),
+    "ar_update": ("av", "ar", "reference"),
+    "av_update": ("av", "ar", "reference"),
 }
-"""What lives on the devices during each step; weights is what a round's sampling reads a copy of."""
+"""The models that the devices hold during each step; "weights" are the copies that a round samples from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """A step's cost beside what else is held while it runs; bytes on one device."""
+    """A step's cost, and the memory that is held while it runs; bytes on one device."""
 
     name: str
     cost: Cost | None
     """None where the program does not fit."""
     held: dict[str, float]
-    """What lives on the device before and after the step, by name."""
+    """Bytes of everything that the device holds before and after the step, by name."""
     inside: dict[str, float]
-    """Parts of the temporaries that follow from shapes: gradients, the KV cache, one chunk of logits."""
+    """Bytes of those temporaries that follow from shapes: gradients, the KV cache, one chunk of logits."""
     problem: str = ""
-    """XLA's words where the program does not fit."""
+    """XLA's message where the program does not fit."""
 
     @property
     def peak(self) -> float:
@@ -65,9 +69,9 @@ class Plan:
     mesh: dict[str, int]
     steps: dict[str, StepPlan]
     rollouts: int
-    """Explanations a round of joint training."""
+    """Number of explanations in a round of joint training."""
     blocks: tuple[int, ...] = ()
-    """Depths from which costs are extrapolated, those of loops over blocks excepted; empty where all were compiled."""
+    """The depths from which costs are extrapolated, except those of loops over blocks; empty if none are."""
 
     @property
     def peak(self) -> float:
@@ -76,18 +80,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every step does."""
+        """Whether every step fits in the chip's memory."""
         return self.peak <= self.chip.memory
 
     @property
     def round_seconds(self) -> float | None:
-        """What a round of joint training takes at the least; None where a part of it was not compiled."""
+        """Least seconds of a round of joint training; None where a part of it was not compiled."""
         costs = [self.steps[name].cost if name in self.steps else None for name in ROUND]
         return None if None in costs else sum(cost.seconds(self.chip) for cost in costs)
 
     @property
     def utilisation(self) -> float | None:
-        """Matrix products of a round over what the chips could compute meanwhile."""
+        """Share of the chips' peak that a round's matrix products use; None where a part was not compiled."""
         if self.round_seconds is None:
             return None
         return sum(self.steps[name].cost.flops for name in ROUND) / (self.round_seconds * self.chip.flops)
@@ -101,12 +105,12 @@ def held_by_step(
     steps: Sequence[str] = STEPS,
     lengths: PromptLengths = LENGTHS,
 ) -> dict[str, dict[str, float]]:
-    """Bytes a device of what lives before and after each step, by name: from shapes alone, nothing is compiled.
+    """Bytes that a device holds before and after each step, by name, from shapes alone: nothing is compiled.
 
-    What is too much here does not fit; what is not may yet fail for its temporaries.
+    A run that holds more than the chip's memory does not fit; one that holds less may still fail for its temporaries.
 
     Raises:
-      ValueError: sizes that the mesh does not divide.
+      ValueError: the mesh does not divide a size.
     """
     mesh = make_mesh(config.mesh, devices)
     check_divisions(config, lm, mesh)
@@ -127,19 +131,19 @@ def make_plan(
     """Compile the steps of a run.
 
     Args:
-      config: the run's.
-      lm: the target.
+      config: config of the run.
+      lm: config of the target LM.
       chip: peaks of a device.
-      devices: of the mesh; they need not be there.
-      steps: which to compile.
-      blocks: two depths to compile in place of the model's own, from which its costs follow: a step's costs lie on a
-        line, its blocks being alike. Models whose blocks differ by layer need multiples of their period. Steps that
-        loop over blocks (`model.scan_blocks`) are compiled at the model's own depth all the same.
-      lengths: of the prompts.
-      compiled: told of every compiled program: step, blocks, cost, text.
+      devices: devices of the mesh; they need not be present.
+      steps: names of the steps to compile.
+      blocks: two depths to compile instead of the model's own. Its costs are extrapolated from them, since a step's
+        costs are linear in the number of equal blocks; models whose blocks differ by layer need multiples of their
+        period. Steps that loop over blocks (`model.scan_blocks`) are compiled at the model's own depth in any case.
+      lengths: lengths of the prompts.
+      compiled: called with step, blocks, cost and text of every compiled program.
 
     Raises:
-      ValueError: sizes that the mesh does not divide, or depths that are not two within the model.
+      ValueError: the mesh does not divide a size, or `blocks` are not two depths within the model.
     """
     mesh = make_mesh(config.mesh, devices)
     check_divisions(config, lm, mesh)
@@ -175,7 +179,7 @@ def _by_step(held: dict[str, dict[str, float]], steps: Sequence[str]) -> dict[st
 
 
 def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
-    """Bytes a device of what lives between steps, by the names in STAGE_MODELS and by what is shown."""
+    """Bytes that a device holds between steps: name in STAGE_MODELS -> name in the report -> bytes."""
     model, lora, sizes = run.config.model, run.config.lora, bytes_per_device
     held = {
         "target": {"target": sizes(run.target)},
@@ -187,7 +191,7 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
         held[name] = {f"{name} {part}": sizes(tree) for part, tree in parts.items()}
     if not lora.rank:
         return held
-    # The target's weights are everyone's base.
+    # The target's weights are the base of all adapters.
     held["av"]["target"] = held["ar"]["target"] = sizes(run.target)
     held["reference"] = {"reference": sizes(run.states["av"].params)}
     if model.scan_blocks:
@@ -196,13 +200,13 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
 
 
 def _depth(config: ExperimentConfig, lm: LMConfig, step: str) -> int:
-    """Blocks that a step runs."""
+    """Number of blocks that a step runs."""
     stops = step in ("ar_sft", "ar_update") or (step == "extract" and not config.extraction.next_words)
     return config.model.layer + 1 if stops else lm.num_layers
 
 
 def _cut(config: ExperimentConfig, lm: LMConfig, blocks: int) -> tuple[ExperimentConfig, LMConfig]:
-    """A run on the first blocks of a model, all of which its AR keeps as well."""
+    """Configs of a run on the first blocks of a model; its AR keeps all of them."""
     model = dataclasses.replace(config.model, layer=blocks - 1)
     injection = dataclasses.replace(config.injection, layer=min(config.injection.layer, blocks - 1))
     lm = dataclasses.replace(
@@ -232,7 +236,7 @@ def _inside(run: AbstractRun, step: str) -> dict[str, float]:
 
 
 def alternatives(config: ExperimentConfig, plan: Plan) -> Iterator[tuple[str, ExperimentConfig]]:
-    """Configs with one knob turned towards less memory, each with what was done."""
+    """Configs with one setting changed towards less memory, each after a description of the change."""
 
     def replaced(part: str, **values: object) -> ExperimentConfig:
         return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})

@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""A plan as text: tables of memory, speed and collectives, and a verdict."""
 
 from collections import defaultdict
 
@@ -18,7 +18,7 @@ def render(plan: Plan) -> str:
 
 
 def render_held(held: dict[str, dict[str, float]], chip: Chip) -> str:
-    """What lives on a device during each step, and the most of any step."""
+    """A table of what a device holds during each step, and the largest total of any step."""
     names = {key: None for step in held.values() for key in step}
     rows = [["GiB a device", *held]]
     rows += [[name, *(_gib(step.get(name, 0.0)) for step in held.values())] for name in names]
@@ -93,22 +93,22 @@ def _speed(plan: Plan) -> str:
 
 
 def _collectives(plan: Plan) -> str:
-    """A row for each kind: how often it runs, and the bytes a device sends by it; and the largest of them."""
+    """A table row for each step and kind of collective: how often it runs, bytes sent, and the largest result."""
     rows = [["collectives", "kind", "in program", "runs", "GB sent", "largest result"]]
     for name, step in plan.steps.items():
         kinds = defaultdict(list)
         for collective in step.cost.collectives if step.cost else ():
             kinds[collective.kind].append(collective)
-        for kind, found in sorted(kinds.items()):
-            largest = max(found, key=lambda collective: collective.size)
+        for kind, collectives in sorted(kinds.items()):
+            largest = max(collectives, key=lambda collective: collective.size)
             shapes = " ".join("x".join(map(str, shape)) for shape in largest.shapes[:2])
-            sent = sum(collective.sent for collective in found)
+            sent = sum(collective.sent for collective in collectives)
             rows.append(
                 [
                     name,
                     kind,
-                    f"{len(found)}",
-                    f"{sum(collective.times for collective in found)}",
+                    f"{len(collectives)}",
+                    f"{sum(collective.times for collective in collectives)}",
                     f"{sent / 1e9:.3g}",
                     f"{largest.size / 2**20:.1f} MiB ({shapes})",
                 ]

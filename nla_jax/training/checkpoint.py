@@ -2,7 +2,7 @@
 
 Layout: one Orbax checkpoint per step in `<directory>/<step>`, with one item per named tree, and the file
 `pinned` with the number of the step to keep. Orbax writes under another name and renames at the end; deleting
-renames first. So a bare number names a whole checkpoint, and `<step>.<anything>` is what a kill left behind.
+renames first. So a folder named by a bare number is a whole checkpoint, and a kill leaves `<step>.<anything>`.
 
 Arrays are stored uncompressed: float32 training states shrink by 7% only, and compressing one takes longer
 than writing it and needs a second copy of it in memory.
@@ -45,10 +45,10 @@ class Checkpoints:
     """The checkpoints of one run. In a run of several processes, all of them call every method.
 
     Args:
-      directory: created by the first save.
-      digest: identifies the part of the config that decides whether training may continue from a checkpoint;
-        stored in each and compared whenever one is opened.
-      keep: how many of the newest steps are kept, beside the pinned one.
+      directory: folder of the checkpoints, created by the first save.
+      digest: identifies the part of the config that decides whether training may continue from a checkpoint; it is
+        stored in each checkpoint and compared whenever one is opened.
+      keep: number of newest steps that are kept, beside the pinned one.
       background: whether `save` returns once the arrays are copied, and writes while training goes on.
 
     Raises:
@@ -65,10 +65,10 @@ class Checkpoints:
         self._unfinished: Callable[[], None] | None = None
 
     def latest(self) -> int | None:
-        """The newest complete step, or None. What a killed or failed save left is not seen.
+        """The newest complete step, or None; leftovers of a killed or failed save do not count.
 
         Raises:
-          ValueError: that step belongs to another digest.
+          ValueError: that step was saved under another digest.
         """
         steps = steps_of(self.directory)
         if not steps:
@@ -77,15 +77,19 @@ class Checkpoints:
         return steps[-1]
 
     def pinned(self) -> int | None:
-        """The step that `pin` chose last, or None."""
+        """The newest step that was saved with `pin` or chosen by `pin`, or None."""
         marker = self.directory / "pinned"
-        return int(marker.read_text()) if marker.exists() else None
+        chosen = {int(marker.read_text())} if marker.exists() else set()
+        # A process that dies after a save in the background has not written the marker, so steps tell it themselves.
+        notes = {step: info_of(self.directory / str(step)) for step in steps_of(self.directory)}
+        chosen |= {step for step, info in notes.items() if info and info["custom_metadata"].get("pin")}
+        return max(chosen, default=None)
 
     def pin(self, step: int) -> None:
-        """Keep `step` (the best so far, say) until another is pinned; then it goes with the next save.
+        """Keep `step` (the best so far, say) until another is pinned; the next save after that may delete it.
 
         Raises:
-          FileNotFoundError: no such step.
+          FileNotFoundError: there is no such step.
         """
         find(self.directory, step)
         if jax.process_index() == 0:
@@ -98,20 +102,20 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, then delete the steps that are no longer kept.
 
-        A process killed at any moment leaves the previous checkpoints as they were. What is written in the background
-        counts from the next call of `save` or `wait` on.
+        A process killed at any moment leaves the previous checkpoints unchanged. A checkpoint that is written in the
+        background is only pinned, and older ones deleted, in the next call of `save` or `wait`.
 
         Args:
-          step: greater than every saved step.
+          step: number of the step, greater than every saved one.
           trees: pytrees of jax arrays by name; each can be restored alone. They may be donated afterwards.
-          extra: whatever JSON can hold: iterator states, seeds, counters.
+          extra: values that JSON can hold: iterator states, seeds, counters.
           pin: whether to keep this step from now on; see `pin`.
 
         Raises:
-          ValueError: a step that is not newer than the latest, a directory of another digest, or an `extra`
-            that JSON cannot hold.
-          CheckpointError: a write failed, this one or the last in the background, for instance because the disk is
-            full; what it left is removed.
+          ValueError: the step is not newer than the latest, the directory has another digest, or JSON cannot hold
+            `extra`.
+          CheckpointError: this write or the last one in the background failed, for instance because the disk is full;
+            its leftovers are removed.
         """
         self.wait()
         latest = self.latest()
@@ -131,9 +135,10 @@ class Checkpoints:
         metadata = {
             "digest": self.digest,
             "extra": dict(extra),
+            "pin": pin,
             "fingerprints": {name: fingerprints(tree) for name, tree in trees.items()},
         }
-        # A number that is taken here is a damaged checkpoint: every complete one is older.
+        # Every complete checkpoint is older, so a folder of this number can only be a damaged one.
         path, options = self.directory / str(step), {"overwrite": True, "custom_metadata": metadata}
 
         def finish() -> None:
@@ -150,10 +155,10 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Return when what is being written is there.
+        """Wait until the checkpoint that is being written in the background, if any, is complete.
 
         Raises:
-          CheckpointError: as `save`.
+          CheckpointError: the write failed, as in `save`.
         """
         unfinished, self._unfinished = self._unfinished, None
         if unfinished is not None:
@@ -180,20 +185,20 @@ class Checkpoints:
     ) -> tuple[dict[str, Tree], dict[str, Any]]:
         """Read trees bit for bit into the given shardings, whatever mesh they were saved from.
 
-        Blocks that were saved stacked may be wanted unstacked, and the other way round.
+        Blocks that were saved stacked can be restored unstacked, and the other way round.
 
         Args:
-          like: by name, the trees wanted and no others; leaves are jax.ShapeDtypeStruct with a sharding, or
-            arrays (whose memory is then held twice).
-          step: the latest if None.
+          like: name -> form of each tree to restore; leaves are jax.ShapeDtypeStruct with a sharding, or arrays
+            (whose memory is then held twice).
+          step: step to restore; None means the latest.
 
         Returns:
           The trees, and the `extra` of the save.
 
         Raises:
-          FileNotFoundError: no such checkpoint.
-          ValueError: a checkpoint of another digest; a tree that is not in it; leaves that differ in path,
-            shape or dtype; a leaf without sharding.
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: the checkpoint has another digest or lacks a tree; leaves differ in path, shape or dtype; or a
+            leaf has no sharding.
           CheckpointError: the files are damaged.
         """
         path = find(self.directory, step)
@@ -241,17 +246,17 @@ def restore_params(directory: Path, name: str, step: int | None = None, mesh: Me
     """The parameters alone of a saved TrainState, for analysis; the optimizer's bytes are not read.
 
     Args:
-      directory: of a run, whatever its config.
-      name: of the TrainState among the saved trees.
-      step: the latest if None.
-      mesh: where to place them by the partition rules; the first local device if None.
+      directory: folder of a stage's checkpoints, whatever its digest.
+      name: name of the TrainState among the saved trees.
+      step: step to read; None means the latest.
+      mesh: mesh to place the parameters on by the partition rules; None takes the first local device.
 
     Returns:
       The parameters as nested dicts.
 
     Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: no tree of that name, or one without `params`.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: there is no tree of that name, or it has no `params`.
       CheckpointError: the files are damaged.
     """
     path = find(directory.absolute(), step)
@@ -285,7 +290,7 @@ def _abstract(tree: Tree, name: str) -> Tree:
 
 
 def _change_of_form(saved: Tree, wanted: Tree) -> Callable[[Tree], Tree] | None:
-    """What turns the saved form of blocks, stacked or not, into the wanted one; None if they agree."""
+    """The function that turns blocks from the saved form, stacked or not, into the wanted one; None if they agree."""
 
     def stacked(tree: Tree) -> bool:
         return any("/blocks/" in f"/{joined(path)}/" for path, _ in jax.tree_util.tree_leaves_with_path(tree))
@@ -296,7 +301,7 @@ def _change_of_form(saved: Tree, wanted: Tree) -> Callable[[Tree], Tree] | None:
 
 
 def _other_form(wanted: Tree, change: Callable[[Tree], Tree]) -> Tree:
-    """Shapes and shardings of what `change` makes `wanted` of."""
+    """Shapes and shardings of the tree that `change` turns into `wanted`."""
     shapes = jax.eval_shape(unstack_blocks if change is stack_blocks else stack_blocks, wanted)
     sharding = jax.tree.leaves(wanted)[0].sharding
     if isinstance(sharding, NamedSharding):
@@ -318,11 +323,11 @@ def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, str]]:
 def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> None:
     mismatches = []
     for name, tree in wanted.items():
-        ours, theirs = dict(_leaves(tree, name)), dict(_leaves(saved[name], name))
+        asked, stored = dict(_leaves(tree, name)), dict(_leaves(saved[name], name))
         mismatches += [
-            f"{leaf}: saved {theirs.get(leaf, 'nothing')}, wanted {ours.get(leaf, 'nothing')}"
-            for leaf in sorted(ours.keys() | theirs.keys(), key=lambda leaf: ("/opt_state/" in leaf, leaf))
-            if ours.get(leaf) != theirs.get(leaf)
+            f"{leaf}: saved {stored.get(leaf, 'nothing')}, wanted {asked.get(leaf, 'nothing')}"
+            for leaf in sorted(asked.keys() | stored.keys(), key=lambda leaf: ("/opt_state/" in leaf, leaf))
+            if asked.get(leaf) != stored.get(leaf)
         ]
     if mismatches:
         more = len(mismatches) - MISMATCHES_SHOWN

@@ -1,6 +1,6 @@
-"""Checkpoints as they lie on disk: which are whole, what they hold, and reading them with their fingerprints checked.
+"""Checkpoints on disk: which of them are whole, what they hold, and reading them with their fingerprints checked.
 
-A bare number names a whole checkpoint; `<step>.<anything>` is what a kill left behind.
+A folder named by a bare number is a whole checkpoint; a killed save leaves one named `<step>.<anything>`.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ class CheckpointError(RuntimeError):
 
 
 def context() -> ocp.Context:
-    """How Orbax reads and writes here."""
-    found = ocp.Context()
-    found.array.saving.use_compression = False
-    # Only the requested leaves are read; `Checkpoints.restore` makes sure that it requests every one.
-    found.pytree.loading.partial_load = True
-    return found
+    """The Orbax settings of all checkpoints: no compression, and only the requested leaves are read."""
+    settings = ocp.Context()
+    settings.array.saving.use_compression = False
+    # `Checkpoints.restore` makes sure that it requests every leaf.
+    settings.pytree.loading.partial_load = True
+    return settings
 
 
 def load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[str, Tree]:
-    """Read what `abstract` asks for, by tree; whole trees are compared with what was saved.
+    """Read the leaves that `abstract` asks for, tree by tree, and compare their fingerprints with the saved ones.
 
     Raises:
       CheckpointError: the files are damaged.
@@ -44,14 +44,14 @@ def load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[st
     saved = info["custom_metadata"].get("fingerprints", {})
     with readable(path):
         for name in trees.keys() & saved.keys():
-            for leaf, found in fingerprints(trees[name]).items():
-                if found != saved[name][leaf]:
+            for leaf, number in fingerprints(trees[name]).items():
+                if number != saved[name][leaf]:
                     raise ValueError(f"the numbers of {name}/{leaf} are not those that were saved")
     return trees
 
 
 def fingerprints(tree: Tree) -> dict[str, int]:
-    """A number for each leaf that changes with any of its bits, the same on every mesh."""
+    """For each leaf, a number that changes with any of its bits and is the same on every mesh."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     numbers = jax.device_get([block_on_simulated_devices(_fingerprint(leaf)) for leaf in leaves])
     return {joined(path): int(number) for path, number in zip(paths, numbers, strict=True)}
@@ -77,7 +77,7 @@ def saved_shapes(path: Path, name: str) -> Tree:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever is raised while reading `path` into a `CheckpointError` that names the other steps."""
+    """Turn any error while reading `path` into a `CheckpointError` that names the other steps."""
     try:
         yield
     except Exception as error:
@@ -89,8 +89,8 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def info_of(path: Path) -> dict[str, Any] | None:
-    """What Orbax and `save` noted about a checkpoint as a whole; None if `path` holds no whole one."""
-    # Orbax's own function reads the shapes of all trees first, which takes a second where this takes none.
+    """The notes of Orbax and of `Checkpoints.save` on a checkpoint; None if `path` is not a whole checkpoint."""
+    # Orbax's own function first reads the shapes of all trees, which takes a second.
     try:
         info = json.loads((path / "_CHECKPOINT_METADATA").read_text())
     except (OSError, ValueError):
@@ -110,10 +110,10 @@ def steps_of(directory: Path) -> list[int]:
 
 
 def find(directory: Path, step: int | None) -> Path:
-    """Where a step lies, the latest if None.
+    """Path of a step's checkpoint; None means the latest step.
 
     Raises:
-      FileNotFoundError: no such step.
+      FileNotFoundError: there is no such step.
     """
     steps = steps_of(directory)
     if not steps or step not in (None, *steps):
@@ -125,13 +125,13 @@ def find(directory: Path, step: int | None) -> Path:
 
 
 def joined(path: tuple[Any, ...]) -> str:
-    """A key path of a tree with slashes."""
+    """A key path of a tree as text, with slashes between keys."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a checkpoint holds, without its numbers."""
+    """The contents of a checkpoint, without its numbers."""
 
     path: Path
     step: int
@@ -139,7 +139,7 @@ class Description:
     digest: str
     extra: dict[str, Any]
     trees: dict[str, dict[str, jax.ShapeDtypeStruct]]
-    """By name, the shape and dtype of each leaf by its path."""
+    """Name of a tree -> path of a leaf -> the leaf's shape and dtype."""
 
     def bytes_of(self, tree: str, part: str = "") -> int:
         """Bytes of a tree, or of its leaves whose path begins with `part`."""
@@ -148,10 +148,10 @@ class Description:
 
 
 def describe(directory: Path) -> list[Description]:
-    """The checkpoints below a directory (of a run, of a stage, or a checkpoint itself), oldest first in each stage.
+    """The checkpoints below a directory of a run or a stage, oldest first in each stage; or the one at `directory`.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no checkpoint.
     """
     directory = directory.absolute()
     paths = (
@@ -183,10 +183,10 @@ def describe(directory: Path) -> list[Description]:
 
 
 def verify(description: Description) -> None:
-    """Read everything of a checkpoint and compare it with what was saved.
+    """Read a whole checkpoint and compare its fingerprints with the saved ones.
 
     Raises:
-      CheckpointError: it is damaged.
+      CheckpointError: the checkpoint is damaged.
     """
     device = SingleDeviceSharding(jax.local_devices()[0])
     for name in description.trees:

@@ -1,4 +1,4 @@
-"""Watching a run for the ways in which it goes wrong: a warning first, and in the end a stop with everything saved."""
+"""Guards of a run: metrics beyond a first threshold give a warning, beyond a second they stop the run."""
 
 import dataclasses
 import math
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 
 
 class GuardError(RuntimeError):
-    """Raised where a metric has been beyond its last threshold for too long."""
+    """A metric has been beyond its last threshold for too long."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """Two thresholds of a metric of every step; the second lies beyond the first, above or below."""
+    """Two thresholds of a metric; `stop` lies beyond `warn`, above it if high values are bad, else below."""
 
     warn: float
     stop: float
     patience: int | None = None
-    """Where another than the config's counts."""
+    """Steps in a row beyond a threshold before anything happens; None takes the config's `patience`."""
 
     def __post_init__(self):
         if self.warn == self.stop:
@@ -27,33 +27,33 @@ class Guard:
             )
 
     def passes(self, value: float, threshold: float) -> bool:
-        """Whether a value is on the good side; one that is not a number is not."""
+        """Whether a value is on the good side of a threshold; NaN never is."""
         return value < threshold if self.stop > self.warn else value > threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What is watched in joint training."""
+    """The metrics that are watched in joint training, and their thresholds."""
 
     entropy: Guard = Guard(warn=0.3, stop=0.02)
-    """Nats a token; low where the AV writes one text whatever it reads."""
+    """Entropy in nats a token; it is low where the AV writes one text whatever it reads."""
     reward_std: Guard = Guard(warn=1e-3, stop=1e-6)
-    """Within groups; without any there is nothing to learn from."""
+    """Standard deviation of rewards within groups; at zero there is nothing to learn from."""
     failed_fraction: Guard = Guard(warn=0.5, stop=0.98)
-    """Answers that were cut or lack their closing: lengths have saturated."""
+    """Share of answers that were cut or lack their closing; it is high where lengths have saturated."""
     sampler_trainer_logprob_diff: Guard = Guard(warn=0.1, stop=1.0)
-    """Nats a token by which sampler and trainer disagree about the same tokens."""
+    """Difference of sampler and trainer in the log-probability of the same tokens, in nats a token."""
     kl: Guard = Guard(warn=2.0, stop=20.0)
-    """Nats a token from the reference."""
+    """KL divergence from the reference, in nats a token."""
     judge_drop: Guard = Guard(warn=0.02, stop=float("inf"), patience=2)
-    """By how much `fve_nrm` of the frozen judge has fallen below its best while the own AR's is higher than ever: AV
-    and AR then agree on something that nobody else understands. A finite `stop` ends the run there."""
+    """Fall of the frozen judge's `fve_nrm` below its best while the own AR's is higher than ever: AV and AR then agree
+    on something that nobody else understands. A finite `stop` ends the run there."""
     patience: int = 5
-    """Steps (or evaluations, where a metric is one of those) in a row beyond a threshold before anything happens."""
+    """Steps in a row beyond a threshold before anything happens; evaluations, for a metric of evaluations."""
 
     @property
     def guards(self) -> dict[str, Guard]:
-        """By the metric's name."""
+        """The guards by the name of their metric."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Guard)}
 
@@ -69,11 +69,11 @@ REMEDIES = {
 
 
 def judge_drop(now: Mapping[str, float], highest: Mapping[str, float]) -> float:
-    """How far the judge's `fve_nrm` is below its best while the own AR's has never been higher; else 0.
+    """The fall of the judge's `fve_nrm` below its best if the own AR's is higher than ever; else 0.
 
     Args:
       now: `own_fve_nrm` and `judge_fve_nrm` of an evaluation.
-      highest: the highest of each in the evaluations before; may be empty.
+      highest: highest value of each in the evaluations before; may be empty.
     """
     own, judge = "own_fve_nrm", "judge_fve_nrm"
     rises = now[own] > highest.get(own, -math.inf)
@@ -88,14 +88,14 @@ class Watch:
         self.beyond: Counter[tuple[str, str]] = Counter()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """Look at a step's metrics; what to tell, once each time that a metric goes beyond.
+        """Count a step's metrics, and return a warning for each that has now been beyond its first threshold too long.
 
         Raises:
           GuardError: a metric has been beyond its last threshold for `patience` steps.
         """
         if self.config is None:
             return []
-        told = []
+        warnings = []
         for name, guard in self.config.guards.items():
             if name not in metrics:
                 continue
@@ -111,5 +111,5 @@ class Watch:
             if self.beyond[name, "stop"] >= patience:
                 raise GuardError(message.format(f"{guard.stop:g}"))
             if self.beyond[name, "warn"] == patience:
-                told.append(message.format(f"{guard.warn:g}"))
-        return told
+                warnings.append(message.format(f"{guard.warn:g}"))
+        return warnings

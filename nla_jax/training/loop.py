@@ -1,4 +1,4 @@
-"""The loop around every pure step: resume, batches, evaluation, checkpoints, metrics, progress."""
+"""The loop around every pure step: it resumes, draws batches, evaluates, saves, and reports metrics and progress."""
 
 import contextlib
 import dataclasses
@@ -29,18 +29,18 @@ States = dict[str, TrainState]
 
 
 Metrics = Callable[[], dict[str, float]]
-"""The metrics of a step that was dispatched: they are waited for when they are asked for."""
+"""A function that waits for the metrics of a dispatched step and returns them."""
 
 
 Step = Callable[[States, dict[str, np.ndarray], int], tuple[States, Metrics]]
-"""(states, batch, index of the step from 0) -> (states, metrics to come); donates the states.
+"""(states, batch, index of the step from 0) -> (states, metrics to wait for); the step donates the states.
 
-A batch is made of the rows that lie on this process's devices."""
+A batch holds the rows that lie on this process's devices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length and rhythm of a stage."""
+    """Length of a stage, and how often it evaluates and saves."""
 
     steps: int
     evaluate_every: int
@@ -48,17 +48,17 @@ class LoopConfig:
     checkpoint_every: int
     """Steps between checkpoints; the last step is always saved."""
     max_bad_steps: int = 5
-    """Updates in a row with gradients that are not finite before the run stops."""
+    """The run stops after this many updates in a row with gradients that are not finite."""
     keep_checkpoints: int = 1
-    """How many of the newest checkpoints are kept, beside the best."""
+    """Number of newest checkpoints that are kept, beside the best."""
 
 
 class Preempted(RuntimeError):
-    """Raised after SIGTERM, when the state is saved."""
+    """The run was told to stop by SIGTERM; its state is saved."""
 
 
 class _Preemption(contextlib.AbstractContextManager):
-    """Notices SIGTERM, which is how machines are taken back, in place of dying of it."""
+    """Notices SIGTERM, by which machines are taken back, instead of letting it end the process."""
 
     def __enter__(self):
         self.noticed = False
@@ -100,25 +100,26 @@ def run_stage(
     """Train until `config.steps`, going on from the last checkpoint if there is one.
 
     A step is dispatched before the metrics of the one before are read, so that the device never waits for the host.
-    What follows a kill is what would have followed without it: states, batch order, random keys (functions of
-    the step) and metrics rows come back exactly.
+    A killed run goes on as if it had not been killed: states, batch order, random keys (functions of the step) and
+    metrics rows come back exactly.
 
     Args:
       stage: name in metrics.jsonl and on the progress bar.
-      config: length and rhythm.
-      initial: makes the states; called only when nothing is there to resume.
-      step: see `Step`.
-      batches: endless; its state is part of the checkpoint.
-      evaluate: metrics on held-out documents; it is given the highest value that each has had so far.
-      checkpoints: where states go.
-      log: where metrics go.
-      mesh: where states live.
+      config: length of the stage, and how often it evaluates and saves.
+      initial: makes the states; called only if there is no checkpoint.
+      step: the training step, see `Step`.
+      batches: endless batches; the iterator's state is part of the checkpoint.
+      evaluate: computes metrics on held-out documents, from the states and the highest value of each metric so far.
+      checkpoints: the stage's checkpoints.
+      log: the run's metrics.
+      mesh: mesh that states are placed on.
       shown: metrics on the progress bar.
-      best: evaluated metric whose highest checkpoint is kept besides the last ones.
-      guards: watched metrics, of every step and of every evaluation.
+      best: evaluated metric; the checkpoint with its highest value is kept beside the last ones.
+      guards: thresholds of watched metrics, of steps and of evaluations.
 
     Raises:
-      TooManyBadSteps, GuardError: as the names say; the state is saved.
+      TooManyBadSteps: too many updates in a row had to be refused; the state is saved.
+      GuardError: a metric was beyond its last threshold for too long; the state is saved.
       Preempted: SIGTERM came; the state is saved.
     """
     done = checkpoints.latest()
@@ -173,7 +174,7 @@ def run_stage(
             states, metrics = step(states, next(batches), now - 1)
             block_on_simulated_devices(states)
             if unread is not None:
-                # The state is a step further than these metrics.
+                # These metrics are of the step before; a save in `read` is of the state after step `now`.
                 report(now - 1, read(unread, now))
             unread = metrics
             last, preempted = now == config.steps, preemption.reached(now)
@@ -202,12 +203,12 @@ def run_stage(
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are single numbers, on the host."""
+    """The metrics that are single numbers, as floats on the host."""
     return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
 def abstract(initial: Callable[[], Any], mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of what `initial` would make, without making it."""
+    """Shapes, dtypes and shardings of the tree that `initial` would make, without making it."""
     shapes = jax.eval_shape(initial)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

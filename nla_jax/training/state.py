@@ -1,4 +1,4 @@
-"""What a step updates, how gradients are summed over micro-batches, and when an update is refused."""
+"""Training states, the optimizer, and the update: it sums gradients over micro-batches and refuses infinite ones."""
 
 import dataclasses
 import typing
@@ -70,7 +70,7 @@ class TrainState:
 
 
 def restart(state: TrainState) -> TrainState:
-    """The state as another stage begins with it: the optimizer keeps its moments, its schedule starts anew."""
+    """The state at the start of another stage: the optimizer keeps its moments, its schedule and counts start anew."""
 
     def is_schedule(path: Any, _: Any) -> bool:
         return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
@@ -83,12 +83,12 @@ def restart(state: TrainState) -> TrainState:
 @typing.no_type_check
 @flax.struct.dataclass
 class LossSums:
-    """A loss as a sum, with further sums to report; what micro-batches add up.
+    """The loss of a micro-batch as a sum over its tokens or rows, with further sums to report.
 
     Attributes:
       loss: summed loss.
-      sums: further quantities that are summed and divided by the same denominator.
-      per_row: quantities kept row by row.
+      sums: further sums, which are divided by the same denominator as the loss.
+      per_row: quantities with one value a row, which are not summed.
     """
 
     loss: Float[Array, ""]
@@ -110,18 +110,18 @@ def update(
     An update whose gradient is not finite is refused and counted.
 
     Args:
-      state: donated by the jitted callers.
+      state: the state to update, which jitted callers donate.
       optimizer: as given to `TrainState.create`.
       loss_sums: (params, micro-batch) -> sums.
       batch: arrays with the row axis first; rows are a multiple of `micro_batches`.
-      denominator: what the loss is divided by, known before the pass.
-      micro_batches: how many pieces the batch is cut into.
+      denominator: divisor of the loss over the whole batch.
+      micro_batches: number of parts that the batch is cut into.
 
     Returns:
       The new state, and metrics: loss, grad_norm, the other sums divided, and the per-row quantities.
 
     Raises:
-      ValueError: rows that `micro_batches` does not divide.
+      ValueError: `micro_batches` does not divide the rows.
     """
     denominator = jnp.maximum(denominator, 1.0)
 
@@ -167,7 +167,7 @@ def update(
 
 
 class TooManyBadSteps(RuntimeError):
-    """Raised by the loops when update after update had to be refused."""
+    """Too many updates in a row had to be refused."""
 
 
 def check_bad_steps(metrics: dict[str, float], stage: str, limit: int) -> None:
