@@ -1,5 +1,5 @@
-"""What a script sets up or uses of its process: compiled programs on disk, its place among several processes, a
-progress bar, and memory handed back to the system."""
+"""The process that a script runs in: its compiled programs on disk, its place among several processes, its progress
+bars, and memory that it hands back to the system."""
 
 import ctypes
 import re

@@ -56,16 +56,16 @@ STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One plot over the steps of a stage; it is left out of the report where the run has no such numbers."""
+    """One plot over the steps of a stage; the report leaves it out if the run has no such numbers."""
 
     stage: str
     title: str
     lines: Mapping[str, str]
-    """Key in `metrics.jsonl` -> its name in the legend, which a single line does without."""
+    """Key in `metrics.jsonl` -> its name in the legend; a panel with one line has no legend."""
     note: str
-    """What to look for, in a sentence."""
+    """A sentence that says what to look for."""
     spread: str | None = None
-    """Key of the standard deviation around the first line."""
+    """Key of the standard deviation that is drawn around the first line."""
     in_overview: bool = False
 
 
@@ -253,7 +253,7 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
 
 
 def find_table(evaluation: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The first of the named tables that an evaluation holds, or one without lines."""
+    """The first of the named tables that an evaluation holds, or a table without lines."""
     tables = {table["name"]: table for suite in evaluation["suites"].values() for table in suite["tables"]}
     empty = {"name": names[0], "title": names[0], "note": "", "plotted": None, "rows": []}
     return next((tables[name] for name in names if name in tables), empty)
@@ -273,7 +273,7 @@ def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def columns(table: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The labels and the figures that any line of a table has, in order of appearance."""
+    """The names of all labels and of all figures in a table's lines, in order of appearance."""
     return tuple(
         list(dict.fromkeys(key for row in table["rows"] for key in row[part]))
         for part in ("labels", "figures")
@@ -281,7 +281,7 @@ def columns(table: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def curve(rows: Sequence[Row], stage: str, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one number; of a step logged twice (by a resumed run) the later row counts."""
+    """Steps and values of one number; where a resumed run logged a step twice, the later row counts."""
     values = {row["step"]: row[key] for row in rows if row.get("stage") == stage and row.get(key) is not None}
     return sorted(values), [values[step] for step in sorted(values)]
 

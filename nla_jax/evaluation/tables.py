@@ -23,7 +23,7 @@ class Row:
     figures: Mapping[str, Figure]
     """The figure in each column; a `Ratio` can be compared with another run's, row by row. None is undefined."""
     group: str = "nla"
-    """What kind of line it is: "nla", "gold" (texts or figures that see the context), or "control"."""
+    """The kind of line: "nla", "gold" (texts or figures that see the context), "control" or "baseline"."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Further values that tell the line apart, such as the AR that measured it."""
     ids: Sequence[str] | None = None

@@ -16,7 +16,7 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     """llama3: wavelengths above original_positions / low_freq_factor are divided by the whole `factor`."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths below original_positions / high_freq_factor stay as they are."""
+    """llama3: wavelengths below original_positions / high_freq_factor are not scaled."""
     original_positions: int = 8192
     """llama3: context length of pretraining, in tokens."""
 
@@ -52,7 +52,7 @@ class LMConfig:
     norm_offset: float = 0.0
     """Added to the stored scales of all norms. Gemma stores them around 0, so that its offset is 1."""
     norm_placement: Literal["pre", "post", "both"] = "pre"
-    """Where a block normalizes: the inputs of attention and MLP, their outputs to the residual stream, or both."""
+    """The place of norms: the inputs of attention and MLP, their outputs to the residual stream, or both."""
     parallel_residual: bool = False
     """Whether the MLP reads the stream that entered the block, as attention does, without attention's output."""
     qk_norm: Literal["none", "head", "whole"] = "none"
@@ -76,7 +76,7 @@ class LMConfig:
     sliding_window: int | None = None
     """Sliding layers see the keys at distance 0..sliding_window - 1."""
     sliding_layers: tuple[bool, ...] = ()
-    """Which blocks slide; empty means none."""
+    """For each block, whether its attention slides; empty means that none does."""
     attention_scale_dim: int | None = None
     """Scores are divided by the square root of this; None means head_dim."""
     attention_softcap: float | None = None
@@ -85,7 +85,7 @@ class LMConfig:
     """With a number c, logits x become c * tanh(x / c)."""
     experts: Experts | None = None
     expert_layers: tuple[bool, ...] = ()
-    """Which blocks route to `experts` instead of having an MLP; empty means none."""
+    """For each block, whether it routes to `experts` instead of having an MLP; empty means that none does."""
     tie_embeddings: bool = False
     """Whether the LM head is the transposed embedding."""
     max_positions: int = 8192

@@ -41,7 +41,7 @@ class Packing:
         return jnp.array(True) if self.kept_M is None else real.sum() <= len(self.kept_M)
 
     def join(self, pieces: Pieces) -> Array:
-        """Make each token of all pieces a row of its own; a lone piece whose tokens are all kept stays as it is.
+        """Make each token of all pieces a row of its own; a lone piece whose tokens are all kept is returned unchanged.
 
         One row of all tokens would serve as well, but XLA:CPU shares work between cores by the leading axis.
         """

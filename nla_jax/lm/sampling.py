@@ -1,6 +1,6 @@
 """Sampling continuations of a shared prompt in one jitted loop; it knows tokens, not text.
 
-The prompt's keys and values come in as segments and stay as they are. The loop owns one buffer per block for the
+The prompt's keys and values come in as segments and are not copied. The loop owns one buffer per block for the
 sampled tokens, updated in place, and ends when every row has ended.
 """
 

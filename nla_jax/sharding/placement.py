@@ -11,7 +11,7 @@ from nla_jax.sharding.mesh import BATCH, tree_shardings
 
 
 def process_row_indices(count: int, mesh: Mesh) -> np.ndarray:
-    """Which rows of a batch lie on this process's devices, in order.
+    """Indices of the rows of a batch that lie on this process's devices, in order.
 
     Args:
       count: number of rows of the batch.

@@ -46,7 +46,7 @@ def answered(
 
 
 def suffixes(subject: Subject) -> Table:
-    """Which of ten continuations follows, with distractors from other documents and from the same one."""
+    """Accuracy of choosing the true one of ten continuations, against others from other or from the same document."""
     rows = np.arange(min(subject.config.prediction_rows, len(subject.data)))
     sets = {
         "other documents": _options_of_others(subject, rows),

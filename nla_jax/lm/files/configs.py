@@ -1,7 +1,7 @@
-"""LMConfig out of config.json and GGUF headers, and back into config.json.
+"""LMConfig from config.json and from GGUF headers, and config.json from LMConfig.
 
-transformers' config classes fill in what a config.json leaves out and bring its older spellings to one form, so
-that no default is guessed here. Code from a model's directory is never run.
+transformers' config classes fill in the fields that a config.json leaves out and turn older spellings into one form,
+so that no default is guessed here. Code from a model's directory is never run.
 """
 
 import copy
@@ -18,7 +18,7 @@ from nla_jax.lm.layers import ACTIVATIONS
 from nla_jax.lm.rotary import frequencies, scaled
 
 _TOKEN_IDS = dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"])
-"""Left out, transformers would assume ids that mean something else in most vocabularies."""
+"""Token ids are set to None: without them, transformers assumes ids that mean something else in most vocabularies."""
 _SCALINGS = {
     "linear": {"factor": "factor"},
     "llama3": {
@@ -28,10 +28,10 @@ _SCALINGS = {
         "original_positions": "original_max_position_embeddings",
     },
 }
-"""By kind, the fields of RopeScaling and their names in config.json. longrope is not among them: it picks its
-frequencies by the length of the whole text, which contradicts the keys that were cached when it was shorter."""
+"""Kind of scaling -> fields of RopeScaling and their names in config.json. longrope is not supported: it picks its
+frequencies by the length of the whole text, so keys that were cached when it was shorter would be wrong."""
 GGUF_FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
-"""Values of `general.architecture`, which are families too."""
+"""Values of `general.architecture` that can be read; each is the name of a family as well."""
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> LMConfig:
@@ -71,7 +71,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> LMConfig:
 
 def _normalised(hf: Mapping[str, Any], family: Family) -> Any:
     """The config as an object of transformers' class for this family, with that class's defaults."""
-    # Half a second, which GGUF files need not wait for.
+    # Imported here, because the import takes half a second and GGUF files do not need it.
     from transformers import AutoConfig
 
     for field in ("d_model", "num_layers"):
@@ -79,7 +79,7 @@ def _normalised(hf: Mapping[str, Any], family: Family) -> Any:
     ignored = ("architectures", "model_type", "auto_map", "quantization_config", "dtype", "torch_dtype")
     given = {key: value for key, value in hf.items() if key not in ignored} | _TOKEN_IDS
     try:
-        # A copy, because the classes move settings about within what they are given.
+        # A copy, because the classes change the mapping that they are given.
         return AutoConfig.for_model(family.model_type, **copy.deepcopy(given))
     except Exception as error:  # the classes raise whatever their validators do
         raise ValueError(f"transformers does not accept this {family.model_type} config: {error}") from error
@@ -133,11 +133,11 @@ def _expert_fields(full: Any, family: Family) -> dict[str, Any]:
 
 
 def config_to_hf(config: LMConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The inverse of `config_from_hf`, in a form that older transformers read too.
+    """The inverse of `config_from_hf`, in a form that older versions of transformers read too.
 
     Args:
-      config: of any family.
-      dtype: what the tensors beside it are stored in.
+      config: config of any family.
+      dtype: dtype of the tensors that are stored beside it.
     """
     family = FAMILIES[config.family]
     hf = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
@@ -163,11 +163,11 @@ def config_from_gguf(
     tensor_names: frozenset[str],
     rope_factors: Float[np.ndarray, "F"] | None = None,
 ) -> LMConfig:
-    """Read a GGUF header (`key -> value`).
+    """The config that a GGUF header describes.
 
     Args:
-      header: key to value, as in `GGUFFile.header`.
-      tensor_names: tell whether the LM head is tied.
+      header: key -> value, as in `GGUFFile.header`.
+      tensor_names: names of the file's tensors, which show whether the LM head is tied.
       rope_factors: the tensor `rope_freqs.weight` if there is one; it divides the rotary frequencies.
 
     Raises:
@@ -224,7 +224,7 @@ def config_from_gguf(
 def _gemma3_fields(
     header: Mapping[str, Any], num_layers: int, width_by_head: int, head_dim: int
 ) -> dict[str, Any]:
-    """What llama.cpp knows about Gemma 3 beyond the header, and the header's few own keys."""
+    """Config fields of Gemma 3: those that llama.cpp knows without the header, and those from the header's own keys."""
     pattern = header.get("gemma3.attention.sliding_window_pattern", 6)
     if isinstance(pattern, int):
         pattern = [(layer + 1) % pattern != 0 for layer in range(num_layers)]
@@ -241,7 +241,7 @@ def _gemma3_fields(
 
 
 def _llama3_scaling(config: LMConfig, factors_F: Float[np.ndarray, "F"]) -> RopeScaling:
-    """The scaling that gives a GGUF file's frequency factors, which stand in for settings its header lacks."""
+    """The scaling that has a GGUF file's frequency factors; the header itself does not hold the scaling's settings."""
     scaling = RopeScaling("llama3", float(factors_F.max()))
     frequency_F = frequencies(config, 0)
     if factors_F.shape != frequency_F.shape or not np.allclose(

@@ -24,7 +24,7 @@ def _digits_first() -> pre_tokenizers.PreTokenizer:
 
 
 def _split_numbers(digits: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
-    """The splitting of Llama 3 and Qwen 2, which differ in how many digits stay together."""
+    """The pre-tokenizer of Llama 3 and Qwen 2; `digits` is the pattern of digits that stay together."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,14 +35,14 @@ def _split_numbers(digits: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
 
 
 class _Recipe(NamedTuple):
-    """What the name in `tokenizer.ggml.pre` stands for; the rest of the tokenizer is in the header."""
+    """The settings that a name in `tokenizer.ggml.pre` stands for; the rest of the tokenizer is in the header."""
 
     pre_tokenizer: Callable[[], pre_tokenizers.PreTokenizer]
     normalizer: Callable[[], normalizers.Normalizer] | None = None
     ignore_merges: bool = False
     """Whether a piece that is itself a token is taken whole, whatever the merges say."""
     add_bos: bool = False
-    """Whether a file that does not say wants a BOS."""
+    """Whether texts begin with a BOS if the file does not say."""
 
 
 RECIPES = {
@@ -58,15 +58,15 @@ def tokenizer_from_gguf(header: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """Rebuild a tokenizer from a GGUF header: byte-level BPE, or SentencePiece's BPE over characters.
 
     Tokens keep their ids; control tokens are special tokens; the chat template and the context length are the
-    header's. A BOS is added where `tokenizer.ggml.add_bos_token` says so; where that is missing, to SentencePiece
-    and Llama 3 vocabularies and to no other, as llama.cpp does (https://github.com/ggml-org/llama.cpp,
-    src/llama-vocab.cpp). A header that names no BOS token never gets one.
+    header's. Texts begin with a BOS if `tokenizer.ggml.add_bos_token` says so. Without that key, only SentencePiece and
+    Llama 3 vocabularies add a BOS, as in llama.cpp (https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp). A
+    header that names no BOS token never adds one.
 
     Args:
-      header: key to value, as in `GGUFFile.header`.
+      header: key -> value, as in `GGUFFile.header`.
 
     Raises:
-      ValueError: another kind of tokenizer, a pre-tokenizer this port does not know, or a missing field.
+      ValueError: the tokenizer is of another kind, its pre-tokenizer is unknown here, or a field is missing.
     """
     kinds = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}
     model = header.get("tokenizer.ggml.model", "missing")
@@ -106,12 +106,12 @@ def tokenizer_from_gguf(header: Mapping[str, Any]) -> PreTrainedTokenizerFast:
 
 
 class _Built(NamedTuple):
-    """A tokenizer and what its kind implies where the header is silent."""
+    """A tokenizer, and the defaults of its kind for keys that the header lacks."""
 
     tokenizer: Tokenizer
     add_bos: bool
     roles: Mapping[str, int] = {}
-    """Token ids of bos, eos and unknown."""
+    """Default token ids of bos, eos and unknown."""
 
 
 def _byte_level_bpe(tokens: list[str], types: list[int], header: Mapping[str, Any]) -> _Built:
@@ -138,10 +138,13 @@ def _byte_level_bpe(tokens: list[str], types: list[int], header: Mapping[str, An
 
 
 def _sentencepiece(tokens: list[str], types: list[int], header: Mapping[str, Any]) -> _Built:
-    """SentencePiece's BPE (https://github.com/google/sentencepiece): the pair whose union scores highest merges
-    first, a character that is no token becomes bytes, and user-defined tokens are matched before any merging."""
+    """SentencePiece's BPE (https://github.com/google/sentencepiece).
+
+    The pair whose union scores highest merges first, a character that is no token becomes bytes, and user-defined
+    tokens are matched before any merging.
+    """
     add_prefix = header.get("tokenizer.ggml.add_space_prefix", True)
-    # User-defined runs of spaces (Gemma) are spelled out in the header.
+    # The header holds user-defined runs of spaces (Gemma) as plain spaces.
     tokens = [token.replace(" ", SPACE) for token in tokens]
     tokenizer = Tokenizer(
         models.BPE(
@@ -163,8 +166,8 @@ def _sentencepiece(tokens: list[str], types: list[int], header: Mapping[str, Any
 def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to make a normal token of two others, the best token first.
 
-    SentencePiece has no list of merges: it takes the leftmost of the best pairs. Where one token has several
-    splits the list must order them; longer left halves come first, as in transformers' converter.
+    SentencePiece has no list of merges: it takes the leftmost of the best pairs. A list has to order the splits of one
+    token; longer left halves come first, as in transformers' converter.
     """
     pieces = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL}
     return [
@@ -176,7 +179,7 @@ def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], spelled: bool = False) -> None:
-    """Add control and user-defined tokens; `spelled` looks for the latter after spaces became `SPACE`."""
+    """Add control and user-defined tokens; with `spelled`, the latter are matched after spaces became `SPACE`."""
     tokenizer.add_tokens(
         [
             AddedToken(token, special=kind == CONTROL, normalized=spelled and kind == USER_DEFINED)
@@ -192,7 +195,7 @@ def tokenizer_from_directory(path: str | os.PathLike[str]) -> PreTrainedTokenize
     Raises:
       ValueError: the directory holds no tokenizer that `transformers` can load as a fast one.
     """
-    # Half a second, which GGUF files need not wait for.
+    # Imported here, because the import takes half a second and GGUF files do not need it.
     from transformers import AutoTokenizer
 
     try:
