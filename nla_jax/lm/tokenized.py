@@ -200,8 +200,10 @@ def _contents_in(
             written = fitting[0]
         elif after and (until := text.find(after, first)) >= 0:
             written = text[first:until]
+        elif (place := text.find(words, first)) >= 0:
+            written = text[first : place + len(words)]
         else:
-            written = text[first : max(text.find(words, first) + len(words), first)]
+            written = ""
         if words not in written:
             words = written.strip()
         start = first + written.find(words)
@@ -252,6 +254,8 @@ def _turn_ends(
 
 def _agreement(left: str, right: str) -> int:
     """How many characters two texts have in common from their beginnings."""
+    if right.startswith(left):
+        return len(left)
     pairs = enumerate(zip(left, right, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 

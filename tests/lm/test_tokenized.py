@@ -236,6 +236,18 @@ def test_a_template_that_refuses_marks(tokenizers):
     assert contents(source) == {0: "Hello", 1: "So", 2: "and"}
 
 
+def test_contents_that_the_template_does_not_write(tokenizers):
+    # Whatever it writes instead, nothing else is taken for the content.
+    tokenizer = copy.deepcopy(tokenizers["chatml"])
+    tokenizer.chat_template = CHATML.replace("m.content +", "m.content | replace('a', 'b') | upper +")
+    source = tokenize_chat(tokenizer, chat("a cat", "x" * 60, "so"))
+    assert contents(source) == {0: "B CBT", 1: "X" * 60, 2: "SO"}
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }};{% endfor %}"
+    silent = tokenize_chat(tokenizer, chat("a cat", "x" * 60))
+    assert silent.text == "user;assistant;" and contents(silent) == {}
+    assert turns(silent) == {0: "user;", 1: "assistant;"}
+
+
 def test_tool_messages(tokenizers):
     tokenizer = copy.deepcopy(tokenizers["chatml"])
     tokenizer.chat_template = (
