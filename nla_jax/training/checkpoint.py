@@ -102,8 +102,8 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, then delete the steps that are no longer kept.
 
-        A process killed at any moment leaves the previous checkpoints unchanged. A checkpoint that is written in the
-        background is only pinned, and older ones deleted, in the next call of `save` or `wait`.
+        A process killed at any moment leaves the previous checkpoints unchanged. After a write in the background, older
+        steps are deleted by the next call of `save` or `wait`.
 
         Args:
           step: number of the step, greater than every saved one.
