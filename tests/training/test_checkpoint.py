@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -491,6 +492,21 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
     checkpoints.save(3, {"av": other}, {})
     checkpoints.wait()
     assert checkpoints.pinned() == 2 and names(checkpoints) == {"2", "3", "pinned"}
+
+
+def test_a_best_step_survives_a_process_that_died_after_its_background_save(tmp_path):
+    state = {"av": {"w": jnp.arange(4.0)}}
+    dying = Checkpoints(tmp_path / "run", digest="abc", keep=1, background=True)
+    dying.save(8, state, {}, pin=True)
+    while dying.latest() != 8:
+        time.sleep(0.01)
+    resumed = Checkpoints(tmp_path / "run", digest="abc", keep=1, background=True)
+    assert resumed.pinned() == 8
+    for step in (16, 24):
+        resumed.save(step, state, {})
+    resumed.wait()
+    assert resumed.pinned() == 8 and {"8", "24"} <= names(resumed)
+    assert "16" not in names(resumed)
 
 
 def test_a_background_save_that_failed_is_told_by_the_next_call(tmp_path, monkeypatch):
