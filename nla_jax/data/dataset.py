@@ -159,13 +159,18 @@ def stage_columns(
     return columns
 
 
+def holds_a_tag(text: str) -> bool:
+    """Whether a text holds one of the two tags that data sets enclose an explanation in, and so cannot be stored."""
+    return EXPLANATION_OPEN in text or EXPLANATION_CLOSE in text
+
+
 def _clean_explanations(base: Mapping[str, Any]) -> list[str]:
     if "api_explanation" not in base:
         raise ValueError("supervised stages need the column api_explanation; explain the activations first")
     cleaned = []
     for doc_id, text in zip(base["doc_id"], base["api_explanation"], strict=True):
         text = (text or "").strip()
-        if not text or EXPLANATION_OPEN in text or EXPLANATION_CLOSE in text:
+        if not text or holds_a_tag(text):
             raise ValueError(
                 f"explanation {text!r} of document {doc_id!r} is blank or contains an explanation tag; "
                 "drop the row or explain it again"

@@ -100,6 +100,10 @@ def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(tokens[1:] if starts_with_bos(tokens, tokenizer) else tokens)
 
 
+_residual_at = jax.jit(residual_at, static_argnames=("config", "layer", "top"))
+"""Compiled once for all shards: every call of `extract` has the same sizes."""
+
+
 def extract(
     contexts: Sequence[Context],
     params: Params,
@@ -115,7 +119,6 @@ def extract(
     """
     # Some of the likeliest tokens are not words, so more of them are read than words are stored.
     top = 4 * config.next_words
-    run = jax.jit(lambda *args: residual_at(*args, config=lm_config, layer=layer, top=top))
     for start in range(0, len(contexts), config.batch_size):
         batch = contexts[start : start + config.batch_size]
         tokens_BT = np.zeros((config.batch_size, config.max_tokens), np.int32)
@@ -123,7 +126,10 @@ def extract(
         for row, context in enumerate(batch):
             tokens_BT[row, : len(context.tokens)] = context.tokens
             positions_BP[row, : len(context.positions)] = context.positions
-        activations_BPD, top_BPK = run(params, *shard_batch((tokens_BT, positions_BP), mesh))
+        tokens_BT, positions_BP = shard_batch((tokens_BT, positions_BP), mesh)
+        activations_BPD, top_BPK = _residual_at(
+            params, tokens_BT, positions_BP, config=lm_config, layer=layer, top=top
+        )
         activations_BPD, top_BPK = to_host((activations_BPD, top_BPK))
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for row, context in enumerate(batch):

@@ -92,8 +92,8 @@ def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDat
 
     held_out = starts(data)
     for split, rows in trained_on.items():
-        shared = set(data.doc_ids) & set(rows.doc_ids)
-        shared |= {doc for start, doc in held_out.items() if start and start in starts(rows)}
+        shared, trained_starts = set(data.doc_ids) & set(rows.doc_ids), starts(rows)
+        shared |= {doc for start, doc in held_out.items() if start and start in trained_starts}
         if shared:
             some = ", ".join(sorted(shared)[:3])
             raise ValueError(

@@ -11,7 +11,7 @@ import optax
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig
 from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches, verbalizer_rows
-from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.dataset import ActivationDataset, holds_a_tag, load_dataset
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation import text_analysis
 from nla_jax.lm.packing import budget_for_lengths
@@ -155,7 +155,8 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
 def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[str]:
     """The rows' explainer texts, a share of them replaced by what the warm-start AV writes at temperature 1.
 
-    The AV's texts are kept in data/verbalized. Where it failed, the explainer's text stays.
+    The AV's texts are kept in data/verbalized. Where it failed, or wrote a tag into its text, the explainer's text
+    stays.
     """
     texts, path = list(data.explanations), run.directory / "data" / "verbalized" / "verbalized.parquet"
     digest, seed = stage_digest(run.config, "ar_sft"), run.config.seed
@@ -168,7 +169,10 @@ def _partly_verbalized(run: Run, data: ActivationDataset, share: float) -> list[
         written = run.models.round_trip.verbalize(
             run.models.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
         )
-        kept = [own or explained for own, explained in zip(written, part.explanations, strict=True)]
+        kept = [
+            own if own and not holds_a_tag(own) else explained
+            for own, explained in zip(written, part.explanations, strict=True)
+        ]
         part = dataclasses.replace(part, explanations=kept)
         write_rows(run, path, part, stage="ar_sft", digest=digest)
     for row, text in zip(chosen, load_dataset(path).explanations, strict=True):

@@ -67,6 +67,13 @@ class RLConfig:
     as a base of adapters may be, is not copied then."""
     guards: GuardConfig = GuardConfig()
 
+    def __post_init__(self):
+        if self.group < 2:
+            raise ValueError(
+                f"rl.group={self.group}: advantages compare the explanations of one activation, so a group needs two "
+                "at least; set --rl.group 4, for instance"
+            )
+
 
 def sampling_weights(verbalizer: Verbalizer, params: Params, mesh: AnyMesh, *, gather: bool) -> Params:
     """The AV's weights for sampling: cast to compute dtype and, with `gather`, whole along the mesh's fsdp axis.

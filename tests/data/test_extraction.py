@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -113,3 +114,21 @@ def test_next_words_are_readable_and_different(tiny_lm):
     encode = tiny_lm.tokenizer.encode
     ids = [*encode("<|im_end|>"), *encode(" the"), *encode("the"), *encode("\n"), *encode(" a")]
     assert next_words(ids, tiny_lm.tokenizer, 3) == ["the", "newline", "a"]
+
+
+def test_a_second_shard_compiles_nothing(tiny_lm):
+    documents = [Document(str(i), "The array has a shape and a type. " * 8, "x") for i in range(4)]
+    config = ExtractionConfig(
+        max_tokens=40, min_position=5, positions_per_document=2, next_words=1, batch_size=2
+    )
+    contexts = tokenize(documents, tiny_lm.tokenizer, config, 0)
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+
+    def shard(part):
+        return list(extract(part, tiny_lm.params, tiny_lm.tokenizer, tiny_lm.config, 1, config, make_mesh()))
+
+    shard(contexts[:2])
+    events.clear()
+    shard(contexts[2:])
+    assert events.count("/jax/core/compile/jaxpr_trace_duration") == 0
