@@ -11,9 +11,30 @@ import re
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
+
+
+class HubName(NamedTuple):
+    """What a name of a model on the Hugging Face hub consists of."""
+
+    repo: str
+    """Organisation and name of the repository."""
+    folder: str | None
+    """Folder of the repository that holds the model; None is its root."""
+    revision: str | None
+    """Branch, tag or commit; None is the main branch."""
+
+
+def hub_name(spec: str) -> HubName | None:
+    """Take `org/name`, `org/name/folder`, `org/name@revision` or `org/name/folder@revision` apart; None for others."""
+    part = r"\w[\w.-]*"
+    found = re.fullmatch(rf"({part}/{part})(?:/({part}(?:/{part})*)/?)?(?:@({part}(?:/{part})*))?", spec)
+    if found is None or spec.partition("@")[0].endswith(".gguf"):
+        return None
+    return HubName(*found.groups())
 
 
 def resolve(spec: str | os.PathLike[str]) -> Path:
@@ -21,7 +42,8 @@ def resolve(spec: str | os.PathLike[str]) -> Path:
 
     Args:
       spec: a Hugging Face directory, a `*.gguf` file, `package:NAME` for an installed Python package that
-        holds one GGUF file, whole or in parts, or a hub id `org/name`.
+        holds one GGUF file, whole or in parts, or a hub id `org/name`, with a folder in the repository and a
+        revision if need be: `org/name/folder@revision`.
 
     Raises:
       FileNotFoundError: nothing is there; the message says what was looked for and how to get it.
@@ -34,10 +56,11 @@ def resolve(spec: str | os.PathLike[str]) -> Path:
         return _resolve_package(spec.removeprefix("package:"))
     if path.is_file():
         raise ValueError(f"{spec} is a file but not a .gguf; name the directory that holds config.json")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", spec) and path.suffix != ".gguf":
-        return _resolve_hub(spec)
+    if (on_hub := hub_name(spec)) is not None:
+        return _resolve_hub(spec, on_hub)
     raise FileNotFoundError(
-        f"no model at {spec!r}: expected a directory, a .gguf file, package:NAME or a hub id org/name"
+        f"no model at {spec!r}: expected a directory, a .gguf file, package:NAME or a hub id org/name "
+        "(org/name/folder@revision for a folder or revision of it)"
     )
 
 
@@ -93,15 +116,17 @@ def _assembled(name: str, found: ModuleSpec) -> Path | None:
     return path
 
 
-def _resolve_hub(repo: str) -> Path:
+def _resolve_hub(spec: str, name: HubName) -> Path:
+    repo, folder, revision = name
+    inside = f"{folder}/" if folder else ""
+    patterns = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml"],
-                # These hold the same weights in other formats.
-                ignore_patterns=["*/*", "consolidated*"],
-            )
+        snapshot = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[inside + pattern for pattern in patterns],
+            # Folders hold other models, and consolidated files the same weights in another format.
+            ignore_patterns=[f"{inside}*/*", f"{inside}consolidated*"],
         )
     except hub_errors.GatedRepoError as error:
         raise FileNotFoundError(
@@ -109,13 +134,25 @@ def _resolve_hub(repo: str) -> Path:
         ) from error
     except hub_errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo} is neither a directory here nor a model on the hub (or it is private: run hf auth login)"
+            f"{spec} is neither a directory here nor a model on the hub (or it is private: run hf auth login)"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"hub model {repo} has no revision {revision!r}; name a branch, tag or commit of it, after any folder: "
+            "org/name/folder@revision"
         ) from error
     except (OSError, hub_errors.OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
-            f"{repo} is not a directory here and could not be downloaded from the hub ({error}); "
+            f"{spec} is not a directory here and could not be downloaded from the hub ({error}); "
             "check the connection and HF_HUB_OFFLINE, or give a local path"
         ) from error
+    path = Path(snapshot, *(folder or "").split("/"))
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{spec} is not a directory here, and hub model {repo} has no folder {folder!r} with a model; "
+            f"look at https://huggingface.co/{repo}/tree/{revision or 'main'}"
+        )
+    return path
 
 
 def listing(names: Sequence[str], limit: int = 12) -> str:

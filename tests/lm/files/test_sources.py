@@ -5,8 +5,9 @@ from unittest import mock
 import huggingface_hub
 import pytest
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import filter_repo_objects
 
-from nla_jax.lm.files.sources import resolve
+from nla_jax.lm.files.sources import hub_name, resolve
 from nla_jax.lm.files.weights import load_language_model
 
 ASSEMBLE = """
@@ -88,6 +89,66 @@ def test_hub_id_is_downloaded_and_kept_as_the_name(tiny_model_dir, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("org/name", ("org/name", None, None)),
+        ("org/name@main", ("org/name", None, "main")),
+        ("org/name@refs/pr/1", ("org/name", None, "refs/pr/1")),
+        ("org/name/iter_0000200/av", ("org/name", "iter_0000200/av", None)),
+        ("org/name/iter_0000200/av/", ("org/name", "iter_0000200/av", None)),
+        ("org/na.me-7b/av@v1.0", ("org/na.me-7b", "av", "v1.0")),
+        *(
+            (spec, None)
+            for spec in ("name", "org/name/../x", "./a/b", "/a/b", "org/name@", "org/a.gguf@main")
+        ),
+    ],
+)
+def test_hub_names_are_taken_apart(spec, expected):
+    assert hub_name(spec) == expected
+
+
+HUB_FILES = [
+    *("config.json", "model.safetensors", "tokenizer.json", "README.md", "pytorch_model.bin"),
+    *("consolidated.safetensors", "av/config.json", "av/nla_meta.yaml", "av/model.safetensors"),
+    *("av/old/model.safetensors", "av/consolidated.safetensors", "ar/config.json"),
+    *(
+        f"deep/av/{name}"
+        for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("spec", "revision", "files"),
+    [
+        ("org/name", None, {"config.json", "model.safetensors", "tokenizer.json"}),
+        ("org/name@v2", "v2", {"config.json", "model.safetensors", "tokenizer.json"}),
+        ("org/name/av", None, {"config.json", "nla_meta.yaml", "model.safetensors"}),
+        ("org/name/deep/av@abc123", "abc123", {"adapter_config.json", "adapter_model.safetensors"}),
+    ],
+)
+def test_a_folder_and_a_revision_of_a_repository(spec, revision, files, tmp_path, monkeypatch):
+    """The hub downloads what the patterns let through; the folder that comes back holds that and no more."""
+
+    def download(repo, *, revision, allow_patterns, ignore_patterns):
+        asked.append((repo, revision))
+        for file in filter_repo_objects(
+            HUB_FILES, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = resolve(spec)
+    assert asked == [("org/name", revision)]
+    assert {path.name for path in found.iterdir()} == files
+    with pytest.raises(FileNotFoundError, match=r"hub model org/name has no folder 'judge' with a model"):
+        resolve("org/name/judge")
+
+
 def test_hub_while_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -99,14 +160,18 @@ def test_hub_while_offline(tmp_path, monkeypatch):
     ("error", "message"),
     [
         (hub_errors.GatedRepoError, "org/name is gated; accept its terms"),
-        (hub_errors.RepositoryNotFoundError, "org/name is neither a directory here nor a model on the hub"),
+        (hub_errors.RevisionNotFoundError, "hub model org/name has no revision 'v9'; name a branch, tag"),
+        (
+            hub_errors.RepositoryNotFoundError,
+            "org/name@v9 is neither a directory here nor a model on the hub",
+        ),
     ],
 )
 def test_hub_refusals(monkeypatch, error, message):
     refusal = error("refused", response=mock.Mock())
     monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=refusal))
     with pytest.raises(FileNotFoundError, match=message):
-        resolve("org/name")
+        resolve("org/name@v9")
 
 
 def test_parts_are_joined(install):
