@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.verbalizer import resolve_scale
+from nla_jax.lm.files.safetensors_files import save_tensors
 
 FILE_NAME = "yardstick.safetensors"
 
@@ -73,8 +73,8 @@ class Yardstick:
         """Write `yardstick.safetensors` into a directory."""
         numbers = {name: repr(getattr(self, name)) for name in ("spread", "norm_p75", "count")}
         means = {"mean": self.mean_D, "normalized_mean": self.normalized_mean_D}
-        save_file(
-            {name: np.ascontiguousarray(value, np.float32) for name, value in means.items()},
+        save_tensors(
+            {name: np.asarray(value, np.float32) for name, value in means.items()},
             Path(directory) / FILE_NAME,
             metadata={**numbers, "source": self.source},
         )

@@ -7,6 +7,7 @@ stays resident beside the copies. The format is described at https://github.com/
 import dataclasses
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,12 +16,14 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from nla_jax.lm.files.sources import listing
 
 READABLE = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 """Types of tensors that hold plain weights; all others are integers, or need scales to mean anything."""
+LARGEST = 1e18
+"""Numbers beyond this, whose squares have no float32, come from damaged files alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +87,61 @@ def read_tensors(
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is unreadable, or holds other names or shapes.
+      ValueError: the file is unreadable, holds other names or shapes, tensors of integers, or numbers that are NaN,
+        infinite or beyond `LARGEST`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download or export the model again")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+    kinds = {name: tensor.kind for name, tensor in _header(path).items()}
+    if wrong := [f"{name} {kind}" for name, kind in kinds.items() if kind not in (*READABLE, "F64")]:
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); download it again"
-        ) from error
+            f"{path} holds tensors that are not F64, {', '.join(READABLE)}: {listing(wrong)}; "
+            "take the file as it was before quantization"
+        )
+    tensors = load_file(path)
     stored_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes is not None and shapes.items() < stored_shapes.items():
+        more = [f"{name} {shape}" for name, shape in stored_shapes.items() if name not in shapes]
+        raise ValueError(
+            f"{path} holds {listing(more)} beside {listing(sorted(shapes))}, which has no place in this model and "
+            "would be lost; export a model without it"
+        )
     if shapes is not None and stored_shapes != shapes:
         raise ValueError(f"{path} holds {stored_shapes}, expected {shapes}; does it belong to this model?")
+    for name, tensor in tensors.items():
+        # The comparison is false for NaN.
+        count = tensor.size - int((np.abs(tensor.astype(np.float64)) <= LARGEST).sum())
+        if count:
+            raise ValueError(
+                f"{path}: {name} holds {count} of {tensor.size} numbers that are NaN, infinite or beyond "
+                f"{LARGEST:.0e}, so the file is damaged; download it again, or export the model from another step"
+            )
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
+def save_tensors(
+    tensors: Mapping[str, Float[np.ndarray, "..."]], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file in one step, with the mode that the umask gives to new files.
+
+    Args:
+      tensors: name -> tensor, in any memory order.
+      path: path of the file; one that is there is replaced when the new one is whole.
+      metadata: texts for the file's header.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
+        # The library would write a transposed array's numbers in the order of its memory.
+        contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+        save_file(contiguous, part, None if metadata is None else dict(metadata))
+        # The library gives its files to their owner alone.
+        part.chmod(mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def open_safetensors(directory: str | os.PathLike[str]) -> SafetensorsFiles:
@@ -146,7 +190,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; anything else raises ValueError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}; download it again") from error
     if not isinstance(value, dict):

@@ -20,14 +20,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.configs import config_from_gguf, config_from_hf, config_to_hf
 from nla_jax.lm.files.families import FAMILIES, tensor_rows
 from nla_jax.lm.files.gguf import GGUFFile, open_gguf, undo_rope_permutation
-from nla_jax.lm.files.safetensors_files import READABLE, SafetensorsFiles, open_safetensors, read_json
+from nla_jax.lm.files.safetensors_files import (
+    READABLE,
+    SafetensorsFiles,
+    open_safetensors,
+    read_json,
+    save_tensors,
+)
 from nla_jax.lm.files.sources import listing, resolve
 from nla_jax.lm.files.tensor_rows import Index, Part, TensorRow
 from nla_jax.lm.files.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
@@ -283,7 +288,7 @@ def export_hf(
         name: value.astype(jnp.dtype(dtype)) for row in rows for name, value in row.tensors(flat, config)
     }
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config_to_hf(config, dtype), indent=2) + "\n")
 
 
