@@ -122,5 +122,5 @@ def test_what_cannot_be_adapted_is_an_error(tiny_lm, trained, tmp_path):
     with pytest.raises(ValueError, match=r"adapts model.layers.3.* which the model does not have"):
         load_peft(tmp_path, dataclasses.replace(tiny_lm.config, num_layers=3))
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    with pytest.raises(ValueError, match="adapter of type IA3"):
+    with pytest.raises(ValueError, match="adapter of type 'IA3'"):
         load_peft(tmp_path, tiny_lm.config)
