@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.prompts import (
@@ -32,8 +31,8 @@ from nla_jax.data.sidecar import PromptIds, SidecarTemplates
 from nla_jax.interop.meta import FILE_NAME, NLAMeta, OwnSettings
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.configs import config_from_hf
-from nla_jax.lm.files.peft import ADAPTER_CONFIG, export_peft, load_peft, peft_base
-from nla_jax.lm.files.safetensors_files import open_safetensors, read_tensors
+from nla_jax.lm.files.peft import ADAPTER_CONFIG, base_in_words, export_peft, load_peft, peft_base
+from nla_jax.lm.files.safetensors_files import open_safetensors, read_json, read_tensors, save_tensors
 from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.tokenizer import tokenizer_from_directory
 from nla_jax.lm.files.weights import StorageDtype, export_hf, load_language_model, load_params
@@ -171,16 +170,20 @@ def _language_model(
         base = base or load_language_model(peft_base(path), mesh=mesh, dtype=params_dtype)
         config, source, tokenizer = base.config, base.name, base.tokenizer
     elif (file := path / "config.json").is_file():
-        config, source = config_from_hf(json.loads(file.read_text())), "config.json"
+        config, source = config_from_hf(read_json(file)), "config.json"
         tokenizer = tokenizer_from_directory(path)
     else:
         raise FileNotFoundError(
             f"neither config.json nor {ADAPTER_CONFIG} in {path}; expected a Hugging Face model or a PEFT adapter"
         )
     if config.d_model != meta.d_model:
+        remedy = (
+            f"give the model that it adapts, {base_in_words(path)}"
+            if adapted
+            else "do the two files belong together?"
+        )
         raise ValueError(
-            f"{path}: {source} says d_model {config.d_model}, {FILE_NAME} says {meta.d_model}; "
-            f"{'give the model that it adapts, ' + peft_base(path) if adapted else 'do the two files belong together?'}"
+            f"{path}: {source} says d_model {config.d_model}, {FILE_NAME} says {meta.d_model}; {remedy}"
         )
     if meta.role == "ar" and not adapted and config.num_layers != meta.layer + 1:
         raise ValueError(
@@ -373,7 +376,7 @@ def _export(
             named = {"weight": np.asarray(params[part]["kernel"], np.float32).T}
             if "bias" in params[part]:
                 named["bias"] = np.asarray(params[part]["bias"], np.float32)
-            save_file({name: np.ascontiguousarray(value) for name, value in named.items()}, directory / file)
+            save_tensors(named, directory / file)
 
 
 def _without_unused_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

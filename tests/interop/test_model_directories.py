@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -7,18 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
+from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.interop.model_directories import (
+    AdapterOrigin,
     export_reconstructor,
     export_verbalizer,
     live_tokens,
     load_reconstructor,
     load_verbalizer,
 )
+from nla_jax.lm.lora import LoraConfig, init_adapters
+from nla_jax.pipeline.load import load
 
 TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain {it}.")
 
@@ -123,6 +128,13 @@ def head_change(tensors):
     return lambda directory: save_file(tensors, directory / "value_head.safetensors")
 
 
+def with_bad_numbers(*bad):
+    """A head with these numbers at its end."""
+    head_DD = np.eye(32, dtype=np.float32)
+    head_DD.ravel()[-len(bad) :] = bad
+    return head_DD
+
+
 @pytest.mark.parametrize(
     ("role", "change", "message"),
     [
@@ -164,6 +176,16 @@ def head_change(tensors):
             head_change({"weight": np.zeros((32, 31), np.float32)}),
             r"holds {'weight': \(32, 31\)}, expected {'weight': \(32, 32\)}",
         ),
+        (
+            "ar",
+            head_change({"weight": np.zeros((32, 32), np.float32), "bias": np.zeros(32, np.float32)}),
+            r"value_head.safetensors holds bias \(32,\) beside weight, which has no place in this model",
+        ),
+        (
+            "ar",
+            head_change({"weight": with_bad_numbers(np.nan, np.inf, 3e38)}),
+            r"value_head.safetensors: weight holds 3 of 1024 numbers that are NaN, infinite or beyond 1e\+18",
+        ),
         ("ar", head_change({"kernel": np.zeros((32, 32), np.float32)}), r"holds {'kernel': "),
         (
             "ar",
@@ -191,3 +213,106 @@ def test_missing_files_are_named(own, tmp_path, role, name, message):
     load = {"av": load_verbalizer, "ar": load_reconstructor}[role]
     with pytest.raises(FileNotFoundError, match=message):
         load(broken(own, tmp_path, role, lambda directory: (directory / name).unlink()))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_numbers_of_an_affine_map_that_are_none_are_counted(name, tiny_lm, tmp_path):
+    injection = InjectionConfig(scale=3.0, affine=True)
+    prompt = build_verbalizer_prompt(tiny_lm.tokenizer, TEMPLATES)
+    verbalizer = Verbalizer(tiny_lm.config, prompt, injection, 3.0)
+    params = verbalizer.init(tiny_lm.params)
+    export_verbalizer(verbalizer, params, tiny_lm.tokenizer, TEMPLATES, tmp_path, layer=1)
+    file = tmp_path / "injection_affine.safetensors"
+    tensors = load_file(file)
+    tensors[name][..., :2] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(
+        ValueError, match=rf"injection_affine.safetensors: {name} holds (64 of 1024|2 of 32) num"
+    ):
+        load_verbalizer(tmp_path)
+
+
+def test_a_config_that_is_not_json_is_named(own, tmp_path):
+    directory = broken(own, tmp_path, "av", lambda directory: (directory / "config.json").write_text("{"))
+    with pytest.raises(ValueError, match=r"copy/config.json is not valid JSON"):
+        load_verbalizer(directory)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_all_exported_files_have_the_mode_that_the_umask_gives(mask, mode, tiny_lm, tmp_path):
+    prompt = build_verbalizer_prompt(tiny_lm.tokenizer, TEMPLATES)
+    verbalizer = Verbalizer(tiny_lm.config, prompt, InjectionConfig(scale=3.0, affine=True), 3.0)
+    reconstructor = Reconstructor(
+        tiny_lm.config.truncated(1), build_reconstructor_prompt(tiny_lm.tokenizer, TEMPLATES)
+    )
+    lora = LoraConfig(2)
+    params = verbalizer.init(tiny_lm.params)
+    arguments = tiny_lm.tokenizer, TEMPLATES
+    before = os.umask(mask)
+    try:
+        export_verbalizer(verbalizer, params, *arguments, tmp_path / "av", layer=1)
+        export_reconstructor(
+            reconstructor,
+            init_adapters(lora, reconstructor.init(tiny_lm.params), jax.random.key(0)),
+            *arguments,
+            tmp_path / "ar",
+            tokens=live_tokens(prompt, None),
+            adapted=AdapterOrigin(lora, "some/model"),
+        )
+        Yardstick(np.ones(3), np.ones(3), 1.0, 1.0, 5, "rows").save(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    written = {
+        "model.safetensors",
+        "adapter_model.safetensors",
+        "value_head.safetensors",
+        "yardstick.safetensors",
+    }
+    assert modes.keys() > written | {"injection_affine.safetensors", "config.json", "tokenizer.json"}
+    assert modes == dict.fromkeys(modes, mode)
+
+
+def adapter_directory(tiny_lm, tmp_path, base):
+    """An AV whose LM is the tiny one with adapters, made for `base`, and its parameters."""
+    prompt = build_verbalizer_prompt(tiny_lm.tokenizer, TEMPLATES)
+    verbalizer = Verbalizer(tiny_lm.config, prompt, InjectionConfig(scale=3.0), 3.0)
+    lora = LoraConfig(4, alpha=6.0)
+    params = init_adapters(lora, verbalizer.init(tiny_lm.params), jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    origin = AdapterOrigin(lora, base)
+    export_verbalizer(verbalizer, params, tiny_lm.tokenizer, TEMPLATES, tmp_path, layer=1, adapted=origin)
+    return tmp_path
+
+
+def change_adapter_config(directory, **fields):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_adapters_without_a_named_base_load_onto_the_one_that_is_given(tiny_lm, tiny_model_dir, tmp_path):
+    directory = adapter_directory(tiny_lm, tmp_path, str(tiny_model_dir))
+    expected = load_verbalizer(directory).params
+    change_adapter_config(directory, base_model_name_or_path=None)
+    loaded = load_verbalizer(directory, base=tiny_lm).params
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    nla = load(directory, target=str(tiny_model_dir), scan_blocks=False, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, nla.av_params, expected)
+    with pytest.raises(ValueError, match=r"names no base_model_name_or_path; give the model .* --target"):
+        load(directory, quiet=True)
+    with pytest.raises(ValueError, match=r"names no base_model_name_or_path; give the model .* base=\.\.\."):
+        load_verbalizer(directory)
+    wide = dataclasses.replace(tiny_lm, config=dataclasses.replace(tiny_lm.config, d_model=48))
+    with pytest.raises(
+        ValueError, match=r"the model that it adapts, which adapter_config.json does not name"
+    ):
+        load_verbalizer(directory, base=wide)
+
+
+def test_an_adapter_with_a_plain_scale_is_the_same_avs(tiny_lm, tiny_model_dir, tmp_path):
+    """alpha / r with alpha 12 is alpha / sqrt(r) with alpha 6 where r is 4."""
+    directory = adapter_directory(tiny_lm, tmp_path, str(tiny_model_dir))
+    expected = load_verbalizer(directory, base=tiny_lm).params
+    change_adapter_config(directory, use_rslora=False, lora_alpha=12)
+    loaded = load_verbalizer(directory, base=tiny_lm).params
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
