@@ -217,8 +217,8 @@ class TorchRound:
     def update(self, activations: np.ndarray, tokens_BT: Tensor) -> dict[str, float]:
         """Both updates from given answers; the metrics have the names of ours."""
         texts = self.decode(tokens_BT.cpu().numpy())
-        rows = {name: self.side.tensor(column) for name, column in self.encode(activations, texts).items()}
-        activations_BD = rows["activations_BD"]
+        prompts_BT, lengths_B = (self.side.tensor(column) for column in self.encode(texts))
+        activations_BD = self.side.tensor(activations)
         mse = []
 
         def ar_loss(prompts_BT, lengths_B, activations_BD):
@@ -226,8 +226,7 @@ class TorchRound:
             mse.append(mse_B.detach())
             return mse_B.sum() / len(tokens_BT)
 
-        columns = (rows["prompts_BT"], rows["lengths_B"], activations_BD)
-        loss, norm = self.ar.step(ar_loss, self._pieces(*columns))
+        loss, norm = self.ar.step(ar_loss, self._pieces(prompts_BT, lengths_B, activations_BD))
         metrics = {"ar_loss": loss, "ar_grad_norm": norm}
         rewards_NG = -torch.cat(mse).view(-1, self.group)
         centered_NG = rewards_NG - rewards_NG.mean(dim=1, keepdim=True)
