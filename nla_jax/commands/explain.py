@@ -8,6 +8,7 @@ nla explain runs/NAME --file texts.jsonl --out explained.jsonl --html page.html
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> None:
     from nla_jax.pipeline.load import load
     from nla_jax.process import use_compilation_cache
 
+    # Tracing and loading make many objects that stay: collecting cycles among them takes a tenth of a short process.
+    gc.set_threshold(200_000)
     with plain_errors():
         if args.file is not None:
             items = read_texts(args.file)

@@ -199,7 +199,7 @@ def _language_model(
         frozen = {name: part for name, part in base.params.items() if name in kept}
         if "blocks" in base.params:
             frozen["blocks"] = jax.tree.map(lambda x: x[: config.num_layers], base.params["blocks"])
-            adapters = stack_blocks(adapters)
+            adapters = jax.jit(stack_blocks)(adapters)
         return FrozenBase(frozen, lora.scale).with_adapters({"lm": _placed(adapters, mesh)})["lm"]
 
     return tokenizer, config, read

@@ -300,11 +300,21 @@ def parameter_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
         num_layers=len(examples),
         sliding_layers=tuple(config.sliding_layers[layer] for layer in examples if config.sliding_layers),
         expert_layers=tuple(config.expert_layers[layer] for layer in examples if config.expert_layers),
+        # What is computed in changes no shape, and models that differ in nothing else are traced once.
+        dtype="float32",
+        attention_dtype="float32",
+        attention="xla",
     )
-    params = jax.eval_shape(lambda key: init_params(few_blocks, key), jax.random.key(0))
+    params = dict(_traced_shapes(few_blocks))
     of_kind = {kinds[layer]: params.pop(f"blocks_{index}") for index, layer in enumerate(examples)}
     params |= {f"blocks_{layer}": of_kind[kind] for layer, kind in enumerate(kinds)}
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_shapes(config: LMConfig) -> Params:
+    """The parameters of `init_params` as shapes."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 
 
 def stack_blocks(tree: Any) -> Any:
