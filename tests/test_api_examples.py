@@ -91,9 +91,10 @@ def test_a_grpo_step(tiny):
 
 def test_explain_vectors_and_texts(demo):
     acts = demo.activations(TEXTS[0])
-    explanations = run("Explain vectors", vectors=acts.vectors_ND[-2:])["explanations"]
+    # A batch of one each: in bfloat16 other batch sizes round otherwise, and close calls may fall otherwise.
+    explanations = run("Explain vectors", vectors=acts.vectors_ND[-1:])["explanations"]
     own = run("Load a trained", text=TEXTS[0])["explanations"]
-    assert own.texts == explanations[1:] and own.texts[0] and len(explanations) == 2
+    assert own.texts == explanations.texts and own.texts[0] and len(explanations) == 1
     assert own.rows()[0].token == acts.tokens[-1]
 
 

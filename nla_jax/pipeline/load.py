@@ -128,10 +128,13 @@ class _Where:
             return params
         return jit_aliasing(stack_blocks)(params)
 
-    def language_model(self, spec: Source, last_layer: int | None = None) -> LanguageModel:
-        """A language model, as far as it is wanted."""
+    def language_model(
+        self, spec: Source, trained: str | None, last_layer: int | None = None
+    ) -> LanguageModel:
+        """A language model up to a layer, or all of it, that computes as the NLA was trained."""
         lm = load_language_model(spec, mesh=self.mesh, dtype=self.dtype, last_layer=last_layer)
-        return dataclasses.replace(lm, params=self.formed(lm.params))
+        config = dataclasses.replace(lm.config, dtype=self.compute_dtype(trained))
+        return dataclasses.replace(lm, config=config, params=self.formed(lm.params))
 
 
 @jit_aliasing
@@ -176,7 +179,7 @@ def _from_run(path: Path, where: _Where, stage: str | None, step: int | None) ->
         ar_params=params("ar"),
         layer=layer,
         mesh=where.mesh,
-        load_target=_target_loader(config.model.path, layer, where, config.model.applied),
+        load_target=_target_of_run(models, where),
         yardstick=run.yardstick,
         min_position=config.extraction.min_position,
         batch_size=config.evaluation.batch_size,
@@ -195,10 +198,10 @@ def _from_directories(av: Source, ar: Source | None, target: Source | None, wher
     adapted = {path: (path / ADAPTER_CONFIG).is_file() for path in (av_path, ar_path) if path is not None}
     if target is None and adapted[av_path]:
         target = peft_base(av_path)
+    own = NLAMeta.load(av_path, role="av").own or _NOTHING_RECORDED
     base = None
     if any(adapted.values()):
-        base = where.language_model(target or peft_base(ar_path))
-    own = NLAMeta.load(av_path, role="av").own or _NOTHING_RECORDED
+        base = where.language_model(target or peft_base(ar_path), own.dtype)
     loading = {
         "mesh": where.mesh,
         "dtype": where.compute_dtype(own.dtype),
@@ -220,7 +223,10 @@ def _from_directories(av: Source, ar: Source | None, target: Source | None, wher
     if base is not None:
         load_target: Callable[[bool], LanguageModel] = _checked(lambda whole: base, verbalizer.meta)
     elif target is not None:
-        load_target = _checked(_target_loader(target, layer, where), verbalizer.meta)
+        read = functools.cache(
+            lambda whole: where.language_model(target, own.dtype, None if whole else layer)
+        )
+        load_target = _checked(read, verbalizer.meta)
     else:
         load_target = _no_target(av)
     return NLA(
@@ -250,24 +256,24 @@ def _check_pair(av: Path, av_meta: NLAMeta, ar: Path, ar_meta: NLAMeta) -> None:
         raise ValueError(f"{av} and {ar} do not belong together: {'; '.join(wrong)}; give the AR of this AV")
 
 
-def _target_loader(
-    spec: Source, layer: int | None, where: _Where, applied: Callable = lambda config: config
-) -> Callable[[bool], LanguageModel]:
-    """What reads the explained LM; one that was read whole serves for its first blocks as well."""
+def _target_of_run(models: Any, where: _Where) -> Callable[[bool], LanguageModel]:
+    """What reads the LM that a run explains, given the run's `Models`; adapters hold it already, and share it."""
+    model = models.config.model
 
     @functools.cache
     def read(whole: bool) -> LanguageModel:
-        lm = where.language_model(spec, None if whole else layer)
-        config = applied(lm.config)
-        return dataclasses.replace(
-            lm, config=dataclasses.replace(config, dtype=where.compute_dtype(config.dtype))
-        )
+        if models.config.lora.rank:
+            lm = models.target
+        else:
+            lm = where.language_model(model.path, model.dtype, None if whole else model.layer)
+        config = dataclasses.replace(model.applied(lm.config), dtype=where.compute_dtype(model.dtype))
+        return dataclasses.replace(lm, config=config)
 
     return read
 
 
 def _checked(load_target: Callable[[bool], LanguageModel], meta: NLAMeta) -> Callable[[bool], LanguageModel]:
-    """The same, refusing a model of another width than the NLA's."""
+    """What reads the explained LM, refusing a model of another width than the NLA's."""
 
     def read(whole: bool) -> LanguageModel:
         lm = load_target(whole)

@@ -200,7 +200,7 @@ def test_template_that_needs_a_bos_the_tokenizer_lacks(tiny_lm):
             "{{ raise_exception('only tools') }}",
             r"cannot render messages with the roles user \(only tools\); .*templates.chat",
         ),
-        ("{{ messages[0].nothing + 'x' }}", r"cannot render one user message \(.*nothing"),
+        ("{{ messages[0].nothing + 'x' }}", r"cannot render messages with the roles user \(.*nothing"),
         ("{{ 'Hi' }}", "repeats or drops the user message: it renders 'V: .*' as 'Hi'; set templates.chat"),
         ("{{ messages[0].content + messages[0].content }}", "repeats or drops the user message"),
     ],

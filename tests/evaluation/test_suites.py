@@ -314,7 +314,9 @@ def test_another_chat_model_asks_again_and_leaves_other_suites_alone(asked, monk
         folder, "digest", "local:reader"
     )
     opened = []
-    monkeypatch.setattr("nla_jax.evaluation.measure.open_chat_model", lambda *given: opened.append(given) or Reader())
+    monkeypatch.setattr(
+        "nla_jax.evaluation.measure.open_chat_model", lambda *given: opened.append(given) or Reader()
+    )
     monkeypatch.setattr(prediction, "measure", lambda subject: [])
     measure_suites(closed, ["prediction"], folder, "new")
     assert opened == [("local:reader", folder / "chat.sqlite")]
