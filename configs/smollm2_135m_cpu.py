@@ -44,8 +44,6 @@ def get_config() -> ExperimentConfig:
         rl=RLConfig(
             loop=LoopConfig(steps=32, evaluate_every=8, checkpoint_every=16),
             micro_batches=4,
-            # Every further program takes a minute to compile, which 32 rounds do not win back.
-            length_buckets=1,
             policy=PolicyLossConfig(kl_coefficient=0.02),
             av_optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3),
             ar_optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=3),
