@@ -20,28 +20,43 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-4
     warmup_steps: int = 10
+    """Updates until the full rate: the i-th of them has the rate `learning_rate * i / warmup_steps`."""
     decay_steps: int | None = None
     """Steps until the rate has fallen to a tenth; None keeps it constant after the warm-up."""
     weight_decay: float = 0.0
+    """Decoupled decay of the blocks' weight matrices (adapters among them). Norms, biases, embeddings, the LM head, the
+    AR's head and the AV's affine map are not decayed."""
     b1: float = 0.9
     b2: float = 0.99
     max_grad_norm: float = 1.0
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
+        # The first update counts as 0 and has a share of the rate already: a rate of zero would waste its batch.
+        rise = max(self.warmup_steps, 1)
+        first = self.learning_rate / rise
         if self.decay_steps is None:
-            # Joined by hand: optax's own warm-up of zero steps stays at a rate of zero for good.
-            rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
-            constant = optax.constant_schedule(self.learning_rate)
-            schedule = optax.join_schedules([rise, constant], [self.warmup_steps])
+            schedule = optax.linear_schedule(first, self.learning_rate, rise - 1)
         else:
             schedule = optax.warmup_cosine_decay_schedule(
-                0.0, self.learning_rate, self.warmup_steps, self.decay_steps, self.learning_rate / 10
+                first, self.learning_rate, rise - 1, self.decay_steps, self.learning_rate / 10
             )
         return optax.chain(
             optax.clip_by_global_norm(self.max_grad_norm),
-            optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay),
+            optax.adamw(
+                schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=_weight_matrices
+            ),
         )
+
+
+def _weight_matrices(params: Tree) -> Tree:
+    """Which leaves weight decay applies to: those inside blocks that are neither norm scales nor biases."""
+
+    def is_matrix(path: Any, _: Any) -> bool:
+        *modules, leaf = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return any(name.startswith("blocks") for name in modules) and leaf not in ("scale", "bias")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 # Trees are rebuilt with shapes and shardings in place of arrays, so their fields are not checked.

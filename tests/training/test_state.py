@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from nla_jax.training.state import (
     LossSums,
@@ -115,7 +116,7 @@ def steps_taken(config, steps):
 
 def test_learning_rate_warms_up_and_stays():
     sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=4), 7)
-    np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1], atol=1e-5)
+    np.testing.assert_allclose(sizes, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1], atol=1e-5)
 
 
 @pytest.mark.parametrize("decay_steps", [None, 100])
@@ -125,11 +126,48 @@ def test_no_warm_up_starts_at_the_full_rate(decay_steps):
 
 
 def test_learning_rate_falls_to_a_tenth():
-    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=2, decay_steps=6), 9)
-    # Halfway through the cosine, at step 4, the rate is the mean of 0.1 and 0.01.
-    np.testing.assert_allclose(
-        np.array(sizes)[[0, 1, 2, 4, 6, 8]], [0, 0.05, 0.1, 0.055, 0.01, 0.01], atol=1e-5
-    )
+    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=2, decay_steps=5), 8)
+    # The second update has the full rate. Halfway through the cosine, two later, it is the mean of 0.1 and 0.01.
+    np.testing.assert_allclose(np.array(sizes)[[0, 1, 3, 5, 7]], [0.05, 0.1, 0.055, 0.01, 0.01], atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_warm_up_as_long_as_the_stage_ends_at_the_full_rate(steps):
+    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=steps, decay_steps=steps + 1), steps)
+    np.testing.assert_allclose(sizes, 0.1 * np.arange(1, steps + 1) / steps, atol=1e-5)
+
+
+def test_weight_decay_pulls_weight_matrices_alone():
+    params = {
+        "lm": {
+            "embed": {"embedding": jnp.ones((4, 2))},
+            "blocks_0": {
+                "attention_norm": {"scale": jnp.ones(2)},
+                "attention": {"query": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
+                "mlp": {"gate": jnp.ones((3, 2, 2)), "up": {"lora_a": jnp.ones((2, 1))}},
+            },
+            "blocks": {
+                "mlp_norm": {"scale": jnp.ones((5, 2))},
+                "mlp": {"down": {"kernel": jnp.ones((5, 2, 2))}},
+            },
+            "lm_head": {"kernel": jnp.ones((2, 4))},
+        },
+        "head": {"kernel": jnp.eye(2)},
+        "affine": {"kernel": jnp.eye(2), "bias": jnp.ones(2)},
+    }
+    optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5).build()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    flat = {"/".join(path): np.unique(x) for path, x in flatten_dict(updates).items()}
+    decayed = {path for path, values in flat.items() if values.any()}
+    assert decayed == {
+        "lm/blocks_0/attention/query/kernel",
+        "lm/blocks_0/mlp/gate",
+        "lm/blocks_0/mlp/up/lora_a",
+        "lm/blocks/mlp/down/kernel",
+    }
+    for path in decayed:
+        np.testing.assert_allclose(flat[path], [-0.05], rtol=1e-6)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -159,6 +197,7 @@ def test_a_restarted_state_keeps_its_moments_and_warms_up_again():
     _, (before, _, _) = state.opt_state
     assert int(schedule.count) == 0 and int(adam.count) == 3
     jax.tree.map(np.testing.assert_array_equal, (adam.mu, adam.nu), (before.mu, before.nu))
-    # The first step of a warm-up has a rate of zero.
-    after, _ = run(optimizer=optimizer, state=again)
-    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    # The first step of a warm-up of four has a quarter of the rate that the fifth would have had.
+    (after, _), (further, _) = run(optimizer=optimizer, state=again), run(optimizer=optimizer, state=state)
+    moved, full = (x.params["w"] - state.params["w"] for x in (after, further))
+    np.testing.assert_allclose(moved, full / 4, rtol=1e-3)
