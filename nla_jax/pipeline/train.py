@@ -24,7 +24,7 @@ from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
 from nla_jax.training.guards import judge_drop
 from nla_jax.training.joint import Round, optimizers
-from nla_jax.training.loop import Metrics, States, abstract, run_stage, scalars
+from nla_jax.training.loop import Best, Metrics, States, abstract, run_stage, scalars
 from nla_jax.training.state import TrainState, restart
 from nla_jax.training.stopwatch import Stopwatch
 from nla_jax.training.supervised import (
@@ -345,6 +345,6 @@ def rl(run: Run) -> None:
         log=run.log,
         mesh=run.mesh,
         shown=("reward_mean", "kl", "judge_fve_nrm", "own_fve_nrm"),
-        best="judge_fve_nrm",
+        best=Best("judge_fve_nrm"),
         guards=config.guards,
     )

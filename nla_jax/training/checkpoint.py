@@ -85,6 +85,15 @@ class Checkpoints:
         chosen |= {step for step, info in notes.items() if info and info["custom_metadata"].get("pin")}
         return max(chosen, default=None)
 
+    def best(self) -> int | None:
+        """The step that counts: the pinned one, or the newest where none is pinned; None if there is none.
+
+        Raises:
+          ValueError: the newest step was saved under another digest.
+        """
+        latest, pinned = self.latest(), self.pinned()
+        return latest if pinned is None else pinned
+
     def pin(self, step: int) -> None:
         """Keep `step` (the best so far, say) until another is pinned; the next save after that may delete it.
 

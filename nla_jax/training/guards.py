@@ -73,11 +73,16 @@ def judge_drop(now: Mapping[str, float], highest: Mapping[str, float]) -> float:
 
     Args:
       now: `own_fve_nrm` and `judge_fve_nrm` of an evaluation.
-      highest: highest value of each in the evaluations before; may be empty.
+      highest: highest value of each in the evaluations before, that of the warm start included; may be empty.
+
+    Returns:
+      The fall, or NaN where the judge's value is NaN while the own AR's is higher than ever.
     """
     own, judge = "own_fve_nrm", "judge_fve_nrm"
-    rises = now[own] > highest.get(own, -math.inf)
-    return max(0.0, highest.get(judge, now[judge]) - now[judge]) if rises else 0.0
+    if not now[own] > highest.get(own, -math.inf):
+        return 0.0
+    fall = highest.get(judge, now[judge]) - now[judge]
+    return fall if fall > 0 or math.isnan(fall) else 0.0
 
 
 class Watch:

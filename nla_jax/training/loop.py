@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -53,6 +54,48 @@ class LoopConfig:
     """Number of newest checkpoints that are kept, beside the best."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The evaluated metric that decides which step of a stage is kept beside the newest ones."""
+
+    metric: str
+    lowest: bool = False
+    """Whether low values are good, as of a loss."""
+
+    def improves(self, value: float, before: float | None) -> bool:
+        """Whether a value is better than the best before it, if there was one; NaN never is."""
+        if before is None:
+            return not math.isnan(value)
+        return value < before if self.lowest else value > before
+
+
+class _Records:
+    """What the evaluations of a stage have reached so far; kept in its checkpoints."""
+
+    def __init__(self, best: Best | None):
+        self.best, self.best_value = best, None
+        self.highest: dict[str, float] = {}
+
+    def add(self, evaluated: Mapping[str, float]) -> bool:
+        """Note an evaluation; whether it is the best so far. Values that are NaN count for nothing."""
+        for name, value in evaluated.items():
+            if value > self.highest.get(name, -math.inf):
+                self.highest[name] = value
+        if self.best is None or not self.best.improves(evaluated[self.best.metric], self.best_value):
+            return False
+        self.best_value = evaluated[self.best.metric]
+        return True
+
+    def saved(self) -> dict[str, Any]:
+        return {"highest": json.dumps(self.highest), "best": self.best_value}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.highest = json.loads(saved["highest"])
+        if self.best is not None:
+            # Checkpoints from before the best value was kept apart have it among the highest.
+            self.best_value = saved.get("best", self.highest.get(self.best.metric))
+
+
 class Preempted(RuntimeError):
     """The run was told to stop by SIGTERM; its state is saved."""
 
@@ -94,7 +137,7 @@ def run_stage(
     log: MetricsLog,
     mesh: Mesh,
     shown: tuple[str, ...],
-    best: str | None = None,
+    best: Best | None = None,
     guards: GuardConfig | None = None,
 ) -> None:
     """Train until `config.steps`, going on from the last checkpoint if there is one.
@@ -114,7 +157,8 @@ def run_stage(
       log: the run's metrics.
       mesh: mesh that states are placed on.
       shown: metrics on the progress bar.
-      best: evaluated metric; the checkpoint with its highest value is kept beside the last ones.
+      best: by which evaluation a checkpoint is kept beside the last ones. The states before the first step count: they
+        are saved as step 0.
       guards: thresholds of watched metrics, of steps and of evaluations.
 
     Raises:
@@ -122,18 +166,33 @@ def run_stage(
       GuardError: a metric was beyond its last threshold for too long; the state is saved.
       Preempted: SIGTERM came; the state is saved.
     """
-    done = checkpoints.latest()
-    highest: dict[str, float] = {}
+    done, records = checkpoints.latest(), _Records(best)
+
+    def save(now: int, pin: bool = False) -> None:
+        extra = {"batches": json.dumps(batches.get_state()), **records.saved()}
+        log.flush()
+        checkpoints.save(now, states, extra, pin=pin)
+
+    def evaluated(now: int) -> tuple[dict[str, float], bool]:
+        """Metrics on held-out documents, and whether they are the best so far."""
+        row = evaluate(states, records.highest)
+        if undefined := sorted(name for name, value in row.items() if math.isnan(value)):
+            _warn(f"{stage}, step {now}: {', '.join(undefined)} of held-out documents came out as NaN")
+        return row, records.add(row)
+
     if done is None:
         states, done = initial(), 0
         states = place(states, mesh)
         log.cut(stage, -1)
-        log.write(stage, 0, evaluate(states, highest))
+        row, is_best = evaluated(0)
+        log.write(stage, 0, row)
+        if is_best:
+            save(0, pin=True)
         return_freed_memory()
     else:
         states, extra = checkpoints.restore(abstract(initial, mesh), done)
         batches.set_state(json.loads(extra["batches"]))
-        highest = json.loads(extra["highest"])
+        records.restore(extra)
         log.cut(stage, done)
     watch, quiet = Watch(guards), jax.process_index() > 0
     with (
@@ -143,63 +202,61 @@ def run_stage(
         _Preemption() as preemption,
     ):
 
-        def save(now: int, pin: bool = False) -> None:
-            extra = {"batches": json.dumps(batches.get_state()), "highest": json.dumps(highest)}
-            checkpoints.save(now, states, extra, pin=pin)
-
-        def read(metrics: Metrics, now: int) -> dict[str, float]:
-            row = metrics()
-            check(row, now)
-            return row
-
-        def check(row: dict[str, float], now: int) -> None:
+        def report(now: int, row: dict[str, float]) -> Exception | None:
+            """Write a step's metrics and check them; the error to end the stage with, if there is one."""
+            log.write(stage, now, row)
+            bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row}, refresh=False)
+            bar.update()
             try:
                 if "bad_steps" in row:
                     check_bad_steps(row, stage, config.max_bad_steps)
                 warnings = watch.warnings(row)
             except (TooManyBadSteps, GuardError) as error:
-                save(now)
-                checkpoints.wait()
-                raise type(error)(f"{stage}, step {now}: {error}. Step {now} is saved.") from None
-            for warning in warnings if not quiet else ():
-                bar.write(f"warning: {stage}, step {now}: {warning}", file=sys.stderr)
+                return type(error)(f"{stage}, step {now}: {error}")
+            for warning in warnings:
+                _warn(f"{stage}, step {now}: {warning}")
+            return None
 
-        def report(now: int, row: dict[str, float]) -> None:
-            log.write(stage, now, row)
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row}, refresh=False)
-            bar.update()
-
-        unread = None
+        unread, stop = None, None
         for now in range(done + 1, config.steps + 1):
             states, metrics = step(states, next(batches), now - 1)
             block_on_simulated_devices(states)
             if unread is not None:
-                # These metrics are of the step before; a save in `read` is of the state after step `now`.
-                report(now - 1, read(unread, now))
+                stop = report(now - 1, unread())
             unread = metrics
             last, preempted = now == config.steps, preemption.reached(now)
-            evaluated, saved = (
+            is_due, saved = (
                 last or now % every == 0 for every in (config.evaluate_every, config.checkpoint_every)
             )
-            if not (evaluated or saved or preempted or now == done + 1):
+            # A step that was under way when the one before ended the stage is finished like any other.
+            if not (is_due or saved or preempted or stop or now == done + 1):
                 continue
-            row, unread, is_best = read(metrics, now), None, False
+            row, unread, is_best = metrics(), None, False
             if now == done + 1:
                 return_freed_memory()
-            if evaluated:
-                held_out = evaluate(states, highest)
-                is_best = best is not None and held_out[best] > highest.get(best, -np.inf)
-                highest |= {name: max(value, highest.get(name, value)) for name, value in held_out.items()}
+            if is_due:
+                held_out, is_best = evaluated(now)
                 row |= held_out
-            report(now, row)
-            if evaluated:
-                check(held_out, now)
-            if saved or is_best or preempted:
+            ended = report(now, row)
+            stop = stop or ended
+            if saved or is_best or preempted or stop:
                 save(now, pin=is_best)
-            if preempted and not last:
+            if stop:
+                checkpoints.wait()
+                raise type(stop)(f"{stop}. Step {now} is saved.")
+            if preempted:
                 checkpoints.wait()
                 raise Preempted(f"{stage} was told to stop after step {now}, which is saved")
-    checkpoints.wait()
+        checkpoints.wait()
+        # The signal may have come while the last step was evaluated and saved.
+        if preemption.reached(config.steps + 1):
+            raise Preempted(f"{stage} was told to stop after its last step, which is saved")
+
+
+def _warn(message: str) -> None:
+    """Tell the user, above whatever progress bars there are; of several processes the first does."""
+    if jax.process_index() == 0:
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -46,6 +46,8 @@ def test_a_judge_that_falls_while_the_own_ar_rises():
     assert judge_drop({"own_fve_nrm": 0.25, "judge_fve_nrm": 0.22}, highest) == 0
     assert judge_drop({"own_fve_nrm": 0.35, "judge_fve_nrm": 0.30}, highest) == 0
     assert judge_drop({"own_fve_nrm": 0.1, "judge_fve_nrm": 0.1}, {}) == 0
+    assert math.isnan(judge_drop({"own_fve_nrm": 0.35, "judge_fve_nrm": math.nan}, highest))
+    assert judge_drop({"own_fve_nrm": math.nan, "judge_fve_nrm": 0.1}, highest) == 0
     watch = Watch(GuardConfig())
     assert [len(watch.warnings({"judge_drop": 0.06})) for _ in range(4)] == [0, 1, 0, 0]
     watch = Watch(GuardConfig(judge_drop=Guard(warn=0.02, stop=0.05, patience=2)))
