@@ -1,6 +1,7 @@
 """What "good" means here: the one place where direction MSE, FVE and the RL reward are defined.
 
-Functions of arrays are pure, compute in float32 and may be jitted.
+Functions of arrays are pure, compute in float32 and may be jitted. What goes over the rows of a whole data set is
+computed on the host where it gets numpy arrays: no device has room for all rows.
 Errors per row are means over the d coordinates: normalized vectors have a mean square of 1, so the
 denominator of `fve_nrm` reads as the share of them that the training mean leaves open.
 """
@@ -23,9 +24,10 @@ FAILED_REWARD = -2.0
 
 def normalize(vector: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     """Scale each vector to norm √d: `√d · h / √(‖h‖² + ε)`, in float32; the zero vector stays zero."""
-    vector = jnp.asarray(vector, jnp.float32)
-    squared_norm = jnp.sum(vector**2, axis=-1, keepdims=True)
-    return vector * jnp.sqrt(vector.shape[-1] / (squared_norm + NORM_EPS))
+    xp = vector.__array_namespace__()
+    vector = xp.asarray(vector, dtype=xp.float32)
+    squared_norm = xp.sum(vector**2, axis=-1, keepdims=True)
+    return vector * xp.sqrt(vector.shape[-1] / (squared_norm + NORM_EPS))
 
 
 def direction_mse(

@@ -11,7 +11,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nla_jax.autoencoder.prompts import VerbalizerPrompt
@@ -36,13 +35,6 @@ class InjectionConfig:
     """Norm of a replacing vector: the 75th percentile of training norms, the square root of d, or a number."""
     affine: bool = False
     """Learn an affine map of the scaled vector, starting from the identity."""
-
-
-def resolve_scale(scale: float | str, activations_ND: Float[Array | np.ndarray, "N D"]) -> float:
-    """Turn `InjectionConfig.scale` into the number it stands for, given training activations."""
-    if scale == "p75":
-        return float(np.percentile(np.linalg.norm(np.asarray(activations_ND, np.float32), axis=-1), 75))
-    return activations_ND.shape[-1] ** 0.5 if scale == "sqrt_d" else float(scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ are needed to score an explanation. Shape letters: N activations, D model.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,18 @@ from jaxtyping import Float
 from safetensors import safe_open
 
 from nla_jax.autoencoder import metrics
-from nla_jax.autoencoder.verbalizer import resolve_scale
 from nla_jax.lm.files.safetensors_files import save_tensors
 
 FILE_NAME = "yardstick.safetensors"
+CHUNK_ROWS = 4096
+"""Rows that a statistic of a whole data set looks at together, so that it needs no second copy of all of them."""
+
+
+def row_chunks(
+    rows_ND: Float[np.ndarray, "N D"], size: int = CHUNK_ROWS
+) -> Iterator[Float[np.ndarray, "B D"]]:
+    """Views of at most `size` rows each, in order."""
+    return (rows_ND[start : start + size] for start in range(0, len(rows_ND), size))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,15 +49,42 @@ class Yardstick:
     def of(
         cls, activations_ND: Float[np.ndarray, "N D"], source: str = "training activations"
     ) -> "Yardstick":
-        """Compute the yardstick of raw activations."""
-        normalized_mean_D = np.asarray(metrics.mean_of_normalized(activations_ND))
-        _, spread_N = metrics.fve_nrm_terms(activations_ND, activations_ND, normalized_mean_D)
+        """Compute the yardstick of raw activations; see `of_parts`."""
+        return cls.of_parts([activations_ND], source)
+
+    @classmethod
+    def of_parts(
+        cls, parts: Iterable[Float[np.ndarray, "_ D"]], source: str = "training activations"
+    ) -> "Yardstick":
+        """Compute the yardstick of raw activations that come in parts, which are summed up on the host one by one.
+
+        Raises:
+          ValueError: no activations, or activations that are not finite.
+        """
+        sum_D = normalized_sum_D = mean_squares = np.float64(0)
+        norms: list[np.ndarray] = []
+        for rows_BD in (chunk for part in parts for chunk in row_chunks(part)):
+            normalized_BD = metrics.normalize(rows_BD)
+            sum_D = sum_D + rows_BD.sum(axis=0, dtype=np.float64)
+            normalized_sum_D = normalized_sum_D + normalized_BD.sum(axis=0, dtype=np.float64)
+            mean_squares += np.square(normalized_BD).sum(dtype=np.float64) / rows_BD.shape[1]
+            norms.append(np.linalg.norm(rows_BD, axis=1))
+        if not norms:
+            raise ValueError(f"there are no {source} to take a mean of; give at least one")
+        norms_N = np.concatenate(norms)
+        if len(bad := np.flatnonzero(~np.isfinite(norms_N))):
+            raise ValueError(
+                f"{len(bad)} of {len(norms_N)} {source} hold NaN or infinity (rows {bad[:5].tolist()}); leave them out"
+            )
+        normalized_mean_D = normalized_sum_D / len(norms_N)
+        # The mean square about a mean is the mean square less that of the mean.
+        spread = mean_squares / len(norms_N) - np.mean(normalized_mean_D**2)
         return cls(
-            activations_ND.mean(axis=0),
-            normalized_mean_D,
-            float(np.mean(spread_N)),
-            resolve_scale("p75", activations_ND),
-            len(activations_ND),
+            (sum_D / len(norms_N)).astype(np.float32),
+            normalized_mean_D.astype(np.float32),
+            max(float(spread), 0.0),
+            float(np.percentile(norms_N, 75)),
+            len(norms_N),
             source,
         )
 

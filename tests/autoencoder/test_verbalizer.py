@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nla_jax.autoencoder.prompts import PromptTemplates, build_verbalizer_prompt, encode_responses
-from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer, resolve_scale, sft_loss, token_mask
+from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer, sft_loss, token_mask
 from nla_jax.lm.transformer import EMBEDDING_LAYER, Injection, Transformer
 
 TEMPLATES = PromptTemplates(verbalizer="Vector: {injection_char}. Explain it.")
@@ -216,14 +216,6 @@ def test_layer_outside_the_model_is_an_error(small):
     with pytest.raises(ValueError, match="layer 2 is outside the model: it has blocks 0 to 1"):
         make(small, layer=2)
     assert make(small, layer=EMBEDDING_LAYER).injection.layer == -1
-
-
-def test_resolve_scale():
-    activations = jnp.array([[3.0, 4.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]])
-    # Norms 1, 2, 3, 4, 5: their 75th percentile is 4.
-    assert resolve_scale("p75", activations) == pytest.approx(4.0)
-    assert resolve_scale("sqrt_d", activations) == pytest.approx(np.sqrt(2))
-    assert resolve_scale(7.5, activations) == 7.5
 
 
 def test_token_mask():

@@ -20,6 +20,30 @@ def test_numbers_by_hand():
     assert (yardstick.count, yardstick.description) == (4, "mean of 4 training activations")
 
 
+def test_parts_are_summed_up_as_if_they_were_one():
+    rng = np.random.default_rng(0)
+    # Every coordinate has a mean that is large beside its spread, as in real models.
+    rows = (rng.standard_normal((5000, 7)) + rng.standard_normal(7) * 100).astype(np.float32)
+    whole = Yardstick.of(rows)
+    parts = Yardstick.of_parts(rows[start:end] for start, end in ((0, 1), (1, 1), (1, 4500), (4500, 5000)))
+    unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True) * 7**0.5
+    for found in (whole, parts):
+        np.testing.assert_allclose(found.mean_D, rows.mean(axis=0, dtype=float), rtol=1e-6)
+        np.testing.assert_allclose(found.normalized_mean_D, unit.mean(axis=0), rtol=1e-6)
+        assert found.spread == pytest.approx(np.mean((unit - unit.mean(axis=0)) ** 2), rel=1e-3)
+        assert found.norm_p75 == pytest.approx(np.percentile(np.linalg.norm(rows, axis=1), 75), rel=1e-6)
+        assert found.count == 5000
+
+
+def test_activations_that_make_no_mean_are_named():
+    with pytest.raises(ValueError, match="there are no rows of mine to take a mean of"):
+        Yardstick.of(ACTIVATIONS[:0], "rows of mine")
+    damaged = ACTIVATIONS.copy()
+    damaged[1, 0], damaged[3] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"2 of 4 rows of mine hold NaN or infinity \(rows \[1, 3\]\)"):
+        Yardstick.of(damaged, "rows of mine")
+
+
 def test_fve_by_hand():
     yardstick = Yardstick.of(ACTIVATIONS, "rows of mine")
     assert yardstick.description == "mean of 4 rows of mine"
