@@ -12,6 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+
+from nla_jax.process import machine_class
 
 TEXT = "The Eiffel Tower stands in the city of"
 PHASES = """
@@ -59,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each kind, of which the median counts")
     parser.add_argument("--text", default=TEXT, help="what is explained")
+    parser.add_argument("--json", type=Path, help="write every time there, for write_figures.py")
     args = parser.parse_args()
     command = ["-m", "nla_jax", "explain", "demo", args.text]
     cold, warm, phases = [], [], []
@@ -73,6 +77,9 @@ def main() -> None:
     print("phases of a warm run, seconds")
     for name in phases[0]:
         print(f"  {name:34}{statistics.median(run[name] for run in phases):6.1f}")
+    if args.json:
+        measured = {"machine": machine_class(), "cold": cold, "warm": warm, "phases": phases}
+        args.json.write_text(json.dumps(measured, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The process that a script runs in: its compiled programs on disk, its place among several processes, its progress
-bars, and memory that it hands back to the system."""
+bars, memory that it hands back to the system, and the class of its machine."""
 
 import ctypes
+import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -54,3 +56,22 @@ def return_freed_memory() -> None:
     """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+CPU_INSTRUCTIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+"""Flag of /proc/cpuinfo -> its name; matrix products of one class of machine are as fast as its best one."""
+
+
+def machine_class() -> str:
+    """The kind of machine that a figure was measured on, such as "CPU, 2 cores, x86_64 with AMX"."""
+    devices = jax.devices()
+    kind = f"{len(devices)} x {devices[0].device_kind}" if devices[0].platform != "cpu" else "CPU"
+    described = Path("/proc/cpuinfo")
+    flags = set(described.read_text().split()) if described.exists() else set()
+    best = next((f" with {name}" for flag, name in CPU_INSTRUCTIONS.items() if flag in flags), "")
+    return f"{kind}, {os.cpu_count()} cores, {platform.machine()}{best}"

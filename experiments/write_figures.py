@@ -1,0 +1,231 @@
+"""Write the measured figures into README.md and docs/, from what was measured: a run, and the benchmarks' files.
+
+A page holds blocks between `<!-- measured: NAME DIGEST -->` and `<!-- end -->`, which only this script writes. The
+digest is of the block's text, so that a figure that was changed by hand is found (tests/test_figures.py).
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/performance.md", "docs/cpu_run.md")
+"""The pages that hold measured blocks."""
+BLOCK = re.compile(
+    r"<!-- measured: (?P<name>[\w-]+) (?P<digest>\w+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL
+)
+
+README_ROWS = {
+    "explainer texts": "explainer texts",
+    "AV warm start": "AV warm start",
+    "AV after RL": "AV after RL",
+    "AV, shuffled": "AV after RL, shuffled",
+    "empty text": "empty text",
+    "fixed text": "fixed text",
+    "nearest training activation": "nearest training activation, no text at all",
+}
+"""Row of the tables `systems` and `controls` -> its name in README.md."""
+STAGES = {
+    "extract": "extraction",
+    "av_sft": "the AV's warm start",
+    "ar_sft": "the AR's warm start",
+    "rl": "joint training",
+    "evaluate": "the evaluation",
+}
+STEPS = {
+    "av_sft": "AV warm start, {} examples",
+    "ar_sft": "AR warm start, {} examples",
+    "rl": "joint training, a round of {} activations x {} explanations",
+}
+
+
+def digest(text: str) -> str:
+    """What a block's marker says of its text."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def with_blocks(page: str, blocks: Mapping[str, str]) -> str:
+    """A page with the blocks that are given in place of its own."""
+
+    def block(match: re.Match) -> str:
+        text = blocks.get(match["name"], match["text"])
+        return f"<!-- measured: {match['name']} {digest(text)} -->\n{text}<!-- end -->"
+
+    return BLOCK.sub(block, page)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that ends in a line break."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def interval(figure: Mapping[str, Any] | None, digits: int) -> str:
+    """A value with its 95% interval; empty where it is not defined."""
+    if figure is None or figure["value"] is None:
+        return ""
+    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return value if figure["low"] is None or low == high else f"{value} [{low}, {high}]"
+
+
+def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The two tables of README.md about the CPU recipe's run."""
+    lines: dict[str, dict[str, str]] = {name: {} for name in README_ROWS}
+    systems = table_of(evaluation, "systems")["rows"]
+    # A row that both tables have is the same in both.
+    for row in [*table_of(evaluation, "controls")["rows"], *systems]:
+        if row["name"] in lines:
+            lines[row["name"]][row["labels"]["AR"]] = interval(row["figures"]["fve_nrm"], 2)
+    shown = [
+        [README_ROWS[name], found.get("own", found.get("-", "")), found.get("judge", "")]
+        for name, found in lines.items()
+    ]
+    run, seconds = evaluation["run"], evaluation["timings"]
+    measured = systems[0]["figures"]["fve_nrm"]
+    judged = [
+        (row["step"], row["judge_fve_nrm"])
+        for row in metrics
+        if row["stage"] == "rl" and "judge_fve_nrm" in row
+    ]
+    gains = {
+        row["labels"]["AR"]: interval(row["figures"]["fve_nrm"], 3)
+        for row in table_of(evaluation, "gains")["rows"]
+    }
+    facts = [
+        ["held-out activations of the table", f"{measured['n']}, of {measured['documents']} documents"],
+        ["round that was kept", f"{evaluation['best_step']}, the best by the judge on other documents"],
+        ["the judge there, by round", ", ".join(f"{value:.3f} ({step})" for step, value in judged)],
+        ["joint training gained, through the co-trained AR", gains["own"]],
+        ["joint training gained, through the judge", gains["judge"]],
+        [
+            "seconds",
+            ", ".join(f"{name} {seconds[stage]:.0f}" for stage, name in STAGES.items() if stage in seconds),
+        ],
+        ["machine", run["machine"]],
+        ["corpus", corpus(run)],
+        ["code", run["code"]],
+    ]
+    return {
+        "round-trip": markdown_table(["held-out `fve_nrm`", "co-trained AR", "frozen judge"], shown),
+        "run": markdown_table(["what", "figure"], facts),
+    }
+
+
+def corpus(run: Mapping[str, Any]) -> str:
+    """What a run's documents were."""
+    if "documents" not in run:
+        return run["corpus"]
+    return f"{run['corpus']}: {run['documents']} documents, digest {run['corpus digest']}"
+
+
+def table_of(evaluation: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The table of that name, of whichever suite has it."""
+    tables = [table for suite in evaluation["suites"].values() for table in suite["tables"]]
+    found = [table for table in tables if table["name"] == name]
+    if not found:
+        raise ValueError(
+            f"the evaluation has no table {name!r}, only {', '.join(table['name'] for table in tables)}; "
+            "evaluate the run with the suites reconstruction and controls"
+        )
+    return found[0]
+
+
+def step_block(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """What a step of each stage took: the median, and the slowest, which compiled most."""
+    sizes = {
+        "av_sft": [config["av_sft"]["batch_size"]],
+        "ar_sft": [config["ar_sft"]["batch_size"]],
+        "rl": [config["rl"]["activations"], config["rl"]["group"]],
+    }
+    lines = []
+    for stage, name in STEPS.items():
+        seconds = [
+            row["speed/seconds"] for row in metrics if row["stage"] == stage and "speed/seconds" in row
+        ]
+        lines.append([name.format(*sizes[stage]), f"{statistics.median(seconds):.1f}", f"{max(seconds):.0f}"])
+    return markdown_table(["step", "seconds, median", "slowest, which compiles"], lines)
+
+
+def evaluation_page(evaluation: Mapping[str, Any]) -> str:
+    """Every table of an evaluation in Markdown."""
+    parts = []
+    for suite, measured in evaluation["suites"].items():
+        parts.append(f"## {suite.capitalize()}\n\nMeasured in {measured['seconds']:.0f} seconds.\n")
+        for table in measured["tables"]:
+            labels = list(dict.fromkeys(label for row in table["rows"] for label in row["labels"]))
+            columns = list(dict.fromkeys(name for row in table["rows"] for name in row["figures"]))
+            rows = [
+                [
+                    row["name"],
+                    *(row["labels"].get(label, "") for label in labels),
+                    *(interval(row["figures"].get(column), 3) for column in columns),
+                ]
+                for row in table["rows"]
+            ]
+            parts.append(f"### {table['title']}\n\n{table['note']}\n")
+            parts.append(markdown_table(["", *labels, *columns], rows))
+    return "\n".join(parts)
+
+
+def startup_block(measured: Mapping[str, Any]) -> str:
+    """The table of start-up times, from the file that `benchmark_startup.py --json` writes."""
+
+    def spread(seconds: Sequence[float]) -> str:
+        return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+    phases = measured["phases"]
+    medians = {name: statistics.median(run[name] for run in phases) for name in phases[0]}
+    cells = [
+        spread(measured["cold"]),
+        spread(measured["warm"]),
+        *(f"{value:.1f}" for value in medians.values()),
+    ]
+    about = f"\nSeconds, medians of {len(measured['cold'])} runs (least to most); {measured['machine']}.\n"
+    return markdown_table(["cold", "warm", *medians], [cells]) + about
+
+
+def write_pages(blocks: Mapping[str, str], root: Path = ROOT) -> None:
+    """Write blocks into the pages that have them.
+
+    Raises:
+      ValueError: no page has such a block; nothing is written then.
+    """
+    pages = {root / name: (root / name).read_text(encoding="utf-8") for name in PAGES}
+    known = {match["name"] for text in pages.values() for match in BLOCK.finditer(text)}
+    if missing := sorted(set(blocks) - known):
+        raise ValueError(f"no page has the blocks {missing}; they have {sorted(known)}")
+    for path, text in pages.items():
+        path.write_text(with_blocks(text, blocks), encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line, read what was measured, write the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--run", type=Path, help="directory of an evaluated run of configs/smollm2_135m_cpu.py"
+    )
+    parser.add_argument("--startup", type=Path, help="what `benchmark_startup.py --json` wrote")
+    args = parser.parse_args()
+    blocks: dict[str, str] = {}
+    if args.run:
+        from nla_jax.evaluation.report import read_evaluation, read_metrics, save_overview
+
+        evaluation, metrics = read_evaluation(args.run), read_metrics(args.run)
+        blocks |= readme_blocks(evaluation, metrics)
+        blocks["steps"] = step_block(metrics, json.loads((args.run / "config.json").read_text()))
+        blocks["evaluation"] = evaluation_page(evaluation)
+        save_overview(args.run, ROOT / "docs")
+    if args.startup:
+        blocks["startup"] = startup_block(json.loads(args.startup.read_text()))
+    if not blocks:
+        parser.error("give at least one of --run and --startup")
+    write_pages(blocks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Measured figures in the pages are what `experiments/write_figures.py` wrote there."""
+
+import importlib.util
+import json
+
+import pytest
+from processes import ROOT
+
+
+@pytest.fixture(scope="module")
+def figures():
+    spec = importlib.util.spec_from_file_location("write_figures", ROOT / "experiments" / "write_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measured_blocks_were_not_changed_by_hand(figures):
+    found = {}
+    for page in figures.PAGES:
+        for block in figures.BLOCK.finditer((ROOT / page).read_text()):
+            assert figures.digest(block["text"]) == block["digest"], f"{page}: the block {block['name']}"
+            found[block["name"]] = page
+    assert set(found) == {"round-trip", "run", "steps", "evaluation", "startup"}
+
+
+def test_a_changed_figure_is_found_and_a_new_block_takes_the_place_of_the_old_one(figures):
+    page = figures.with_blocks(
+        "before\n<!-- measured: run 0 -->\nold\n<!-- end -->\nafter\n", {"run": "| 0.31 |\n"}
+    )
+    assert page.startswith("before\n<!-- measured: run ") and page.endswith("<!-- end -->\nafter\n")
+    block = figures.BLOCK.search(page)
+    assert block["text"] == "| 0.31 |\n" and block["digest"] == figures.digest("| 0.31 |\n")
+    changed = figures.BLOCK.search(page.replace("0.31", "0.41"))
+    assert changed["digest"] != figures.digest(changed["text"])
+
+
+def test_blocks_say_what_the_evaluation_says(figures):
+    def figure(value):
+        return {
+            "fve_nrm": {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 256, "documents": 120}
+        }
+
+    def table(name, rows):
+        lines = [{"name": row, "labels": {"AR": ar}, "figures": figure(value)} for row, ar, value in rows]
+        return {"name": name, "title": "Title", "note": "Note.", "rows": lines}
+
+    evaluation = {
+        "run": {"corpus": "docstrings", "machine": "a machine", "code": "0.1"},
+        "timings": {"extract": 84.4, "rl": 480.2},
+        "best_step": 16,
+        "suites": {
+            "reconstruction": {
+                "seconds": 10.0,
+                "tables": [
+                    table("systems", [("AV after RL", "own", 0.312), ("AV after RL", "judge", 0.301)]),
+                    table("gains", [("after over warm", "own", 0.04), ("after over warm", "judge", 0.03)]),
+                ],
+            },
+            "controls": {
+                "seconds": 1.0,
+                "tables": [table("controls", [("nearest training activation", "-", 0.336)])],
+            },
+        },
+    }
+    metrics = [{"stage": "rl", "step": 8, "judge_fve_nrm": 0.28}, {"stage": "av_sft", "step": 8, "loss": 1.0}]
+    blocks = figures.readme_blocks(evaluation, metrics)
+    assert "| AV after RL | 0.31 [0.26, 0.36] | 0.30 [0.25, 0.35] |" in blocks["round-trip"]
+    assert "| nearest training activation, no text at all | 0.34 [0.29, 0.39] |  |" in blocks["round-trip"]
+    assert "| 256, of 120 documents |" in blocks["run"] and "| 0.280 (8) |" in blocks["run"]
+    assert "| extraction 84, joint training 480 |" in blocks["run"]
+    page = figures.evaluation_page(evaluation)
+    assert "## Reconstruction\n" in page and "| AV after RL | own | 0.312 [0.262, 0.362] |" in page
+    evaluation["suites"].pop("controls")
+    with pytest.raises(ValueError, match="no table 'controls', only systems, gains; evaluate the run"):
+        figures.readme_blocks(evaluation, metrics)
+
+
+def test_a_block_that_no_page_has_is_refused_and_nothing_is_written(figures, tmp_path):
+    (tmp_path / "docs").mkdir()
+    for page in figures.PAGES:
+        (tmp_path / page).write_text("<!-- measured: run 0 -->\nold\n<!-- end -->\n")
+    with pytest.raises(ValueError, match=r"no page has the blocks \['other'\]; they have \['run'\]"):
+        figures.write_pages({"run": "new\n", "other": "text\n"}, tmp_path)
+    assert "old" in (tmp_path / "README.md").read_text()
+    figures.write_pages({"run": "new\n"}, tmp_path)
+    assert "new" in (tmp_path / "README.md").read_text()
+
+
+def test_a_steps_median_and_its_slowest_call(figures):
+    config = {"av_sft": {"batch_size": 16}, "ar_sft": {"batch_size": 8}, "rl": {"activations": 8, "group": 4}}
+    metrics = [
+        {"stage": stage, "step": step, "speed/seconds": seconds}
+        for stage in config
+        for step, seconds in enumerate((33.0, 1.0, 2.0))
+    ]
+    block = figures.step_block(json.loads(json.dumps(metrics)), config)
+    assert "| AV warm start, 16 examples | 2.0 | 33 |" in block
+    assert "| joint training, a round of 8 activations x 4 explanations | 2.0 | 33 |" in block
