@@ -21,9 +21,10 @@ class EvaluationConfig:
     samples: int = 4
     """Explanations sampled for each activation where the best of several is chosen."""
     prediction_rows: int = 64
-    """Held-out activations of suffix prediction, and of the claims that the target LM checks."""
+    """Held-out activations of suffix prediction, and of the claims that the target LM checks. Continuations are asked
+    about at the first activations that end a word."""
     task_examples: int = 48
-    """Texts of each planted task; the same number again teaches its linear probe."""
+    """Texts of each planted task; as many others teach its linear probe."""
     recurrence_rows: int = 24
     """Contexts whose last ten tokens are explained."""
     rewrite_rows: int = 128

@@ -10,7 +10,7 @@ from nla_jax.data.splits import check_unseen, shuffled
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.measure import SUITES, chosen_suites, measure_suites, stored_results
 from nla_jax.evaluation.planted import cheaters
-from nla_jax.evaluation.planted.tasks import tasks
+from nla_jax.evaluation.predictors import by_target_lm
 from nla_jax.evaluation.subject import check_judges
 from nla_jax.evaluation.suites import (
     controls,
@@ -322,16 +322,42 @@ def test_another_chat_model_asks_again_and_leaves_other_suites_alone(asked, monk
     assert opened == [("local:reader", folder / "chat.sqlite")]
 
 
-def test_planted_texts_never_repeat_and_end_alike():
-    for task in tasks():
-        examples = task.examples(64, 3)
-        contexts = [example.context for example in examples]
-        assert len(set(contexts)) == 64 and contexts == [e.context for e in task.examples(64, 3)]
-        if not task.behavior:
-            counts = [sum(e.label == label for e in examples) for label in task.answers]
-            assert max(counts) - min(counts) <= 1
-    with pytest.raises(ValueError, match="too few fillers"):
-        dataclasses.replace(tasks()[0], write=lambda rng, label: "same").examples(2, 0)
+def test_the_true_continuation_is_read_after_its_context_as_it_stands_in_the_document(subject, monkeypatch):
+    data, asked = subject.data, []
+
+    def log_likelihood(prompts, options, desc=None):
+        asked.extend(zip(prompts, options, strict=True))
+        return np.array([[float(len(option)) for option in row] for row in options]), None
+
+    monkeypatch.setattr(subject.target, "log_likelihood", log_likelihood)
+    contexts, after = list(data.contexts), list(data.extra["true_continuation"])
+    for i in range(0, len(contexts), 4):
+        # As a tokenizer may cut: inside a word, before a mark, after a blank, and before a line break.
+        contexts[i], after[i] = contexts[i] + after[i][:3], after[i][3:]
+        contexts[i + 1], after[i + 1] = contexts[i + 1] + " ", after[i + 1][1:]
+        after[i + 2] = "," + after[i + 2]
+    extra = {**data.extra, "true_continuation": after}
+    cut = dataclasses.replace(data, contexts=contexts, extra=extra)
+    table = prediction.suffixes(dataclasses.replace(subject, data=cut))
+    of = dict(zip(contexts, after, strict=True))
+    read = [(prompt, row) for prompt, row in asked if prompt in of]
+    assert len(read) == sum(row.figures["context"].estimate().n for row in table.rows) > 12
+    for context, row in read:
+        assert of[context].startswith(row[0]) and of[context].index(row[0]) == 0
+        assert context[-1].isspace() or row[0][0].isspace()
+        # No option is told from the others by how it begins or how many words it has.
+        blanks = {option[: len(option) - len(option.lstrip())] for option in row}
+        assert len(blanks) == 1 and {len(option.split()) for option in row} == {6} and len(set(row)) == 10
+
+
+def test_where_an_explanation_failed_the_guess_counts(subject, monkeypatch):
+    def log_likelihood(prompts, options, desc=None):
+        return np.array([[1.0, 2.0] if p.startswith("Notes") else [-3.0, -2.5] for p in prompts]), None
+
+    monkeypatch.setattr(subject.target, "log_likelihood", log_likelihood)
+    scores = by_target_lm(subject, {"AV": ["a text", None]}, "What?", [["x", "y"]] * 2, "")
+    np.testing.assert_allclose(scores["guess"], [[-3, -2.5]] * 2)
+    np.testing.assert_allclose(scores["AV"], [[4, 4.5], [-3, -2.5]])
 
 
 def test_ratios_come_back_from_disk_and_pair_by_row(subject, everything):
