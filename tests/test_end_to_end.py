@@ -201,7 +201,7 @@ def test_a_run_is_evaluated_further_and_compared(finished_run, tmp_path):
     # With another judge nothing that was measured before is the same.
     finish([*evaluate, "--evaluation.second-judge-steps", "2"])
     assert list(json.loads((run_dir / "evaluation.json").read_text())["suites"]) == ["cost"]
-    assert (run_dir / "checkpoints" / "second_judge" / "2").is_dir()
+    assert (run_dir / "checkpoints" / "second_judge_2" / "2").is_dir()
     done = subprocess.run(compare, env=environment(1), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "share no figure of the same held-out rows" in done.stderr
 

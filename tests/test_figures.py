@@ -48,7 +48,7 @@ def test_blocks_say_what_the_evaluation_says(figures):
     evaluation = {
         "run": {"corpus": "docstrings", "machine": "a machine", "code": "0.1"},
         "timings": {"extract": 84.4, "rl": 480.2},
-        "best_step": 16,
+        "kept_steps": {"av_sft": 150, "ar_sft": 260, "rl": 16},
         "suites": {
             "reconstruction": {
                 "seconds": 10.0,

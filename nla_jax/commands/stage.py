@@ -9,8 +9,8 @@ from nla_jax.shipped import shipped_configs
 STAGES = {
     "extract": "Extract activations of the target LM at sampled positions of the corpus.",
     "explain": "Write warm-start explanations and split the rows by document.",
-    "av_sft": "Warm-start the AV on the explanations; its last checkpoint is the reference of RL.",
-    "ar_sft": "Warm-start the AR on the explanations; its last checkpoint is the frozen judge.",
+    "av_sft": "Warm-start the AV on the explanations; its best step is the reference of RL.",
+    "ar_sft": "Warm-start the AR on the explanations; its best step is the frozen judge.",
     "rl": "Train AV and AR jointly with GRPO.",
     "evaluate": "Measure the NLA on held-out documents.",
     "report": "Write the HTML report of a run.",

@@ -7,7 +7,7 @@ of processes.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from nla_jax.data.dataset import ActivationDataset
 
 SPLITS = ("av_sft", "ar_sft", "rl", "held_out")
 """The disjoint uses of documents, in the order in which their fractions fill the unit interval."""
+
+MONITOR_SHARE = 1 / 3
+"""Share of the held-out documents that training is watched on, and that choose the steps that are kept."""
 
 
 def hash_fraction(key: str, *, seed: int, purpose: str) -> float:
@@ -63,8 +66,43 @@ def split_of(doc_id: str, fractions: Mapping[str, float], seed: int) -> str:
     return used[-1]  # the shares may sum to a hair less than 1
 
 
+def monitor_documents(doc_ids: Iterable[str], seed: int) -> set[str]:
+    """The held-out documents that training is watched on; figures are reported on the others.
+
+    A step that is kept because it is the best on some documents flatters on them. Both parts have a document at least,
+    and two where there are four.
+
+    Args:
+      doc_ids: those of all held-out rows, in any order.
+      seed: another seed gives another, independent division.
+
+    Raises:
+      ValueError: there is one document, or none.
+    """
+    places = {doc_id: hash_fraction(doc_id, seed=seed, purpose="monitor") for doc_id in set(doc_ids)}
+    if len(places) < 2:
+        raise ValueError(
+            f"the held-out rows are of {len(places)} document(s) {sorted(places)}; one at least is for choosing the "
+            "step that is kept, and another for figures: hold more documents out (corpus.held_out, or another "
+            "data.held_out)"
+        )
+    fewest = 2 if len(places) > 3 else 1
+    count = sum(place < MONITOR_SHARE for place in places.values())
+    count = min(max(count, fewest), len(places) - fewest)
+    return set(sorted(places, key=places.get)[:count])
+
+
 def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[Any]:
-    """For every row, the item of a row of another document."""
+    """For every row, the item of a row of another document.
+
+    Raises:
+      ValueError: all rows are of one document.
+    """
+    if len(set(doc_ids)) < 2:
+        raise ValueError(
+            f"{len(items)} rows of one document cannot be exchanged for those of others; use more documents "
+            "(corpus.held_out) or more rows (evaluation.rows, evaluation.monitor_rows)"
+        )
     order = np.random.default_rng(seed).permutation(len(items))
     documents = np.array(doc_ids)
     for shift in range(1, len(items)):

@@ -154,7 +154,7 @@ def write_report(run_dir: Path) -> Path:
       ValueError: a file that does not parse, or an evaluation without systems.
     """
     evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
-    best_step = evaluation.get("best_step")
+    kept = evaluation.get("kept_steps", {})
     examples_path = run_dir / "examples.jsonl"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -177,7 +177,7 @@ def write_report(run_dir: Path) -> Path:
             if table["plotted"] and table["rows"]
         },
         curves=[
-            (panel, _svg(panel.title, (5.2, 2.9), draw_panel, panel, rows, best_step))
+            (panel, _svg(panel.title, (5.2, 2.9), draw_panel, panel, rows, kept.get(panel.stage)))
             for panel in PANELS
             if has_data(panel, rows)
         ],
@@ -202,7 +202,7 @@ def save_overview(run_dir: Path, directory: Path) -> Path:
         left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
         for ax, panel in zip(left.subplots(3, 2).flat, panels, strict=True):
             if has_data(panel, rows):
-                draw_panel(ax, panel, rows, evaluation.get("best_step"))
+                draw_panel(ax, panel, rows, evaluation.get("kept_steps", {}).get(panel.stage))
             else:
                 ax.set_axis_off()
         draw_table(right.subplots(), _judged(evaluation))
@@ -229,7 +229,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """Read `evaluation.json`: run, settings, `mean_is`, suites, and optionally timings and the best step.
+    """Read `evaluation.json`: run, settings, `mean_is`, suites, and optionally timings and the steps kept.
 
     Raises:
       FileNotFoundError: there is none; run the evaluation.
@@ -291,8 +291,8 @@ def has_data(panel: Panel, rows: Sequence[Row]) -> bool:
     return any(curve(rows, panel.stage, key)[0] for key in panel.lines)
 
 
-def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], best_step: int | None = None) -> None:
-    """Draw the lines of a panel; RL panels mark the step of the checkpoint that was kept."""
+def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], kept: int | None = None) -> None:
+    """Draw the lines of a panel, and mark the step that was kept of its stage."""
     drawn = [(name, *curve(rows, panel.stage, key)) for key, name in panel.lines.items()]
     for color, (name, steps, values) in zip(COLORS, drawn, strict=False):
         if steps:
@@ -304,8 +304,8 @@ def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], best_step: int | Non
         spreads = dict(zip(*curve(rows, panel.stage, panel.spread), strict=True))
         spread = np.array([spreads.get(step, np.nan) for step in steps])
         ax.fill_between(steps, means - spread, means + spread, color=COLORS[0], alpha=0.15, linewidth=0)
-    if panel.stage == "rl" and best_step is not None:
-        ax.axvline(best_step, color="#6b7280", linestyle=":", linewidth=1.2, label=f"kept: step {best_step}")
+    if kept is not None:
+        ax.axvline(kept, color="#6b7280", linestyle=":", linewidth=1.2, label=f"kept: step {kept}")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8)
     ax.set(title=panel.title, xlabel="step")

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from nla_jax.config import ExperimentConfig, plain
+from nla_jax.data.splits import MONITOR_SHARE
 
 STAGE_FIELDS = {
     "extract": ("seed", "model", "corpus", "data", "extraction"),
@@ -43,4 +44,6 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
     if "evaluation" in fields:
         del fields["evaluation"]["chat_model"]
+        # It decides which held-out rows figures are of.
+        fields["monitor_share"] = MONITOR_SHARE
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -40,7 +40,7 @@ def evaluate(run: Run) -> None:
     run.models.release_target()
     if config.second_judge_steps and not second_judge_is_trained(run):
         second_judge(run)
-    further = {"digest": evaluation_digest(run), "timings": run.timings(), "best_step": run.best_step()}
+    further = {"digest": evaluation_digest(run), "timings": run.timings(), "kept_steps": run.kept_steps()}
     about = _Evaluated(
         run.config.name, run.models.lm.name, run.config.model.layer, run.yardstick.description, config
     )

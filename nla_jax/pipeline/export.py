@@ -91,7 +91,7 @@ def trained_step(run: Run, stage: str, step: int | None) -> int | None:
     """
     if stage != "rl":
         return None
-    step = step or run.best_step()
+    step = run.best_step() if step is None else step
     if step is None:
         raise FileNotFoundError(
             f"{run.directory} holds no checkpoint of joint training; take its warm starts (--warm-start), or train it "

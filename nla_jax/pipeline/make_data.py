@@ -150,9 +150,11 @@ def _check_splits(run: Run, doc_ids: list[str]) -> None:
     counts = dict.fromkeys(SPLITS, 0)
     for doc_id in doc_ids:
         counts[split_of(doc_id, run.config.corpus.fractions, run.config.seed)] += 1
-    if empty := [split for split, count in counts.items() if count < 2]:
+    # Held-out documents are divided again: some choose the steps that are kept, figures are of the others.
+    needed = {**dict.fromkeys(SPLITS, 2), "held_out": 4}
+    if small := [f"{split} has {counts[split]}" for split in SPLITS if counts[split] < needed[split]]:
         raise ValueError(
-            f"{len(doc_ids)} documents leave fewer than 2 for the splits {empty}; "
+            f"{len(doc_ids)} documents are too few: {', '.join(small)}, and every split needs 2, held_out 4; "
             "use more documents or larger shares (corpus.held_out and its neighbors)"
         )
 

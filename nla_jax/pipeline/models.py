@@ -176,13 +176,13 @@ class Models:
         return self.model_params(f"{model}_sft", model)
 
     def model_params(self, stage: str, model: ModelName, step: int | None = None) -> Any:
-        """Whole parameters of "av" or "ar" from a checkpoint of a stage, the latest by default."""
+        """Whole parameters of "av" or "ar" from a checkpoint of a stage, the best by default."""
         return self.with_base(model, self.trainable_params(stage, model, step))
 
     def trainable_params(self, stage: str, model: ModelName, step: int | None = None) -> Any:
-        """What a stage trained of "av" or "ar" (adapters alone, where there are some), the latest by default."""
+        """What a stage trained of "av" or "ar" (adapters alone, where there are some), the best by default."""
         checkpoints = self._checkpoints(stage)
-        step = step or checkpoints.latest()
+        step = checkpoints.best() if step is None else step
         return self.in_configured_form(restore_params(checkpoints.directory, model, step, self.mesh))
 
     def with_base(self, model: ModelName, trained: Any) -> Any:

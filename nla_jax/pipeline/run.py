@@ -13,7 +13,7 @@ from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.config import ExperimentConfig
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
-from nla_jax.data.splits import SPLITS
+from nla_jax.data.splits import SPLITS, monitor_documents
 from nla_jax.files import write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.models import Models
@@ -72,17 +72,31 @@ class Run:
         return Yardstick.of(np.concatenate(rows))
 
     def held_out(self, rows: int) -> ActivationDataset:
-        """The first `rows` held-out rows in an order that mixes documents."""
+        """Rows of the held-out documents that figures are reported on.
+
+        The first `rows` of them in an order that mixes documents, or all where there are fewer.
+        """
+        return self._of_held_out(rows, monitored=False)
+
+    def monitored(self, rows: int) -> ActivationDataset:
+        """The same of the other held-out documents: training is watched on them, and they choose the steps kept."""
+        return self._of_held_out(rows, monitored=True)
+
+    def _of_held_out(self, rows: int, *, monitored: bool) -> ActivationDataset:
         data = self.data("held_out")
+        documents = monitor_documents(data.doc_ids, self.config.seed)
+        data = data.take(np.array([(doc_id in documents) == monitored for doc_id in data.doc_ids]))
         order = np.random.default_rng(self.config.seed).permutation(len(data))
         return data.take(np.sort(order[:rows]))
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Checkpoints of a training stage."""
-        # The second judge is a second warm start of the AR, and belongs to the same config.
-        configured = "ar_sft" if stage == "second_judge" else stage
+        configured, folder = stage, stage
+        if stage == "second_judge":
+            # A second warm start of the AR, of a length of its own: judges of other lengths lie beside it.
+            configured, folder = "ar_sft", f"second_judge_{self.config.evaluation.second_judge_steps}"
         return Checkpoints(
-            self.directory / "checkpoints" / stage,
+            self.directory / "checkpoints" / folder,
             digest=stage_digest(self.config, configured),
             keep=getattr(self.config, configured).loop.keep_checkpoints,
             # Cores that write would be missing where they compute.
@@ -90,9 +104,19 @@ class Run:
         )
 
     def best_step(self) -> int | None:
-        """The round of joint training that counts: the best by the judge, else the latest; None before the first."""
-        checkpoints = self.checkpoints("rl")
-        return checkpoints.pinned() or checkpoints.latest()
+        """The round of joint training that counts: the best by the judge, else the latest; None if none is saved.
+
+        Round 0 is the warm start itself, which no later round was better than.
+        """
+        return self.checkpoints("rl").best()
+
+    def kept_steps(self) -> dict[str, int]:
+        """The step that counts of each training stage that has one; by which metric is in `pipeline/train.py`."""
+        stages = ["av_sft", "ar_sft", "rl"]
+        if self.config.evaluation.second_judge_steps:
+            stages.append("second_judge")
+        steps = {stage: self.checkpoints(stage).best() for stage in stages}
+        return {stage: step for stage, step in steps.items() if step is not None}
 
     def timings(self) -> dict[str, float]:
         """Seconds that each finished stage took."""

@@ -50,7 +50,7 @@ class _RunVerbalizer:
 
 
 def subject_of(run: Run) -> Subject:
-    """A run's NLA before and after joint training, on its held-out rows.
+    """A run's NLA before and after joint training, on held-out rows of documents that chose none of its steps.
 
     Raises:
       FileNotFoundError: no AV was trained yet.
@@ -62,7 +62,7 @@ def subject_of(run: Run) -> Subject:
     if best is not None:
         stages["after RL"] = ("rl", best)
         ars = {"own": ("rl", best), **ars}
-    if run.checkpoints("second_judge").latest() is not None:
+    if run.config.evaluation.second_judge_steps:
         ars["second judge"] = ("second_judge", None)
     data, config = run.held_out(run.config.evaluation.rows), run.config
     check_unseen(data, {split: run.data(split) for split in SPLITS if split != "held_out"})

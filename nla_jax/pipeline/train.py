@@ -37,10 +37,10 @@ from nla_jax.training.supervised import (
 
 
 def av_sft(run: Run) -> None:
-    """Warm-start the AV on explainer texts; its last checkpoint is RL's reference."""
+    """Warm-start the AV on explainer texts; its step with the lowest held-out loss is RL's start and reference."""
     config, codec = run.config.av_sft, run.models.autoencoder
     verbalizer, optimizer = codec.verbalizer, config.optimizer.build()
-    data, held_out = run.data("av_sft"), run.held_out(run.config.evaluation.monitor_rows)
+    data, monitor = run.data("av_sft"), run.monitored(run.config.evaluation.monitor_rows)
 
     def rows(part: ActivationDataset):
         return verbalizer_rows(part, codec.tokenizer, verbalizer.prompt, codec.max_explanation_tokens)
@@ -53,8 +53,8 @@ def av_sft(run: Run) -> None:
     def loss(params, batch: VerbalizerBatch):
         return sft_loss(verbalizer, params, batch.activations_BD, batch.responses_BT, batch.lengths_B)
 
-    true_rows = rows(held_out)
-    order = shuffled(range(len(held_out)), held_out.doc_ids, run.config.seed)
+    true_rows = rows(monitor)
+    order = shuffled(range(len(monitor)), monitor.doc_ids, run.config.seed)
 
     def mean_loss(params, columns):
         sums = np.zeros(2)
@@ -87,20 +87,21 @@ def av_sft(run: Run) -> None:
             verbalizer.forward_flops, activations=config.batch_size, answers=config.batch_size
         ),
         evaluate=evaluate,
+        best=Best("real_loss", lowest=True),
         shown=("loss", "gap"),
         seed=run.config.seed,
     ).train()
 
 
 def ar_sft(run: Run) -> None:
-    """Warm-start the AR on explainer texts and on the warm-start AV's; its last checkpoint is the frozen judge."""
+    """Warm-start the AR on explainer texts and on the warm-start AV's; its best step on held-out ones is the judge."""
     _train_reconstructor(run, "ar_sft", run.config.ar_sft, run.config.seed)
 
 
 def second_judge(run: Run) -> None:
     """Warm-start another AR on the same texts in another order, as a judge beside the first."""
     config, steps = run.config.ar_sft, run.config.evaluation.second_judge_steps
-    loop = dataclasses.replace(config.loop, steps=steps, evaluate_every=steps, checkpoint_every=steps)
+    loop = dataclasses.replace(config.loop, steps=steps)
     decay = config.optimizer.decay_steps and steps
     optimizer = dataclasses.replace(config.optimizer, decay_steps=decay)
     config = dataclasses.replace(config, loop=loop, optimizer=optimizer)
@@ -122,7 +123,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
     optimizer = config.optimizer.build()
     data = run.data("ar_sft")
     texts = _partly_verbalized(run, data, config.verbalized)
-    held_out = run.held_out(run.config.evaluation.monitor_rows)
+    monitor = run.monitored(run.config.evaluation.monitor_rows)
     step = jit_step(
         ar_mse_step,
         reconstructor=codec.reconstructor,
@@ -131,9 +132,9 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
     )
 
     def evaluate(states, highest):
-        texts = held_out.explanations
+        texts = monitor.explanations
         rebuilt_ND = run.models.round_trip.reconstruct(run.models.with_base("ar", states["ar"].params), texts)
-        return {"held_out_fve_nrm": run.yardstick.fve_nrm(rebuilt_ND, texts, held_out.activations)}
+        return {"held_out_fve_nrm": run.yardstick.fve_nrm(rebuilt_ND, texts, monitor.activations)}
 
     WarmStart(
         run=run,
@@ -147,6 +148,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         max_length=codec.max_reconstructor_tokens,
         forward_flops=functools.partial(codec.reconstructor.forward_flops, rows=config.batch_size),
         evaluate=evaluate,
+        best=Best("held_out_fve_nrm"),
         shown=("loss", "held_out_fve_nrm"),
         seed=seed,
     ).train()
@@ -203,6 +205,8 @@ class WarmStart:
     """Model FLOPs of one forward of a batch, given the mean number of `tokens` of its texts."""
     evaluate: Callable[[States, Mapping[str, float]], dict[str, float]]
     """Metrics on held-out documents, see `run_stage`."""
+    best: Best
+    """Which of them decides the step that is kept."""
     shown: tuple[str, ...]
     """Metrics on the progress bar."""
     seed: int
@@ -225,6 +229,7 @@ class WarmStart:
             log=run.log,
             mesh=run.mesh,
             shown=self.shown,
+            best=self.best,
         )
 
     def _initial(self) -> States:
@@ -272,7 +277,8 @@ def _warm_started(run: Run) -> dict[str, TrainState]:
         stage = f"{model}_sft"
         if run.config.lora.rank:
             like = abstract(functools.partial(run.models.initial_state, model, optimizer), run.mesh)
-            restored, _ = run.checkpoints(stage).restore({model: like})
+            checkpoints = run.checkpoints(stage)
+            restored, _ = checkpoints.restore({model: like}, checkpoints.best())
             states[model] = restart(restored[model])
         else:
             states[model] = TrainState.create(run.models.trainable_params(stage, model), optimizer)
@@ -280,9 +286,9 @@ def _warm_started(run: Run) -> dict[str, TrainState]:
 
 
 def rl(run: Run) -> None:
-    """Joint training from both warm starts; the best checkpoint by the frozen judge is kept."""
+    """Joint training from both warm starts; the best round by the frozen judge is kept."""
     config, codec = run.config.rl, run.models.autoencoder
-    monitor = run.held_out(run.config.evaluation.monitor_rows)
+    monitor = run.monitored(run.config.evaluation.monitor_rows)
     run.models.release_target()
     seed = run.config.seed
     # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.

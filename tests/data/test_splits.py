@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from nla_jax.data.splits import SPLITS, hash_fraction, split_of
+from nla_jax.data.splits import SPLITS, hash_fraction, monitor_documents, shuffled, split_of
 
 QUARTERS = dict.fromkeys(SPLITS, 0.25)
 
@@ -45,3 +45,31 @@ def test_order_of_the_mapping_does_not_matter():
 def test_bad_fractions(fractions, message):
     with pytest.raises(ValueError, match=message):
         split_of("d", fractions, 0)
+
+
+def test_documents_that_choose_steps_are_a_third_by_their_hash():
+    documents = [f"d{i}" for i in range(3000)]
+    monitored = monitor_documents(documents, 5)
+    assert monitored == {d for d in documents if hash_fraction(d, seed=5, purpose="monitor") < 1 / 3}
+    assert abs(len(monitored) / 3000 - 1 / 3) < 0.04
+    # Neither the order of rows nor their number changes anything; the seed does.
+    assert monitor_documents([*reversed(documents), *documents], 5) == monitored
+    assert monitor_documents(documents, 6) != monitored
+
+
+@pytest.mark.parametrize(("documents", "fewest"), [(2, 1), (3, 1), (4, 2), (5, 2)])
+def test_both_parts_of_few_held_out_documents_have_some(documents, fewest):
+    ids = [f"d{i}" for i in range(documents)]
+    sizes = {len(monitor_documents(ids, seed)) for seed in range(200)}
+    assert sizes == set(range(fewest, documents - fewest + 1))
+    # Those with the smallest numbers are taken.
+    places = sorted(ids, key=lambda doc: hash_fraction(doc, seed=1, purpose="monitor"))
+    chosen = monitor_documents(ids, 1)
+    assert chosen == set(places[: len(chosen)])
+
+
+def test_one_document_cannot_both_choose_and_report():
+    with pytest.raises(ValueError, match=r"of 1 document\(s\) \['d0'\]; .* hold more documents out"):
+        monitor_documents(["d0", "d0"], 0)
+    with pytest.raises(ValueError, match="3 rows of one document cannot be exchanged"):
+        shuffled("abc", ["d0"] * 3, 0)

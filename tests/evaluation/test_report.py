@@ -78,7 +78,7 @@ def write_run(directory):
             "controls": suite(table("controls", CONTROLS), table("more", SYSTEMS[:1], plotted=None)),
         },
         "timings": {"extract": 42.0, "rl": 3723.0},
-        "best_step": 4,
+        "kept_steps": {"av_sft": 4, "ar_sft": 2, "rl": 4},
     }
     example = {
         "doc_id": "brown/ca01",
