@@ -100,6 +100,16 @@ def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(tokens[1:] if starts_with_bos(tokens, tokenizer) else tokens)
 
 
+def text_after(tokens: Sequence[int], more: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that `more` tokens add to a text, which begins with the space that may stand between the two.
+
+    SentencePiece tokenizers drop that space where the tokens are decoded alone.
+    """
+    before, whole = text_of(tokens, tokenizer), text_of([*tokens, *more], tokenizer)
+    # Where a character is cut in two, its first half is decoded to another character than the whole.
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(more)
+
+
 _residual_at = jax.jit(residual_at, static_argnames=("config", "layer", "top"))
 """Compiled once for all shards: every call of `extract` has the same sizes."""
 
@@ -146,7 +156,7 @@ def extract(
                 )
                 columns["genre"].append(context.document.genre)
                 columns["next_words"].append(next_words(expected, tokenizer, config.next_words))
-                columns["true_continuation"].append(tokenizer.decode(after))
+                columns["true_continuation"].append(text_after(whole[: position + 1], after, tokenizer))
         yield columns
 
 

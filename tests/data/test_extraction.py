@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from nla_jax.data.corpus import Document
-from nla_jax.data.extraction import ExtractionConfig, extract, next_words, text_of, tokenize
+from nla_jax.data.extraction import ExtractionConfig, extract, next_words, text_after, text_of, tokenize
 from nla_jax.lm.logits import logits
 from nla_jax.lm.tokenized import starts_with_bos
 from nla_jax.lm.transformer import Transformer
@@ -132,3 +133,15 @@ def test_a_second_shard_compiles_nothing(tiny_lm):
     events.clear()
     shard(contexts[2:])
     assert events.count("/jax/core/compile/jaxpr_trace_duration") == 0
+
+
+def test_a_continuation_keeps_the_space_before_it(tiny_lm):
+    words = Tokenizer(models.WordLevel({"▁ships": 0, "▁and": 1, "▁ice": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert sentencepiece.decode([1, 2]) == "and ice"
+    assert text_after([0], [1, 2], sentencepiece) == " and ice"
+    # A character of several bytes may be cut in two.
+    ids = tiny_lm.tokenizer.encode("né", add_special_tokens=False)
+    for at in range(1, len(ids)):
+        assert text_after(ids[:at], ids[at:], tiny_lm.tokenizer)[-1] in "é\ufffd"
