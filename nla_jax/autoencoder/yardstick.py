@@ -62,29 +62,29 @@ class Yardstick:
           ValueError: no activations, or activations that are not finite.
         """
         sum_D = normalized_sum_D = mean_squares = np.float64(0)
-        norms: list[np.ndarray] = []
+        norms, count = [], 0
         for rows_BD in (chunk for part in parts for chunk in row_chunks(part)):
+            norms.append(np.linalg.norm(rows_BD, axis=1))
+            if len(bad := count + np.flatnonzero(~np.isfinite(norms[-1]))):
+                raise ValueError(
+                    f"{source} hold NaN or infinity (rows {bad[:5].tolist()}); leave these rows out"
+                )
+            count += len(rows_BD)
             normalized_BD = metrics.normalize(rows_BD)
             sum_D = sum_D + rows_BD.sum(axis=0, dtype=np.float64)
             normalized_sum_D = normalized_sum_D + normalized_BD.sum(axis=0, dtype=np.float64)
             mean_squares += np.square(normalized_BD).sum(dtype=np.float64) / rows_BD.shape[1]
-            norms.append(np.linalg.norm(rows_BD, axis=1))
-        if not norms:
+        if not count:
             raise ValueError(f"there are no {source} to take a mean of; give at least one")
-        norms_N = np.concatenate(norms)
-        if len(bad := np.flatnonzero(~np.isfinite(norms_N))):
-            raise ValueError(
-                f"{len(bad)} of {len(norms_N)} {source} hold NaN or infinity (rows {bad[:5].tolist()}); leave them out"
-            )
-        normalized_mean_D = normalized_sum_D / len(norms_N)
+        normalized_mean_D = normalized_sum_D / count
         # The mean square about a mean is the mean square less that of the mean.
-        spread = mean_squares / len(norms_N) - np.mean(normalized_mean_D**2)
+        spread = mean_squares / count - np.mean(normalized_mean_D**2)
         return cls(
-            (sum_D / len(norms_N)).astype(np.float32),
+            (sum_D / count).astype(np.float32),
             normalized_mean_D.astype(np.float32),
             max(float(spread), 0.0),
-            float(np.percentile(norms_N, 75)),
-            len(norms_N),
+            float(np.percentile(np.concatenate(norms), 75)),
+            count,
             source,
         )
 

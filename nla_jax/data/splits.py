@@ -11,11 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from nla_jax.data.dataset import ActivationDataset
 
 SPLITS = ("av_sft", "ar_sft", "rl", "held_out")
 """The disjoint uses of documents, in the order in which their fractions fill the unit interval."""
+ROTATIONS_TRIED = 64
+"""Rotations of all rows that `shuffled` tries before it draws a partner for each row alone."""
 
 MONITOR_SHARE = 1 / 3
 """Share of the held-out documents that training is watched on, and that choose the steps that are kept."""
@@ -104,34 +107,49 @@ def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[An
             "(corpus.held_out) or more rows (evaluation.rows, evaluation.monitor_rows)"
         )
     order = np.random.default_rng(seed).permutation(len(items))
-    documents = np.array(doc_ids)
-    for shift in range(1, len(items)):
+    document_N, rows_D = numbered(doc_ids)
+    for shift in range(1, min(len(items), ROTATIONS_TRIED + 1)):
         partner = np.empty(len(items), int)
         partner[order] = np.roll(order, shift)
-        if (documents[partner] != documents).all():
+        if (document_N[partner] != document_N).all():
             return [items[i] for i in partner]
-    # No single rotation avoids the row's own document: choose a partner for each row alone.
-    rng = np.random.default_rng(seed)
-    return [items[rng.choice(np.flatnonzero(documents != document))] for document in documents]
+    # Where documents have many rows, hardly a rotation avoids the row's own. With each document's rows side by side, a
+    # partner is drawn from the rows before them and behind them.
+    by_document_N = np.argsort(document_N, kind="stable")
+    own_N, first_N = rows_D[document_N], (np.cumsum(rows_D) - rows_D)[document_N]
+    drawn_N = np.random.default_rng(seed).integers(len(items) - own_N)
+    return [items[i] for i in by_document_N[drawn_N + own_N * (drawn_N >= first_N)]]
 
 
-def check_unseen(data: ActivationDataset, trained_on: Mapping[str, ActivationDataset]) -> None:
+def numbered(doc_ids: Sequence[str]) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "D"]]:
+    """The number of each row's document, documents being in the order of their ids, and the rows of each document."""
+    number_of = {doc: number for number, doc in enumerate(sorted(set(doc_ids)))}
+    document_N = np.fromiter((number_of[doc] for doc in doc_ids), int, len(doc_ids))
+    return document_N, np.bincount(document_N, minlength=len(number_of))
+
+
+def check_unseen(data: ActivationDataset, trained_on: Iterable[tuple[str, ActivationDataset]]) -> None:
     """Refuse held-out rows of documents that were trained on.
 
     Two documents count as the same if they have one id, or if their texts begin with the same 160 characters.
+
+    Args:
+      data: the held-out rows.
+      trained_on: the other splits with their names, of which one is held at a time.
 
     Raises:
       ValueError: a document was trained on; the message gives the number of such documents and the first few.
     """
 
-    def starts(rows: ActivationDataset) -> dict[str, str]:
-        texts = [] if rows.contexts is None else rows.contexts
-        return {" ".join(text.split())[:160]: doc for text, doc in zip(texts, rows.doc_ids, strict=False)}
+    def starts(rows: ActivationDataset) -> list[str]:
+        # Eighty words with a blank behind each have 160 characters at least.
+        return [" ".join(text.split(None, 80))[:160] for text in rows.contexts or ()]
 
-    held_out = starts(data)
-    for split, rows in trained_on.items():
-        shared, trained_starts = set(data.doc_ids) & set(rows.doc_ids), starts(rows)
-        shared |= {doc for start, doc in held_out.items() if start and start in trained_starts}
+    held_out = dict(zip(starts(data), data.doc_ids, strict=False))
+    held_out.pop("", None)
+    for split, rows in trained_on:
+        shared = set(data.doc_ids) & set(rows.doc_ids)
+        shared |= {held_out[start] for start in starts(rows) if start in held_out}
         if shared:
             some = ", ".join(sorted(shared)[:3])
             raise ValueError(

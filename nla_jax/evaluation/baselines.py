@@ -1,21 +1,24 @@
 """Baselines that an explanation competes with: lookups, linear maps, and codes that nobody has to read.
 
 They are fitted on training rows and applied to held-out rows. All vectors go in raw and are compared by direction.
+Training rows are looked at a few thousand at a time, on the host, so that nothing needs a copy of all of them. Shape
+letters: N held-out rows, M training rows, B rows of a chunk, D model, W words, C components.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.numpy import load_file
-from sklearn.decomposition import PCA
+from scipy.linalg import eigh
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import RidgeCV
 
 from nla_jax.autoencoder import metrics
+from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
 from nla_jax.data.extraction import next_words
 from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.lm.layers import Norm
@@ -23,17 +26,15 @@ from nla_jax.lm.logits import logits
 from nla_jax.sharding.placement import to_host
 
 _WORD_PATTERN = r"(?u)\b\w+\b"
+_RIDGE_ALPHAS = (1.0, 10.0, 100.0)
 
 
 def nearest_by_activation(
     activations_ND: Float[np.ndarray, "N D"], training_MD: Float[np.ndarray, "M D"]
 ) -> Float[np.ndarray, "N D"]:
     """For each activation, the training activation of the nearest direction: a lookup that sees the activation."""
-    unit_ND, unit_MD = (
-        np.asarray(metrics.normalize(activations_ND)),
-        np.asarray(metrics.normalize(training_MD)),
-    )
-    return training_MD[(unit_ND @ unit_MD.T).argmax(axis=1)]
+    unit_ND = metrics.normalize(activations_ND)
+    return training_MD[_most_similar(unit_ND @ metrics.normalize(rows).T for rows in row_chunks(training_MD))]
 
 
 def nearest_by_text(
@@ -41,9 +42,20 @@ def nearest_by_text(
 ) -> Float[np.ndarray, "N D"]:
     """For each text, the activation of the training explanation that is most similar by tf-idf."""
     vectorizer = TfidfVectorizer(token_pattern=_WORD_PATTERN)
-    training_tfidf = vectorizer.fit_transform(training_texts)
-    similarity_NM = np.asarray((vectorizer.transform(texts) @ training_tfidf.T).todense())
-    return training_MD[similarity_NM.argmax(axis=1)]
+    training_MV = vectorizer.fit_transform(training_texts)
+    texts_NV = vectorizer.transform(texts)
+    chunks = (training_MV[start : start + CHUNK_ROWS] for start in range(0, len(training_texts), CHUNK_ROWS))
+    return training_MD[_most_similar((texts_NV @ rows_BV.T).toarray() for rows_BV in chunks)]
+
+
+def _most_similar(similarities: Iterable[Float[np.ndarray, "N B"]]) -> Int[np.ndarray, "N"]:
+    """The training row that is most similar to each row, given all similarities, some training rows at a time."""
+    best_N, chosen_N, start = -np.inf, 0, 0
+    for similarity_NB in similarities:
+        row_N, highest_N = similarity_NB.argmax(axis=1), similarity_NB.max(axis=1)
+        chosen_N = np.where(highest_N > best_N, start + row_N, chosen_N)
+        best_N, start = np.maximum(best_N, highest_N), start + similarity_NB.shape[1]
+    return chosen_N
 
 
 def ridge_from_words(
@@ -51,9 +63,41 @@ def ridge_from_words(
 ) -> Float[np.ndarray, "N D"]:
     """Directions by ridge regression on the set of words in a text, whatever their order."""
     vectorizer = CountVectorizer(token_pattern=_WORD_PATTERN, binary=True, min_df=2, max_features=1500)
-    has_word_MW = vectorizer.fit_transform(training_texts).toarray().astype(np.float32)
-    model = RidgeCV(alphas=(1.0, 10.0, 100.0)).fit(has_word_MW, np.asarray(metrics.normalize(training_MD)))
-    return model.predict(vectorizer.transform(texts).toarray().astype(np.float32)).astype(np.float32)
+    weights_WD, bias_D = _ridge(vectorizer.fit_transform(training_texts).astype(np.float64), training_MD)
+    return (vectorizer.transform(texts) @ weights_WD + bias_D).astype(np.float32)
+
+
+def _ridge(
+    has_word_MW: csr_matrix, training_MD: Float[np.ndarray, "M D"]
+) -> tuple[Float[np.ndarray, "W D"], Float[np.ndarray, "D"]]:
+    """Weights and bias of the directions on the words, by the normal equations, which add up over the rows.
+
+    The strength is that of `_RIDGE_ALPHAS` with the least generalized cross-validation error, `RSS / (1 − df / M)²`.
+    """
+    M, W = has_word_MW.shape
+    cross_WD, sum_D, squares = np.zeros((W, training_MD.shape[1])), 0.0, 0.0
+    for start, rows_BD in zip(range(0, M, CHUNK_ROWS), row_chunks(training_MD), strict=True):
+        unit_BD = metrics.normalize(rows_BD).astype(np.float64)
+        cross_WD += has_word_MW[start : start + CHUNK_ROWS].T @ unit_BD
+        sum_D, squares = sum_D + unit_BD.sum(axis=0), squares + np.square(unit_BD).sum()
+    # About the means, so that the bias is not shrunk.
+    word_mean_W, mean_D = np.asarray(has_word_MW.mean(axis=0)).ravel(), sum_D / M
+    gram_WW = (has_word_MW.T @ has_word_MW).toarray() - M * np.outer(word_mean_W, word_mean_W)
+    cross_WD -= M * np.outer(word_mean_W, mean_D)
+    total = squares - M * mean_D @ mean_D
+    eigenvalue_W, basis_WW = eigh(gram_WW)
+    eigenvalue_W = np.maximum(eigenvalue_W, 0)
+    rotated_WD = basis_WW.T @ cross_WD
+    energy_W = np.square(rotated_WD).sum(axis=1)
+
+    def error(alpha: float) -> float:
+        shrunk_W = 1 / (eigenvalue_W + alpha)
+        residual = total - energy_W @ (2 * shrunk_W - eigenvalue_W * shrunk_W**2)
+        return residual / (1 - (1 + eigenvalue_W @ shrunk_W) / M) ** 2
+
+    alpha = min(_RIDGE_ALPHAS, key=error)
+    weights_WD = basis_WW @ (rotated_WD / (eigenvalue_W + alpha)[:, None])
+    return weights_WD, mean_D - word_mean_W @ weights_WD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,23 +108,34 @@ class PCACode:
     means of equally filled bins of the training rows.
     """
 
-    pca: PCA
+    mean_D: Float[np.ndarray, "D"]
+    components_CD: Float[np.ndarray, "C D"]
+    """Orthonormal directions, those of the largest variance first."""
     edges: tuple[np.ndarray, ...]
     levels: tuple[np.ndarray, ...]
 
     @classmethod
     def fit(cls, training_MD: Float[np.ndarray, "M D"], bits: int) -> "PCACode":
         """Fit a code of `bits` bits a vector on training activations."""
-        unit_MD = np.asarray(metrics.normalize(training_MD))
-        pca = PCA(n_components=min(bits, *unit_MD.shape), random_state=0).fit(unit_MD)
-        variance, bits_of = pca.explained_variance_.copy(), np.zeros(pca.n_components_, int)
+        M, D = training_MD.shape
+        sum_D, squares_DD = np.zeros(D), np.zeros((D, D))
+        for unit_BD in map(metrics.normalize, row_chunks(training_MD)):
+            sum_D += unit_BD.sum(axis=0, dtype=np.float64)
+            squares_DD += unit_BD.T @ unit_BD
+        mean_D, count = sum_D / M, min(bits, M, D)
+        covariance_DD = squares_DD / M - np.outer(mean_D, mean_D)
+        variance, components_DC = eigh(covariance_DD, subset_by_index=(D - count, D - 1))
+        variance, components_CD = variance[::-1].copy(), components_DC.T[::-1].astype(np.float32)
+        mean_D, bits_of = mean_D.astype(np.float32), np.zeros(count, int)
         # Levels with fewer than eight training rows each would fit noise.
-        most = int(np.log2(max(len(unit_MD) // 8, 2)))
+        most = int(np.log2(max(M // 8, 2)))
         for _ in range(min(bits, most * len(bits_of))):
             best = int(np.where(bits_of < most, variance, -1.0).argmax())
             bits_of[best] += 1
             variance[best] /= 4
-        scores_MC = pca.transform(unit_MD)
+        scores_MC = np.concatenate(
+            [(metrics.normalize(rows_BD) - mean_D) @ components_CD.T for rows_BD in row_chunks(training_MD)]
+        )
         edges, levels = [], []
         for column, count in zip(scores_MC.T, bits_of, strict=True):
             inner = np.quantile(column, np.linspace(0, 1, 2**count + 1)[1:-1])
@@ -88,16 +143,16 @@ class PCACode:
             sums, members = np.bincount(bins, column, 2**count), np.bincount(bins, minlength=2**count)
             edges.append(inner)
             levels.append(sums / np.maximum(members, 1))
-        return cls(pca, tuple(edges), tuple(levels))
+        return cls(mean_D, components_CD, tuple(edges), tuple(levels))
 
     def __call__(self, activations_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
         """The directions that are decoded from the codes of activations."""
-        scores_NC = self.pca.transform(np.asarray(metrics.normalize(activations_ND)))
+        scores_NC = (metrics.normalize(activations_ND) - self.mean_D) @ self.components_CD.T
         coded = [
             levels[np.searchsorted(edges, column)]
             for column, edges, levels in zip(scores_NC.T, self.edges, self.levels, strict=True)
         ]
-        return self.pca.inverse_transform(np.stack(coded, axis=1)).astype(np.float32)
+        return (np.stack(coded, axis=1) @ self.components_CD + self.mean_D).astype(np.float32)
 
 
 def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], count: int) -> list[list[str]]:
@@ -113,7 +168,7 @@ def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], cou
         for name in ("embed", "final_norm", "lm_head")
         if name in target.lm.params
     }
-    top_ids = np.concatenate([to_host(top(params, v)) for v in _chunks(vectors_ND, 256)])
+    top_ids = np.concatenate([to_host(top(params, rows)) for rows in row_chunks(vectors_ND, 256)])
     return [next_words(ids, target.tokenizer, count) for ids in top_ids.tolist()]
 
 
@@ -146,7 +201,3 @@ def dictionary_texts(path: str, target: TargetLM, activations_ND: np.ndarray, co
     used = np.unique(top_NC)
     named = dict(zip(used, logit_lens_words(target, decode[used], 3), strict=True))
     return ["; ".join(", ".join(named[feature]) for feature in row) + "." for row in top_NC]
-
-
-def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

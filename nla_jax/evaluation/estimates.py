@@ -5,15 +5,20 @@ Everything here is numpy, for finished runs. Shape letters: N rows, S resamples,
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt16
+
+from nla_jax.data.splits import numbered
 
 SAMPLES = 2000
 """Default number of resamples of an interval."""
 LEVEL = 0.95
 """Coverage of an interval."""
+COUNTS_AT_ONCE = 1 << 22
+"""Most counts of documents in draws that are expanded to float64 together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +133,7 @@ def resampled_sums(
     sums_DC = np.stack(
         [np.bincount(document_N, column, counts_SD.shape[1]) for column in columns_NC.T], axis=1
     )
-    return counts_SD @ sums_DC
+    return np.concatenate([counts_BD.astype(np.float64) @ sums_DC for counts_BD in _parts(counts_SD)])
 
 
 def bootstrap(
@@ -155,17 +160,35 @@ def bootstrap(
         raise ValueError(
             f"the figure is {value} for {len(doc_ids)} rows; it needs rows of both kinds, evaluate more"
         )
-    drawn = np.array([statistic(counts_D[document_N]) for counts_D in counts_SD])
+    drawn = np.array([statistic(counts_D.astype(np.float64)[document_N]) for counts_D in counts_SD])
     low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high), len(doc_ids), counts_SD.shape[1], 1.0)
 
 
-def _draws(doc_ids: Sequence[str] | np.ndarray, seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+def _draws(
+    doc_ids: Sequence[str] | np.ndarray, seed: int, samples: int
+) -> tuple[Int[np.ndarray, "N"], UInt16[np.ndarray, "S D"]]:
     """The document of each row, and how often each document is in each draw."""
-    documents, document_N = np.unique(np.asarray(doc_ids), return_inverse=True)
-    if len(documents) < 2:
+    document_N, rows_D = numbered(doc_ids)
+    if len(rows_D) < 2:
         raise ValueError(
-            f"{len(documents)} document(s): an interval over documents needs at least 2; hold out more documents"
+            f"{len(rows_D)} document(s): an interval over documents needs at least 2; hold out more documents"
         )
-    rng, D = np.random.default_rng(seed), len(documents)
-    return document_N, rng.multinomial(D, np.full(D, 1 / D), size=samples).astype(np.float64)
+    return document_N, _counts(len(rows_D), seed, samples)
+
+
+@functools.lru_cache(maxsize=2)
+def _counts(documents: int, seed: int, samples: int) -> UInt16[np.ndarray, "S D"]:
+    """How often each document is in each draw: the same for all figures of as many documents."""
+    rng = np.random.default_rng(seed)
+    # A count of many documents is small, and one of few documents is at most their number.
+    counts_SD = np.zeros((samples, documents), np.uint16)
+    for counts_BD in _parts(counts_SD):
+        counts_BD[:] = rng.multinomial(documents, np.full(documents, 1 / documents), size=len(counts_BD))
+    return counts_SD
+
+
+def _parts(counts_SD: UInt16[np.ndarray, "S D"]) -> Iterator[UInt16[np.ndarray, "B D"]]:
+    """Views of as many draws as are looked at together."""
+    size = max(COUNTS_AT_ONCE // counts_SD.shape[1], 1)
+    return (counts_SD[start : start + size] for start in range(0, len(counts_SD), size))

@@ -82,14 +82,12 @@ def share(pairs: Iterable[tuple[int, int]]) -> float:
 def boilerplate(texts: Sequence[str], documents: Sequence[str], n: int = 4) -> list[tuple[int, int]]:
     """For each text, the number of its runs of n words that stand in another document's text, and of all its runs."""
     runs_of = [ngrams(words(text), n) for text in texts]
-    documents_with: dict[tuple[str, ...], set[str]] = {}
+    only_document: dict[tuple[str, ...], str | None] = {}
     for runs, document in zip(runs_of, documents, strict=True):
         for run in runs:
-            documents_with.setdefault(run, set()).add(document)
-    return [
-        (sum(bool(documents_with[run] - {document}) for run in runs), len(runs))
-        for runs, document in zip(runs_of, documents, strict=True)
-    ]
+            if only_document.setdefault(run, document) != document:
+                only_document[run] = None
+    return [(sum(only_document[run] is None for run in runs), len(runs)) for runs in runs_of]
 
 
 def foreign_letters(text: str) -> tuple[int, int]:

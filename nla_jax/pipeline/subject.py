@@ -65,7 +65,7 @@ def subject_of(run: Run) -> Subject:
     if run.config.evaluation.second_judge_steps:
         ars["second judge"] = ("second_judge", None)
     data, config = run.held_out(run.config.evaluation.rows), run.config
-    check_unseen(data, {split: run.data(split) for split in SPLITS if split != "held_out"})
+    check_unseen(data, ((split, run.data(split)) for split in SPLITS if split != "held_out"))
     held: dict[str, Any] = {}
     verbalizers = {name: _RunVerbalizer(run, stage, step, held) for name, (stage, step) in stages.items()}
     return Subject(

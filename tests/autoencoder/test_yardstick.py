@@ -40,7 +40,7 @@ def test_activations_that_make_no_mean_are_named():
         Yardstick.of(ACTIVATIONS[:0], "rows of mine")
     damaged = ACTIVATIONS.copy()
     damaged[1, 0], damaged[3] = np.nan, np.inf
-    with pytest.raises(ValueError, match=r"2 of 4 rows of mine hold NaN or infinity \(rows \[1, 3\]\)"):
+    with pytest.raises(ValueError, match=r"rows of mine hold NaN or infinity \(rows \[1, 3\]\)"):
         Yardstick.of(damaged, "rows of mine")
 
 

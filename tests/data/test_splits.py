@@ -1,8 +1,9 @@
 import hashlib
 
+import numpy as np
 import pytest
 
-from nla_jax.data.splits import SPLITS, hash_fraction, monitor_documents, shuffled, split_of
+from nla_jax.data.splits import SPLITS, hash_fraction, monitor_documents, numbered, shuffled, split_of
 
 QUARTERS = dict.fromkeys(SPLITS, 0.25)
 
@@ -73,3 +74,28 @@ def test_one_document_cannot_both_choose_and_report():
         monitor_documents(["d0", "d0"], 0)
     with pytest.raises(ValueError, match="3 rows of one document cannot be exchanged"):
         shuffled("abc", ["d0"] * 3, 0)
+
+
+def test_documents_are_numbered_in_the_order_of_their_ids():
+    document_N, rows_D = numbered(["b", "ä", "b", "a", ""])
+    assert document_N.tolist() == [2, 3, 2, 1, 0]
+    assert rows_D.tolist() == [1, 1, 2, 1]
+
+
+def test_partners_are_of_other_documents_where_no_rotation_fits_and_each_as_often():
+    # Forty rows each of four documents: a rotation that avoids each row's own document all but never exists.
+    doc_ids = [f"d{row % 4}" for row in range(160)]
+    counts = np.zeros((4, 160))
+    for seed in range(200):
+        for row, partner in enumerate(shuffled(range(160), doc_ids, seed)):
+            counts[row % 4, partner] += 1
+    same = np.arange(4)[:, None] == np.arange(160) % 4
+    assert not counts[same].any()
+    # 40 rows of 200 draws over 120 partners: 67 of each, with a standard deviation of 8.
+    assert abs(counts[~same] - 200 / 3).max() < 40
+
+
+def test_partners_of_a_document_that_has_most_rows():
+    doc_ids = ["a"] * 50 + ["b"] * 3
+    partners = shuffled(doc_ids, doc_ids, 0)
+    assert partners == ["b"] * 50 + ["a"] * 3

@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
 
 from nla_jax.evaluation import baselines
 
@@ -11,6 +14,19 @@ def test_nearest_by_direction_whatever_the_norm():
     known = np.eye(D, dtype=np.float32)[:5] * 7
     asked = np.float32([0.1, 40.0])[:, None] * np.eye(D, dtype=np.float32)[[3, 1]] + 0.01
     np.testing.assert_array_equal(baselines.nearest_by_activation(asked, known), known[[3, 1]])
+
+
+def test_the_nearest_of_more_rows_than_are_compared_at_once():
+    rng = np.random.default_rng(0)
+    known = rng.standard_normal((9001, 8)).astype(np.float32)
+    rows = [9000, 0, 4096, 4095, 8192, 5000]
+    np.testing.assert_array_equal(baselines.nearest_by_activation(known[rows] * 3, known), known[rows])
+    texts = [f"common word{row} words{row}" for row in range(9001)]
+    found = baselines.nearest_by_text([f"words{row}, common" for row in rows], texts, known)
+    np.testing.assert_array_equal(found, known[rows])
+    # Of rows that are equally near, the first is taken.
+    twice = np.concatenate([known, known])
+    assert baselines._most_similar([known[:1] @ twice[:9001].T, known[:1] @ twice[9001:].T]).item() < 9001
 
 
 def test_nearest_by_rare_words():
@@ -34,6 +50,28 @@ def test_words_that_add_up_are_learned_whatever_their_order():
     assert cosine.mean() > 0.97
     turned = [" ".join(reversed(text.split())) for text in texts[300:]]
     np.testing.assert_array_equal(baselines.ridge_from_words(turned, texts[:300], vectors[:300]), found)
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0, 30.0])
+def test_ridge_is_that_of_scikit_learn(noise):
+    rng = np.random.default_rng(1)
+    has_word = (rng.random((5000, 30)) < 0.2).astype(float)
+    has_word[:, 29] = has_word[:, 28]  # two words that always stand together
+    vectors = has_word @ rng.normal(size=(30, D)) + noise * rng.normal(size=(5000, D)) + 2
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * np.sqrt(D)
+    weights, bias = baselines._ridge(csr_matrix(has_word), vectors)
+    expected = RidgeCV(alphas=baselines._RIDGE_ALPHAS).fit(has_word, unit)
+    np.testing.assert_allclose(weights, expected.coef_.T, atol=1e-5)
+    np.testing.assert_allclose(bias, expected.intercept_, atol=1e-5)
+
+
+def test_components_are_those_of_scikit_learn():
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(5000, D)) * np.linspace(1, 6, D) + 3
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * np.sqrt(D)
+    code, expected = baselines.PCACode.fit(vectors, 6), PCA(6, svd_solver="full").fit(unit)
+    np.testing.assert_allclose(code.mean_D, expected.mean_, atol=1e-5)
+    np.testing.assert_allclose(np.abs(code.components_CD @ expected.components_.T), np.eye(6), atol=1e-3)
 
 
 def test_a_code_with_no_loss_but_its_bins():

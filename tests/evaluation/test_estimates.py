@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from nla_jax.autoencoder import metrics
+from nla_jax.evaluation import estimates
 from nla_jax.evaluation.estimates import Ratio, bootstrap
 
 RNG = np.random.default_rng(0)
@@ -38,6 +39,20 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         found = Ratio.mean(rng.normal(0.3, 1, size=60), [str(i) for i in range(60)]).estimate(samples=400)
         covered += found.low <= 0.3 <= found.high
     assert 0.88 < covered / 200 < 0.99
+
+
+def test_draws_in_parts_are_those_of_one_piece(monkeypatch):
+    rng = np.random.default_rng(3)
+    doc_ids = [f"doc {i}" for i in rng.integers(30, size=200)]
+    columns = rng.normal(size=(200, 3))
+    documents, document_N = np.unique(doc_ids, return_inverse=True)
+    sums = np.stack([np.bincount(document_N, column) for column in columns.T], axis=1)
+    counts = np.random.default_rng(7).multinomial(len(documents), np.full(30, 1 / 30), size=100)
+    for at_once in (estimates.COUNTS_AT_ONCE, 64, 1):
+        monkeypatch.setattr(estimates, "COUNTS_AT_ONCE", at_once)
+        estimates._counts.cache_clear()
+        found = estimates.resampled_sums(columns, doc_ids, seed=7, samples=100)
+        np.testing.assert_allclose(found, counts @ sums, rtol=1e-12)
 
 
 def test_order_of_rows_does_not_matter_but_the_seed_does():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nla_jax.autoencoder import metrics
+from nla_jax.autoencoder.yardstick import row_chunks
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation.baselines import (
     PCACode,
@@ -115,8 +115,9 @@ def without_reader(subject: Subject) -> list[Row]:
     bits = max(int(-nats_N1.mean() / np.log(2)), 1)
     code = PCACode.fit(training_MD, bits)
     directions[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
-    # One scalar takes directions to raw vectors, as it does for the ARs.
-    scale = float(metrics.least_squares_scale(metrics.normalize(training_MD), training_MD))
+    # One scalar takes directions to raw vectors, as it does for the ARs: by least squares, the mean norm over √d.
+    norms = [np.linalg.norm(rows_BD, axis=1) for rows_BD in row_chunks(training_MD)]
+    scale = float(np.concatenate(norms).mean() / np.sqrt(training_MD.shape[1]))
     return [
         Row(
             name,

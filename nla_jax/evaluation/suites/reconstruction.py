@@ -1,5 +1,7 @@
 """Reconstruction: how much of an activation each AR recovers from its explanation, and for which activations."""
 
+from collections import Counter
+
 import numpy as np
 
 from nla_jax.autoencoder import metrics
@@ -133,8 +135,8 @@ def slices(subject: Subject) -> Table:
         ]
         columns["words since the sentence began"] = _quantiles(np.array(since), "d")
     if genres := data.extra.get("genre"):
-        common = [g for g in sorted(set(genres)) if genres.count(g) >= len(genres) / 20]
-        columns["genre"] = [genre if genre in common else "all others" for genre in genres]
+        rows_of = Counter(genres)
+        columns["genre"] = [genre if rows_of[genre] >= len(genres) / 20 else "all others" for genre in genres]
     rows = []
     for title, values in columns.items():
         for value in dict.fromkeys(sorted(values, key=lambda v: (len(v), v))):
