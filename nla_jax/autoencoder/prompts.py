@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nla_jax.autoencoder.markers import find_marker
 from nla_jax.lm.chat_template import PLACEHOLDER, end_token, render_chat
 from nla_jax.lm.prompt_batches import pad
+from nla_jax.lm.tokenized import as_unicode
 
 EXPLANATION_SLOT = "{explanation}"
 INJECTION_SLOT = "{injection_char}"
@@ -218,7 +219,7 @@ def encode_reconstructor(
     prefix_text = tokenizer.decode(list(prompt.prefix), skip_special_tokens=True)
     rows = []
     for text in explanations:
-        whole = prompt.template.replace(EXPLANATION_SLOT, text or "")
+        whole = prompt.template.replace(EXPLANATION_SLOT, as_unicode(text or ""))
         ids = tokenizer.encode(whole)
         if tuple(ids[: len(prompt.prefix)]) == prompt.prefix:
             ids = ids[len(prompt.prefix) :]

@@ -93,25 +93,42 @@ class TokenizedText:
         return position % len(self)
 
 
+def as_unicode(text: str) -> str:
+    """A text that tokenizers and files take: lone halves of surrogate pairs become U+FFFD, and pairs one character.
+
+    JSON escapes that were cut and command lines in other encodings than UTF-8 bring such halves.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedText:
-    """Encode plain text with the special tokens that the tokenizer adds.
+    """Encode plain text, made valid by `as_unicode`, with the special tokens that the tokenizer adds.
+
+    A text that spells the BOS itself, as a rendered conversation does, gets no second one.
 
     Raises:
       ValueError: a text without a token.
     """
+    text = as_unicode(text)
     encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
+    ids = without_second_bos(encoded["input_ids"], tokenizer)
     bos = starts_with_bos(ids, tokenizer)
     if len(ids) == bos:
         raise ValueError(f"the text {text!r} has no tokens; give at least one word")
     tokens, nothing = _decoded(ids, tokenizer), (None,) * len(ids)
-    spans = _covering(encoded["offset_mapping"], tokens, text)
-    content = tuple(end > start for start, end in spans)
+    spans = _covering(encoded["offset_mapping"][-len(ids) :], tokens, text)
+    content = tuple(end > start and not (bos and i == 0) for i, (start, end) in enumerate(spans))
     return TokenizedText(text, tuple(ids), tokens, spans, bos, nothing, nothing, content)
 
 
 def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> TokenizedText:
     """Encode a conversation through the chat template; after a user's turn the assistant's opening follows.
+
+    Contents are made valid by `as_unicode`.
 
     Raises:
       ValueError: no messages, a message without role or content, or a template that refuses them.
@@ -124,8 +141,12 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
             )
     if not messages:
         raise ValueError("there are no messages; give at least one")
+    messages = [
+        {name: as_unicode(value) if isinstance(value, str) else value for name, value in message.items()}
+        for message in messages
+    ]
     opens_answer = messages[-1]["role"] != "assistant"
-    text = render_messages(tokenizer, messages, add_generation_prompt=opens_answer)
+    text = as_unicode(render_messages(tokenizer, messages, add_generation_prompt=opens_answer))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     tokens = _decoded(ids, tokenizer)
@@ -264,6 +285,11 @@ def starts_with_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
     """Whether the first token is a BOS that the tokenizer put before the text."""
     added = tokenizer("")["input_ids"][:1]
     return added == [tokenizer.bos_token_id] and list(tokens[:1]) == added
+
+
+def without_second_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """Tokens of a text without the BOS that the tokenizer put before the one that the text spells."""
+    return tokens[1:] if starts_with_bos(tokens, tokenizer) and tokens[1:2] == tokens[:1] else tokens
 
 
 def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -329,6 +329,12 @@ def test_failed_explanation_counts_as_empty(tokenizer):
     assert lengths[0] == lengths[1] >= len(prompt.suffix)
 
 
+def test_halves_of_surrogate_pairs_are_replaced(tokenizer):
+    prompt = build_reconstructor_prompt(tokenizer, TEMPLATES)
+    ids, _ = encode_reconstructor(tokenizer, prompt, ["a\ud83d b", "a\ufffd b"], 32)
+    np.testing.assert_array_equal(ids[0], ids[1])
+
+
 def test_no_second_bos(bos_tokenizer, tiny_lm):
     """The chat template writes a BOS, plain texts get one from the tokenizer; rows never carry one."""
     assert build_verbalizer_prompt(bos_tokenizer, TEMPLATES) == build_verbalizer_prompt(

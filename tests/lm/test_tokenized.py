@@ -9,7 +9,7 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as Processors
 
 from nla_jax.lm.files.weights import load_language_model
-from nla_jax.lm.tokenized import tokenize_chat, tokenize_text
+from nla_jax.lm.tokenized import as_unicode, tokenize_chat, tokenize_text
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -112,6 +112,32 @@ def test_a_bos_is_no_part_of_plain_text(tokenizers):
         tokenize_text(tokenizers["llama3"], "")
     with pytest.raises(ValueError, match="the text '' has no tokens"):
         tokenize_text(tokenizers["chatml"], "")
+
+
+def test_a_text_that_spells_the_bos_gets_no_second_one(tokenizers):
+    source = tokenize_text(tokenizers["llama3"], "<s>a text")
+    plain = tokenize_text(tokenizers["llama3"], "a text")
+    assert source.ids == plain.ids and source.default_positions == plain.default_positions
+    assert source.spans[0] == (0, 3) and not source.in_content[0]
+    assert spelled(source, source.default_positions) == "a text"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a \ud83d b", "a \ufffd b"),  # an escape whose other half was cut off
+        ("caf\udce9", "caf\ufffd"),  # a byte of another encoding on a command line
+        ("\ud83d\ude00", "\U0001f600"),  # both halves, each an escape of its own
+        ("a\0 \U0001f600", "a\0 \U0001f600"),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_replaced(tokenizers, text, expected):
+    assert as_unicode(text) == expected
+    source = tokenize_text(tokenizers["chatml"], text)
+    assert source.text == spelled(source, range(len(source))) == expected
+    assert tokenize_chat(tokenizers["chatml"], chat(text)) == tokenize_chat(
+        tokenizers["chatml"], chat(expected)
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
