@@ -85,7 +85,7 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         [README_ROWS[name], found.get("own", found.get("-", "")), found.get("judge", "")]
         for name, found in lines.items()
     ]
-    run, seconds, kept = evaluation["run"], evaluation["timings"], evaluation["kept_steps"]["rl"]
+    run, seconds, kept = evaluation["run"], evaluation["timings"], evaluation["kept_steps"]
     measured = systems[0]["figures"]["fve_nrm"]
     judged = [
         (row["step"], row["judge_fve_nrm"])
@@ -98,8 +98,14 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
     }
     facts = [
         ["held-out activations of the table", f"{measured['n']}, of {measured['documents']} documents"],
-        ["round that was kept", f"{kept}, the best by the judge on other documents"],
-        ["the judge there, by round", ", ".join(f"{value:.3f} ({step})" for step, value in judged)],
+        [
+            "step that was kept",
+            ", ".join(f"{STAGES[stage]} {step}" for stage, step in kept.items() if stage in STAGES),
+        ],
+        [
+            "the judge on the documents that chose the round",
+            ", ".join(f"{value:.3f} ({step})" for step, value in judged),
+        ],
         ["joint training gained, through the co-trained AR", gains["own"]],
         ["joint training gained, through the judge", gains["judge"]],
         [
