@@ -44,6 +44,16 @@ class RebuildFn(Protocol):
         """One vector (N, D) for each text; its norm may be meaningless."""
 
 
+@runtime_checkable
+class TokensFn(Protocol):
+    """A function that tells the tokens of which an `ExplainFn` makes its texts."""
+
+    def __call__(
+        self, activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        """The sampled tokens of each explanation that is written with the same arguments, without its closing."""
+
+
 @dataclasses.dataclass(eq=False)
 class Subject:
     """An NLA under evaluation.
@@ -57,7 +67,7 @@ class Subject:
       load_target: loads the target LM; called when a suite first needs it.
       config: suites and sizes of the evaluation.
       seed: seed of every random choice.
-      tokens_of: the last AV's sampled tokens for activations; None if it has no tokens.
+      tokens_of: the tokens of the last AV's explanations; None if it has no tokens.
       marker: the text of the injected token, which no explanation should contain.
       chat: a chat model that answers questions and checks claims beside the target LM; `measure_suites` opens it where
         the config names one.
@@ -71,7 +81,7 @@ class Subject:
     load_target: Callable[[], TargetLM]
     config: EvaluationConfig = EvaluationConfig()
     seed: int = 0
-    tokens_of: Callable[[np.ndarray], list[list[int]]] | None = None
+    tokens_of: TokensFn | None = None
     marker: str | None = None
     chat: ChatModel | None = None
 

@@ -34,12 +34,17 @@ class _RunVerbalizer:
         self.run, self.stage, self.step, self.held = run, stage, step, held
 
     def __call__(self, activations_ND, *, temperature=0.0, seed=0, desc=None):
-        params, key = self.params(), jax.random.fold_in(key_for(self.run.config.seed, "evaluate"), seed)
+        params, key = self.params(), self._key(seed)
         return self.run.models.round_trip.verbalize(params, activations_ND, key, temperature, desc)
 
-    def tokens(self, activations_ND: np.ndarray) -> list[list[int]]:
-        key = key_for(self.run.config.seed, "evaluate")
-        return self.run.models.round_trip.answers(self.params(), activations_ND, key, 0.0)
+    def tokens(
+        self, activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        params, key = self.params(), self._key(seed)
+        return self.run.models.round_trip.answers(params, activations_ND, key, temperature)
+
+    def _key(self, seed: int) -> jax.Array:
+        return jax.random.fold_in(key_for(self.run.config.seed, "evaluate"), seed)
 
     def params(self) -> Any:
         if self.stage not in self.held:
@@ -114,6 +119,10 @@ def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) 
         sampled = jax.random.fold_in(key, seed)
         return nla.round_trip.verbalize(nla.av_params, activations_ND, sampled, temperature, desc)
 
+    def tokens(activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
+        sampled = jax.random.fold_in(key, seed)
+        return nla.round_trip.answers(nla.av_params, activations_ND, sampled, temperature)
+
     def load_target() -> TargetLM:
         lm = nla.load_target(True)
         return TargetLM(lm, lm.config, nla.layer)
@@ -126,7 +135,7 @@ def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) 
         reconstructors={"own": nla.reconstruct, **nla.judges},
         load_target=functools.cache(load_target),
         config=config,
-        tokens_of=lambda activations_ND: nla.round_trip.answers(nla.av_params, activations_ND, key, 0.0),
+        tokens_of=tokens,
         marker=verbalizer.prompt.marker_text,
     )
     check_judges(subject)

@@ -112,6 +112,6 @@ def subject(tiny_lm) -> Subject:
             generated_rows=8,
             bootstrap_samples=100,
         ),
-        tokens_of=lambda h: [target.continuation(text or "") for text in write(h)],
+        tokens_of=lambda h, **how: [target.continuation(text or "") for text in write(h, **how)],
         marker="<empty_output>",
     )

@@ -67,6 +67,61 @@ def test_what_is_done_is_kept_and_not_measured_again(subject, everything, monkey
     )
 
 
+def test_the_cost_is_timed_with_the_weights_loaded(subject, monkeypatch):
+    """Each AV is as large as the target, so that only the one in use is held."""
+    clock, held = [0.0], []
+
+    def av(name):
+        def write(activations_ND, **_):
+            clock[0] += 0.25 * len(activations_ND) + (0 if held == [name] else 1000)
+            held[:] = [name]
+            return ["A text."] * len(activations_ND)
+
+        return write
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    avs = {name: av(name) for name in subject.verbalizers}
+    config = dataclasses.replace(subject.config, batch_size=5)
+    (table,) = cost.measure(dataclasses.replace(subject, verbalizers=avs, config=config))
+    for name in avs:
+        seconds = figure(table, f"AV {name}", "seconds")
+        assert seconds.low == seconds.value == seconds.high == 0.25
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_are_those_of_the_texts_at_every_temperature(subject, temperature):
+    """Of an AV whose tokens are not those that its texts are read as, in every answer."""
+    n, read = len(subject.data), subject.target.continuation
+
+    def write(activations_ND, *, temperature=0.0, seed=0, desc=None):
+        return [f"sample {i} at {temperature} of {seed}" for i in range(len(activations_ND))]
+
+    av = dataclasses.replace(
+        subject,
+        verbalizers={"av": write},
+        config=dataclasses.replace(subject.config, temperature=temperature),
+        tokens_of=lambda h, **how: [read(text) for text in write(h, **how)],
+    )
+    assert av.texts() == [subject.target.tokenizer.decode(ids) for ids in degeneracy.sampled_tokens(av)]
+    assert figure(degeneracy.readability(av), "AV av", "read as other tokens").value == 0
+    spelled = [[token for letter in text for token in read(letter)] for text in av.texts()]
+    av.tokens_of = lambda h, **how: spelled
+    assert figure(degeneracy.readability(av), "AV av", "read as other tokens").n == n
+    assert figure(degeneracy.readability(av), "AV av", "read as other tokens").value == 1
+
+
+def test_failed_texts_do_not_count_as_fluent(subject):
+    texts = ["Ships in the harbor."] * len(subject.data)
+
+    def nats(texts):
+        av = dataclasses.replace(subject, verbalizers={"av": lambda h, **_: texts}, tokens_of=None)
+        return degeneracy.readability(av).rows[0].figures["nats a token"]
+
+    whole, half = nats(texts), nats([text if i % 2 else None for i, text in enumerate(texts)])
+    assert half.estimate().value == pytest.approx(whole.estimate().value, rel=1e-4)
+    assert nats([None] * len(texts)) is None
+
+
 def test_unknown_suites_and_missing_columns_are_named(subject):
     with pytest.raises(ValueError, match="unknown suites magic; there are: all, reconstruction"):
         chosen_suites(["magic"])

@@ -142,10 +142,15 @@ def readability(subject: Subject) -> Table:
     data, rows = subject.data, []
     for name, texts in _sources(subject).items():
         written = [text or "" for text in texts]
-        filled = [text or "." for text in texts]
-        nats, tokens = subject.target.log_likelihood([""] * len(filled), [[f" {text}"] for text in filled])
+        # A failed text has no tokens; the full stop that is read in its place does not count.
+        nats, tokens = subject.target.log_likelihood(
+            [""] * len(written), [[f" {text or '.'}"] for text in written]
+        )
+        readable_N = np.array([bool(text) for text in written])
         figures = {
-            "nats a token": Ratio.of(-nats[:, 0], tokens[:, 0], data.doc_ids),
+            "nats a token": Ratio.of(-nats[:, 0] * readable_N, tokens[:, 0] * readable_N, data.doc_ids)
+            if readable_N.any()
+            else None,
             "repeated 2-grams": _share(
                 [text_analysis.repeated_ngrams(text) for text in written], data.doc_ids
             ),
@@ -172,11 +177,15 @@ def readability(subject: Subject) -> Table:
     )
 
 
+def sampled_tokens(subject: Subject) -> list[list[int]]:
+    """The tokens of `subject.texts()`, sampled in the same way."""
+    return subject.tokens_of(subject.data.activations, temperature=subject.config.temperature, seed=0)
+
+
 def _retokenized(subject: Subject, texts: Texts) -> list[bool]:
     """For each text, whether tokenizing it gives other tokens than were sampled."""
     tokenizer = subject.target.tokenizer
-    sampled = subject.tokens_of(subject.data.activations)
     return [
         text is not None and tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != list(ids)
-        for text, ids in zip(texts, sampled, strict=True)
+        for text, ids in zip(texts, sampled_tokens(subject), strict=True)
     ]
