@@ -102,13 +102,13 @@ PANELS = (
         "rl",
         "RL: reward",
         {"reward_mean": "mean"},
-        "The band is one standard deviation over explanations.",
+        "The band is the standard deviation among the explanations of one activation, averaged over activations.",
         spread="reward_std",
         in_overview=True,
     ),
     Panel(
         "rl",
-        "RL: KL from the warm-start AV (nats)",
+        "RL: KL from the warm-start AV (nats per token)",
         {"kl": "KL"},
         "How far the policy has moved. A jump often comes before garbled text.",
         in_overview=True,
@@ -117,14 +117,16 @@ PANELS = (
         "rl",
         "RL: explanation length (tokens)",
         {"length_mean": "mean"},
-        "Growth towards the cap is padding unless FVE grows with it.",
+        "With the tokens that close an explanation. Growth towards the cap is padding unless FVE grows with it.",
         in_overview=True,
     ),
     Panel(
         "rl",
         "RL: failed and clipped fractions",
         {"failed_fraction": "failed explanations", "clip_fraction": "clipped ratios"},
-        "Failed: no closing tag, or empty. Clipped: tokens whose update was held back.",
+        "Failed: no closing tag, or empty. Clipped: tokens whose probability ratio lies outside the clipping band, "
+        "whatever the sign of their advantage. A round makes one update, with the weights that sampled, so rounding "
+        "alone can bring it above 0.",
     ),
     Panel(
         "rl",
@@ -133,7 +135,12 @@ PANELS = (
         "Shares of the texts' runs of words. Copying that grows is reciting; repetition that grows is decay.",
     ),
     Panel("rl", "RL: AR loss", {"ar_loss": "direction MSE"}, "The AR learning from the AV's own texts."),
-    Panel("rl", "RL: AV loss", {"av_loss": "policy loss"}, "Hovers around zero by construction."),
+    Panel(
+        "rl",
+        "RL: AV loss",
+        {"av_loss": "policy loss"},
+        "The advantages of a group sum to zero, so this stays near zero however much is learned.",
+    ),
     Panel("rl", "RL: entropy (nats per token)", {"entropy": "entropy"}, "Falling to zero means collapse."),
     Panel(
         "rl",

@@ -151,7 +151,8 @@ def _suite_digest(run: Run) -> str:
 
 def _write_examples(subject: Subject, directory: Path) -> None:
     data, texts = subject.data, subject.texts()
-    prediction_ND = subject.rebuilt(next(iter(subject.reconstructors)), texts)
+    reconstructor = next(iter(subject.reconstructors))
+    prediction_ND = subject.rebuilt(reconstructor, texts)
     unit_pred = prediction_ND / np.linalg.norm(prediction_ND, axis=1, keepdims=True)
     unit_true = data.activations / np.linalg.norm(data.activations, axis=1, keepdims=True)
     cosine_N = (unit_pred * unit_true).sum(axis=1)
@@ -168,7 +169,9 @@ def _write_examples(subject: Subject, directory: Path) -> None:
                 "next_tokens": continuations[i],
                 "explanation": texts[i],
                 "explainer_text": (data.explanations or nothing)[i],
-                "cosine": float(cosine_N[i]),
+                # What could not be read was not rebuilt.
+                "cosine": None if texts[i] is None else float(cosine_N[i]),
+                "rebuilt_by": reconstructor,
             }
         )
         for i in chosen

@@ -87,6 +87,7 @@ def write_run(directory):
         "explanation": ATTACK,
         "explainer_text": "News & politics",
         "cosine": 0.8125,
+        "rebuilt_by": "own",
         "failed": False,
     }
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()))
@@ -253,3 +254,18 @@ def test_overview_is_one_picture_with_the_controls(run_dir, tmp_path, monkeypatc
     path = report.save_overview(run_dir, tmp_path / "docs" / "pictures")
     assert path.read_bytes().startswith(b"\x89PNG") and path.name == "overview.png"
     assert drawn == ["AV after RL", "shuffled <activations> & $x", "training mean"]
+
+
+def test_a_figure_over_another_number_of_things_has_its_own_n(tmp_path):
+    claims = line("detail", "nla", "own", 0.3)
+    claims["figures"]["true"] = {**fve(0.5), "n": 411}
+    write_run(tmp_path)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    evaluation["suites"] = {"faithfulness": suite(table("claims", [claims]))}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.text.count("n 411") == 1 and "n 600" not in page.text
+
+
+def test_examples_say_what_their_figures_are(page):
+    assert "drawn at random; the cosine is that of the vector which the own AR rebuilds" in page.text
