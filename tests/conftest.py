@@ -22,6 +22,7 @@ import jaxtyping
 jaxtyping.install_import_hook("nla_jax", "beartype.beartype")
 
 import pytest
+from bucket import bucket, bucket_server  # noqa: F401
 from tiny_model import write_tiny_model
 from untrained_nla import write_untrained_run
 

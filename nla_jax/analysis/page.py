@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +18,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from nla_jax.autoencoder.results import NOT_CLOSED, ExplainedRow
-from nla_jax.files import write_atomically
+from nla_jax.files import AnyPath, Place, as_path, write_text
 from nla_jax.html import number, pieces, tint
 from nla_jax.lm.activations import Activations
 from nla_jax.lm.tokenized import TokenizedText
@@ -70,8 +69,8 @@ class Reading:
 
 
 def write_page(
-    path: str | os.PathLike[str], readings: Sequence[Reading], *, title: str = "Explanations", about: str = ""
-) -> Path:
+    path: Place, readings: Sequence[Reading], *, title: str = "Explanations", about: str = ""
+) -> AnyPath:
     """Write a page of explained texts, which is read in any browser, from disk and without a network.
 
     Args:
@@ -113,11 +112,9 @@ def write_page(
         script=Markup(script),
         digest=digest,
     )
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
-        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    write_text(path, page)
     return path
 
 

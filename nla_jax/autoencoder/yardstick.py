@@ -5,15 +5,14 @@ are needed to score an explanation. Shape letters: N activations, D model.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from safetensors import safe_open
 
 from nla_jax.autoencoder import metrics
+from nla_jax.files import Place, as_path, local_copy
 from nla_jax.lm.files.safetensors_files import save_tensors
 
 FILE_NAME = "yardstick.safetensors"
@@ -104,28 +103,28 @@ class Yardstick:
         filled_ND = metrics.substitute_failed(prediction_ND, failed_N, self.mean_D)
         return float(metrics.fve_nrm(filled_ND, activations_ND, self.normalized_mean_D))
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
+    def save(self, directory: Place) -> None:
         """Write `yardstick.safetensors` into a directory."""
         numbers = {name: repr(getattr(self, name)) for name in ("spread", "norm_p75", "count")}
         means = {"mean": self.mean_D, "normalized_mean": self.normalized_mean_D}
         save_tensors(
             {name: np.asarray(value, np.float32) for name, value in means.items()},
-            Path(directory) / FILE_NAME,
+            as_path(directory) / FILE_NAME,
             metadata={**numbers, "source": self.source},
         )
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> "Yardstick | None":
+    def load(cls, directory: Place) -> "Yardstick | None":
         """Read what `save` wrote; None where the directory has none.
 
         Raises:
           ValueError: a file that is not a yardstick.
         """
-        path = Path(directory) / FILE_NAME
+        path = as_path(directory) / FILE_NAME
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "numpy") as file:
+            with local_copy(path) as copy, safe_open(copy, "numpy") as file:
                 about = file.metadata()
                 return cls(
                     file.get_tensor("mean"),

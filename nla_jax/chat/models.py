@@ -13,7 +13,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ import jax
 from tqdm import tqdm
 
 from nla_jax.chat.local import LocalLM
+from nla_jax.files import AnyPath, changing_copy, local_copy
 from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.weights import load_language_model
 from nla_jax.sharding.mesh import make_mesh
@@ -30,6 +30,8 @@ CONCURRENCY = 16
 """Number of requests to an API at a time."""
 RETRIES = 8
 """How often an SDK tries again where a server is busy, broken or out of reach, waiting longer each time."""
+EMPTY_ANSWERS = 8
+"""Number of empty answers in a row after which nothing more is asked."""
 THINKING_TOKENS = 1024
 """Tokens that an API model may spend on thinking, beyond the limit of the answer itself."""
 
@@ -52,34 +54,42 @@ class ChatModel(Protocol):
 class CachedChat:
     """A chat model that pays for no answer twice: each is kept as soon as it comes, by model, limit and prompt.
 
+    An empty answer is not kept, so that the next call asks again.
     Only the first of several processes asks; all of them read its answers.
     """
 
     name: str
     backend: Backend
-    path: Path
-    """An SQLite file, whose table `answers` holds every prompt and answer."""
+    path: AnyPath
+    """An SQLite file, whose table `answers` holds every prompt and answer; in a bucket it is up to a minute behind."""
 
     def __call__(self, prompts: Sequence[str], *, max_tokens: int, desc: str | None = None) -> list[str]:
-        """Answers in the order of the prompts; equal prompts are asked once."""
+        """Answers in the order of the prompts; equal prompts are asked once.
+
+        Raises:
+          RuntimeError: EMPTY_ANSWERS answers in a row are empty, or the backend fails; the answers so far are kept.
+        """
         # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
         prompts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
         if jax.process_index() == 0:
             self._ask(list(dict.fromkeys(prompts)), max_tokens, desc)
         wait_for_all("chat")
-        with contextlib.closing(sqlite3.connect(self.path)) as db:
+        with local_copy(self.path) as file, contextlib.closing(sqlite3.connect(file)) as db:
             answers = self._stored(db, max_tokens)
-        return [answers[prompt] for prompt in prompts]
+        return [answers.get(prompt, "") for prompt in prompts]
 
     def _ask(self, prompts: list[str], max_tokens: int, desc: str | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self.path)) as db:
+        with (
+            changing_copy(self.path) as (file, changed),
+            contextlib.closing(sqlite3.connect(file)) as db,
+        ):
             columns = "model text, max_tokens integer, prompt text, answer text"
             db.execute(
                 f"create table if not exists answers ({columns}, primary key (model, max_tokens, prompt))"
             )
             stored = self._stored(db, max_tokens)
-            fresh = [prompt for prompt in prompts if prompt not in stored]
+            fresh, empty = [prompt for prompt in prompts if prompt not in stored], 0
             with tqdm(
                 total=len(fresh),
                 desc=desc,
@@ -90,10 +100,21 @@ class CachedChat:
             ) as bar:
                 for prompt, answer in self.backend(fresh, max_tokens):
                     answer = answer.encode("utf-8", "replace").decode()
+                    empty = 0 if answer.strip() else empty + 1
+                    if empty == EMPTY_ANSWERS:
+                        raise RuntimeError(
+                            f"{self.name} gave {empty} empty answers in a row (limit: {max_tokens} tokens), so nothing "
+                            "more was asked; it may refuse these prompts, or spend all its tokens on thinking: try one "
+                            "of the prompts by hand, or take another model. Answers so far are kept, empty ones are not"
+                        )
+                    if empty:
+                        bar.update()
+                        continue
                     db.execute(
                         "insert into answers values (?, ?, ?, ?)", (self.name, max_tokens, prompt, answer)
                     )
                     db.commit()
+                    changed()
                     bar.update()
 
     def _stored(self, db: sqlite3.Connection, max_tokens: int) -> dict[str, str]:
@@ -117,7 +138,7 @@ def split_name(name: str) -> tuple[str, str]:
     return provider, model
 
 
-def open_chat_model(name: str, cache: Path) -> CachedChat:
+def open_chat_model(name: str, cache: AnyPath) -> CachedChat:
     """A chat model by its name, with its answers kept in an SQLite file.
 
     Raises:

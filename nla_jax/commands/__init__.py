@@ -3,8 +3,13 @@
 This file and `nla_jax.__main__` import next to nothing, so that the help and a restart of the process are quick.
 """
 
+import argparse
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nla_jax.files import AnyPath
 
 COMMANDS = {
     "train": "train, measure and report an NLA: all stages in order",
@@ -18,6 +23,20 @@ COMMANDS = {
     "completion": "print a script that completes all of this in bash, zsh or fish",
 }
 """The modules of this package that are commands, each with its line in the help."""
+
+
+def path_argument(text: str) -> "AnyPath":
+    """The path of an argument, for `argparse`, which then tells why a place cannot be reached.
+
+    Raises:
+      ArgumentTypeError: as `as_path`.
+    """
+    from nla_jax.files import as_path
+
+    try:
+        return as_path(text)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @contextlib.contextmanager

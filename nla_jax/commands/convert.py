@@ -6,9 +6,12 @@ PEFT's format. Models in that layout need no conversion: `nla explain` reads the
 
 import argparse
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nla_jax.commands import plain_errors
+from nla_jax.commands import path_argument, plain_errors
+
+if TYPE_CHECKING:
+    from nla_jax.files import AnyPath
 
 
 def main(arguments: list[str]) -> None:
@@ -16,8 +19,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nla convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="run directory; with --dry-run also a model directory")
-    parser.add_argument("directory", type=Path, nargs="?", help="where to write; not needed with --dry-run")
+    parser.add_argument(
+        "source", type=path_argument, help="run directory; with --dry-run also a model directory"
+    )
+    parser.add_argument(
+        "directory", type=path_argument, nargs="?", help="where to write; not needed with --dry-run"
+    )
     parser.add_argument("--warm-start", action="store_true", help="export the models before joint training")
     parser.add_argument("--step", type=int, help="round of joint training; default: the best by the judge")
     parser.add_argument(
@@ -32,6 +39,7 @@ def main(arguments: list[str]) -> None:
         parser.error("give a directory to write to, or --dry-run")
     # These take seconds, and the help needs none of them.
     from nla_jax.config import read_config
+    from nla_jax.files import absolute
     from nla_jax.pipeline.export import export_run
     from nla_jax.pipeline.run import Run
     from nla_jax.process import use_compilation_cache
@@ -45,12 +53,12 @@ def main(arguments: list[str]) -> None:
         stage = "warm_start" if args.warm_start else "rl"
         form = {"adapters": args.adapters, "dtype": args.dtype}
         notes = export_run(run, args.directory, stage=stage, step=args.step, **form)
-    print(f"AV and AR are in {args.directory.resolve()}")
+    print(f"AV and AR are in {absolute(args.directory)}")
     for note in notes:
         print(f"the reference's client cannot use the AV as it is: {note}")
 
 
-def show(source: Path) -> None:
+def show(source: "AnyPath") -> None:
     """Print the tensors of a run's two models, or of one model directory."""
     from nla_jax.config import read_config
     from nla_jax.interop.meta import FILE_NAME, NLAMeta
@@ -60,7 +68,7 @@ def show(source: Path) -> None:
 
     if (source / FILE_NAME).is_file():
         meta = NLAMeta.load(source)
-        config = config_from_hf(json.loads((source / "config.json").read_text()))
+        config = config_from_hf(json.loads((source / "config.json").read_bytes()))
         models = {meta.role: config if meta.role == "av" else config.truncated(meta.layer)}
     else:
         run = Run(read_config(source / "config.json"), source)

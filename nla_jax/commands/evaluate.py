@@ -10,9 +10,8 @@ Suites: reconstruction controls prediction faithfulness degeneracy cost, all of 
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-from nla_jax.commands import experiment, plain_errors
+from nla_jax.commands import experiment, path_argument, plain_errors
 
 
 def main(arguments: list[str]) -> None:
@@ -46,9 +45,9 @@ def without_run(arguments: list[str]) -> None:
     parser.add_argument("--ar", required=True, help="the AR that belongs to it")
     parser.add_argument("--target", required=True, help="the language model that they explain")
     parser.add_argument(
-        "--data", required=True, type=Path, help="held-out activations: a parquet file or a folder"
+        "--data", required=True, type=path_argument, help="held-out activations: a parquet file or a folder"
     )
-    parser.add_argument("--out", required=True, type=Path, help="directory for what is written")
+    parser.add_argument("--out", required=True, type=path_argument, help="directory for what is written")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="what weights are kept in"
     )
@@ -59,6 +58,7 @@ def without_run(arguments: list[str]) -> None:
     # These take seconds, and the help needs none of them.
     from nla_jax.data.dataset import load_dataset
     from nla_jax.evaluation.config import EvaluationConfig
+    from nla_jax.files import absolute
     from nla_jax.pipeline.evaluate import evaluate_nla
     from nla_jax.pipeline.load import load
     from nla_jax.process import use_compilation_cache
@@ -68,4 +68,4 @@ def without_run(arguments: list[str]) -> None:
         evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
         nla = load(args.av, ar=args.ar, target=args.target, judge=args.judge, dtype=args.dtype)
         evaluate_nla(nla, load_dataset(args.data), args.out, evaluation)
-    print(f"open {(args.out / 'report.html').resolve()}")
+    print(f"open {absolute(args.out) / 'report.html'}")

@@ -3,14 +3,15 @@
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nla_jax.commands import plain_errors
+from nla_jax.files import absolute, as_path
 from nla_jax.shipped import find_config, shipped_configs
 
 if TYPE_CHECKING:
     from nla_jax.config import ExperimentConfig
+    from nla_jax.files import AnyPath
 
 PREEMPTED = 75
 """Exit status after SIGTERM, once the state is saved: EX_TEMPFAIL, "try again" to many schedulers."""
@@ -20,7 +21,8 @@ _USAGE = """usage: {program} CONFIG [--run-dir DIR] [--distributed [HOST:PORT,PR
 
 CONFIG    a Python file with get_config(), the directory of a run, or one of the configs that come with the library:
           {configs}
---run-dir where everything is written, default runs/NAME; an existing run goes on where it stopped
+--run-dir where everything is written, a folder or gs://BUCKET/NAME, default runs/NAME; an existing run goes on where it
+          stopped
 --distributed
           one process of several that run the same command: without a value on Cloud TPU, SLURM and Kubernetes,
           which tell a process its place; all need the run directory
@@ -29,19 +31,31 @@ CONFIG    a Python file with get_config(), the directory of a run, or one of the
 `{program} CONFIG --help` lists all fields with their values in that config."""
 
 
-def locate(name: str) -> Path:
+def locate(name: str) -> "AnyPath":
     """The directory of the run or the file of the config that a command line names.
 
     Raises:
       FileNotFoundError: there is neither.
     """
-    path = Path(name)
+    path = as_path(name)
     if path.is_dir() and (name not in shipped_configs() or (path / "config.json").exists()):
         return path
     return find_config(name)
 
 
-def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", Path]:
+def config_at(place: "AnyPath") -> "ExperimentConfig":
+    """The config of the run or the file that `locate` found.
+
+    Raises:
+      FileNotFoundError: a directory that holds no run.
+      ValueError: a file that holds no config.
+    """
+    from nla_jax.config import load_config, read_config
+
+    return read_config(place / "config.json") if place.is_dir() else load_config(place)
+
+
+def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", "AnyPath"]:
     """Read the config or the run named first, apply the overrides, and settle the run directory.
 
     Exits with a message on an unknown field or a value of the wrong type.
@@ -56,19 +70,16 @@ def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", Path]
     """
     import tyro
 
-    from nla_jax.config import ExperimentConfig, load_config, read_config
+    from nla_jax.config import ExperimentConfig
 
     given, rest = locate(arguments[0]), arguments[1:]
-    if given.is_dir():
-        config, run_dir = read_config(given / "config.json"), given
-    else:
-        config = load_config(given)
-        run_dir = Path("runs") / config.name
+    config = config_at(given)
+    run_dir = given if given.is_dir() else as_path(f"runs/{config.name}")
     if "--run-dir" in rest:
         at = rest.index("--run-dir")
         if at + 1 == len(rest):
             raise ValueError("--run-dir needs a directory")
-        run_dir, rest = Path(rest[at + 1]), rest[:at] + rest[at + 2 :]
+        run_dir, rest = as_path(rest[at + 1]), rest[:at] + rest[at + 2 :]
     config = tyro.cli(ExperimentConfig, default=config, args=rest, prog=f"{program} {arguments[0]}")
     return config, run_dir
 
@@ -111,6 +122,6 @@ def run(arguments: list[str], *, stages: Sequence[str] = (), program: str, descr
             raise SystemExit(PREEMPTED) from stop
         if jax.process_index() > 0:
             return
-        print(f"everything is in {run_dir.resolve()}")
+        print(f"everything is in {absolute(run_dir)}")
         if "report" in stages:
-            print(f"open {run_dir.resolve() / 'report.html'}")
+            print(f"open {absolute(run_dir) / 'report.html'}")

@@ -8,19 +8,20 @@ nla explain runs/NAME --file texts.jsonl --out explained.jsonl --html page.html
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nla_jax.commands import plain_errors
+from nla_jax.commands import path_argument, plain_errors
 
 if TYPE_CHECKING:
     from nla_jax.analysis.page import Reading
     from nla_jax.analysis.texts import Selection, TextItem
     from nla_jax.autoencoder.nla import NLA
+    from nla_jax.files import AnyPath
 
 ROWS_AT_ONCE = 16
 """Explanations that are written before they are printed."""
@@ -70,18 +71,20 @@ def main(arguments: list[str]) -> None:
             quiet=args.json or args.file is not None,
         )
         readings = []
-        for item in left:
-            reading = _explained(nla, item, selection, args)
-            if args.file is not None:
-                done.add(item.digest(*settings), item, reading)
-            readings.append(reading)
+        with contextlib.closing(done):
+            for item in left:
+                reading = _explained(nla, item, selection, args)
+                if args.file is not None:
+                    done.add(item.digest(*settings), item, reading)
+                readings.append(reading)
         if args.file is not None and len(left) < len(items):
             print(f"{len(items) - len(left)} of {len(items)} texts were explained before", file=sys.stderr)
         if args.html is not None:
             from nla_jax.analysis.page import write_page
+            from nla_jax.files import absolute
 
             write_page(args.html, readings, title="Explanations", about=nla.description)
-            print(f"open {args.html.resolve()}", file=sys.stderr)
+            print(f"open {absolute(args.html)}", file=sys.stderr)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -102,8 +105,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="what weights are kept in"
     )
-    parser.add_argument("--file", type=Path, help="explain the texts and conversations in a file instead")
-    parser.add_argument("--out", type=Path, help="write results here, a JSON line a text; with --file")
+    parser.add_argument(
+        "--file", type=path_argument, help="explain the texts and conversations in a file instead"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, help="write results here, a JSON line a text; with --file"
+    )
     parser.add_argument("--chat", action="store_true", help="read the text as a user's message in a chat")
     parser.add_argument("--literal", action="store_true", help="explain a text that looks like a file name")
     parser.add_argument(
@@ -119,7 +126,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--judges", action="store_true", help="score through the run's judge as well")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
-    parser.add_argument("--html", type=Path, help="write one self-contained page with the texts as tokens")
+    parser.add_argument(
+        "--html", type=path_argument, help="write one self-contained page with the texts as tokens"
+    )
     args = parser.parse_intermixed_args(list(_joined(arguments)))
     if args.av and args.nla and args.text is None and args.file is None:
         args.nla, args.text = None, args.nla  # --av took the place of the first argument.
@@ -189,15 +198,22 @@ def _notes(nla: "NLA", rows: list, against: str) -> None:
 class _Results:
     """The JSON lines of texts that were explained; what a killed process left half written is dropped."""
 
-    def __init__(self, path: Path | None):
-        self.path, self.digests = path, set()
-        if path is None or not path.exists():
+    def __init__(self, path: "AnyPath | None"):
+        from nla_jax.files import GrowingFile
+
+        self.file, self.digests = None if path is None else GrowingFile(path), set()
+        if self.file is None:
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole != lines:
-            path.write_text("".join(whole), encoding="utf-8")
-        self.digests = {json.loads(line)["digest"] for line in whole}
+        text = self.file.read()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.file.write(whole)
+        self.digests = {json.loads(line)["digest"] for line in whole.split("\n")[:-1]}
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self.file is not None:
+            self.file.flush()
 
     def add(self, digest: str, item: "TextItem", reading: "Reading") -> None:
         """Write the line of one text."""
@@ -209,8 +225,7 @@ class _Results:
             "explained": [row.record() for row in reading.rows],
         }
         line = json.dumps(record, ensure_ascii=False)
-        if self.path is None:
+        if self.file is None:
             print(line, flush=True)
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        else:
+            self.file.append(line)

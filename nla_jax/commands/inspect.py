@@ -1,10 +1,9 @@
-"""Show what the checkpoints of a run hold, and check that it can be read."""
+"""Show what the checkpoints of a run hold and which documents it is of, and check that it can be read."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nla_jax.commands import plain_errors
+from nla_jax.commands import path_argument, plain_errors
 
 if TYPE_CHECKING:
     from nla_jax.training.checkpoint_files import Description
@@ -13,18 +12,23 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(prog="nla inspect", description=__doc__)
-    parser.add_argument("directory", type=Path, help="of a run, of one of its stages, or a checkpoint")
+    parser.add_argument(
+        "directory", type=path_argument, help="of a run, of one of its stages, or a checkpoint"
+    )
     parser.add_argument("--leaves", action="store_true", help="list every array")
     parser.add_argument(
         "--verify", action="store_true", help="read everything and compare it with what was saved"
     )
     args = parser.parse_args(arguments)
     # Takes seconds, and the help needs none of it.
+    from nla_jax.pipeline.documents import read_record
     from nla_jax.training.checkpoint_files import describe, verify
 
     with plain_errors():
         found = describe(args.directory)
         print(table(found))
+        if record := read_record(args.directory):
+            print(f"\n{record.documents} documents of {record.corpus}, digest {record.digest}")
         for description in found:
             if args.leaves:
                 print(f"\n{description.path}\n{leaves(description)}")

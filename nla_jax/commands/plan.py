@@ -19,13 +19,13 @@ import jax
 import tyro
 
 from nla_jax.commands import plain_errors
-from nla_jax.config import ExperimentConfig, load_config
+from nla_jax.commands.experiment import config_at, locate
+from nla_jax.config import ExperimentConfig
 from nla_jax.planning.architectures import read_architecture
 from nla_jax.planning.chips import CHIPS, stand_in_devices, tpu_devices
 from nla_jax.planning.plan import Plan, alternatives, held_by_step, make_plan
 from nla_jax.planning.report import render, render_held
 from nla_jax.planning.steps import STEPS, PromptLengths
-from nla_jax.shipped import find_config
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +44,7 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, ExperimentConfig
     )
     parser.add_argument(
         "config",
-        help="a file with get_config(), or the name of a config that comes with the library; further --FIELD VALUE "
+        help="a file with get_config(), the directory of a run, or a config that comes along; further --FIELD VALUE "
         "override its fields",
     )
     where = parser.add_mutually_exclusive_group(required=True)
@@ -67,7 +67,7 @@ def parse(command_line: list[str]) -> tuple[argparse.Namespace, ExperimentConfig
     parser.add_argument("--prefix", type=int, default=80, help="tokens of the AV's prompt before the marker")
     parser.add_argument("--tail", type=int, default=20, help="tokens of it after the marker")
     arguments, rest = parser.parse_known_args(command_line)
-    default = load_config(find_config(arguments.config))
+    default = config_at(locate(arguments.config))
     config = tyro.cli(ExperimentConfig, default=default, args=rest, prog=f"nla plan {arguments.config}")
     return arguments, config
 

@@ -1,9 +1,9 @@
 """Run one stage of an experiment, which reads what the stages before it left in the run directory."""
 
 import sys
-from pathlib import Path
 
-from nla_jax.commands import experiment
+from nla_jax.commands import experiment, plain_errors
+from nla_jax.files import as_path
 from nla_jax.shipped import shipped_configs
 
 STAGES = {
@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> None:
         known = f"nla stage: there is no stage {name!r}\n\n" if name else ""
         print(known + _USAGE, file=sys.stderr)
         raise SystemExit(2)
-    if name == "explain" and rest and not _may_be_config(rest[0]):
+    with plain_errors():
+        is_other = name == "explain" and rest and not _may_be_config(rest[0])
+    if is_other:
         raise SystemExit(
             f"error: there is no config {rest[0]!r}. This stage of a training run writes warm-start texts; to explain "
             "a text with a trained NLA: `nla explain DIRECTORY TEXT` (verbalize.py among the scripts)"
@@ -49,4 +51,4 @@ def _may_be_config(argument: str) -> bool:
     """Whether an argument is an option, a shipped config, a path that exists, or looks like a file of Python."""
     if argument.startswith("-") or argument in shipped_configs():
         return True
-    return Path(argument).suffix == ".py" or Path(argument).exists()
+    return argument.endswith(".py") or as_path(argument).exists()

@@ -7,7 +7,6 @@ letters: N held-out rows, M training rows, B rows of a chunk, D model, W words, 
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
 from nla_jax.data.extraction import next_words
 from nla_jax.evaluation.target_lm import TargetLM
+from nla_jax.files import as_path, local_copy
 from nla_jax.lm.layers import Norm
 from nla_jax.lm.logits import logits
 from nla_jax.sharding.placement import to_host
@@ -185,9 +185,10 @@ def dictionary_texts(path: str, target: TargetLM, activations_ND: np.ndarray, co
       FileNotFoundError: no such file.
       ValueError: a missing or misshapen array.
     """
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         raise FileNotFoundError(f"the dictionary {path} does not exist; give a safetensors file, or none")
-    arrays, D = load_file(path), activations_ND.shape[1]
+    with local_copy(path) as file:
+        arrays, D = load_file(file), activations_ND.shape[1]
     if missing := sorted({"W_enc", "W_dec"} - set(arrays)):
         raise ValueError(f"{path} lacks {', '.join(missing)} (it holds {', '.join(sorted(arrays))})")
     encode, decode = arrays["W_enc"], arrays["W_dec"]

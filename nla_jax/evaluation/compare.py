@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from nla_jax.evaluation.estimates import SAMPLES, Estimate
 from nla_jax.evaluation.report import read_evaluation
 from nla_jax.evaluation.tables import paired, read_ratios
+from nla_jax.files import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Difference:
         return not self.difference.low <= 0 <= self.difference.high
 
 
-def compare(first: Path, other: Path, *, samples: int = SAMPLES) -> Iterator[Difference]:
+def compare(first: AnyPath, other: AnyPath, *, samples: int = SAMPLES) -> Iterator[Difference]:
     """All figures that two evaluated run directories have in common, on the held-out rows that they share.
 
     Raises:

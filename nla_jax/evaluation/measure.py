@@ -4,7 +4,6 @@ import importlib
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from nla_jax.chat.models import open_chat_model
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import write_ratios
-from nla_jax.files import write_json
+from nla_jax.files import AnyPath, write_json
 from nla_jax.sharding.placement import wait_for_all
 
 SUITES = {
@@ -44,7 +43,7 @@ def chosen_suites(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SUITES if name in wanted)
 
 
-def measure_suites(subject: Subject, names: Sequence[str], directory: Path, digest: str) -> dict[str, Any]:
+def measure_suites(subject: Subject, names: Sequence[str], directory: AnyPath, digest: str) -> dict[str, Any]:
     """Measure suites and write each as soon as it is done; suites written under the same digest are not measured again.
 
     Args:
@@ -98,7 +97,7 @@ def digest_of(name: str, digest: str, chat_model: str) -> str:
     return f"{digest}-{chat_model}" if chat_model and name in ASKING else digest
 
 
-def stored_results(directory: Path, digest: str, chat_model: str = "") -> dict[str, Any]:
+def stored_results(directory: AnyPath, digest: str, chat_model: str = "") -> dict[str, Any]:
     """The suites that were measured under a digest and with a chat model, in the order of `SUITES`."""
     results = {}
     for name in SUITES:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nla_jax.evaluation.measure import SUITES
+from nla_jax.files import AnyPath, write_atomically, write_text
 
 Row = Mapping[str, Any]
 
@@ -151,7 +152,7 @@ PANELS = (
 )
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: AnyPath) -> AnyPath:
     """Write `report.html` into a run directory, from `metrics.jsonl`, `evaluation.json` and `examples.jsonl`.
 
     Examples may be missing; so may any key of a metrics row, and a last line cut short by a killed run.
@@ -191,12 +192,11 @@ def write_report(run_dir: Path) -> Path:
         examples=_read_lines(examples_path)[:EXAMPLES_SHOWN] if examples_path.exists() else [],
     )
     path = run_dir / "report.html"
-    # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
-    path.write_text(page, encoding="utf-8", errors="replace")
+    write_text(path, page)
     return path
 
 
-def save_overview(run_dir: Path, directory: Path) -> Path:
+def save_overview(run_dir: AnyPath, directory: AnyPath) -> AnyPath:
     """Write `overview.png` into `directory`: the main curves of a run beside its systems and controls.
 
     Raises:
@@ -215,11 +215,12 @@ def save_overview(run_dir: Path, directory: Path) -> Path:
         draw_table(right.subplots(), _judged(evaluation))
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "overview.png"
-        figure.savefig(path, dpi=110)
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     return path
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
     """Read `metrics.jsonl`: one row a line with `stage`, `step` and any numbers.
 
     Raises:
@@ -235,7 +236,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return _read_lines(path)
 
 
-def read_evaluation(run_dir: Path) -> dict[str, Any]:
+def read_evaluation(run_dir: AnyPath) -> dict[str, Any]:
     """Read `evaluation.json`: run, settings, `mean_is`, suites, and optionally timings and the steps kept.
 
     Raises:
@@ -364,9 +365,9 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[..., None], *args:
     )
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: AnyPath) -> list[dict[str, Any]]:
     # Not splitlines(): it also splits at separators such as U+2028 that JSON strings may contain.
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    lines = path.read_bytes().decode("utf-8", "replace").rstrip("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nla_jax.evaluation.estimates import Estimate, Ratio
-from nla_jax.files import write_atomically
+from nla_jax.files import AnyPath, local_copy, write_atomically
 
 Figure = Ratio | Estimate | None
 
@@ -70,7 +69,7 @@ class Table:
 _COLUMNS = ("table", "row", "figure", "id", "doc_id", "numerator", "denominator")
 
 
-def write_ratios(tables: Sequence[Table], path: Path) -> None:
+def write_ratios(tables: Sequence[Table], path: AnyPath) -> None:
     """Write every entry of every ratio whose row has ids as parquet, for paired comparisons."""
     columns: dict[str, list] = {name: [] for name in _COLUMNS}
     for table in tables:
@@ -94,9 +93,10 @@ def write_ratios(tables: Sequence[Table], path: Path) -> None:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def read_ratios(path: Path) -> dict[tuple[str, str, str], tuple[list[str], Ratio]]:
+def read_ratios(path: AnyPath) -> dict[tuple[str, str, str], tuple[list[str], Ratio]]:
     """Read what `write_ratios` wrote: (table, row, figure) -> ids and ratio."""
-    columns = pq.read_table(path).to_pydict()
+    with local_copy(path) as file:
+        columns = pq.read_table(file).to_pydict()
     lines_of: dict[tuple[str, str, str], list[int]] = {}
     for line, key in enumerate(zip(columns["table"], columns["row"], columns["figure"], strict=True)):
         lines_of.setdefault(key, []).append(line)

@@ -7,7 +7,6 @@ the contract has no field for go into one further block, `nla_jax`, which other 
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT, PromptTemplates
@@ -21,6 +20,7 @@ from nla_jax.data.sidecar import (
     without_none,
     write_yaml,
 )
+from nla_jax.files import Place, as_path
 
 FILE_NAME = "nla_meta.yaml"
 KIND = "nla_model"
@@ -110,7 +110,7 @@ class NLAMeta:
             return InjectionConfig(scale=self.injection_scale)
         return InjectionConfig(self.own.layer, self.own.mode, self.own.scale, self.own.affine)
 
-    def check_tokens(self, live: PromptIds, where: Path | str) -> None:
+    def check_tokens(self, live: PromptIds, where: Place) -> None:
         """Compare the token ids with the live tokenizer's.
 
         Raises:
@@ -119,11 +119,11 @@ class NLAMeta:
         if wrong := self.tokens.disagreements(live):
             values = "; ".join(f"{name}: meta {a!r}, tokenizer {b!r}" for name, (a, b) in wrong.items())
             raise ValueError(
-                f"the token ids in {Path(where) / FILE_NAME} are not those of the tokenizer beside it: {values}; "
+                f"the token ids in {as_path(where) / FILE_NAME} are not those of the tokenizer beside it: {values}; "
                 "use the tokenizer files that came with the model"
             )
 
-    def save(self, directory: Path | str) -> None:
+    def save(self, directory: Place) -> None:
         """Write the file into a model directory."""
         roles = {"av": self.prompt_templates.actor, "ar": self.prompt_templates.critic}
         slots = {"av": INJECTION_SLOT, "ar": EXPLANATION_SLOT}
@@ -147,10 +147,10 @@ class NLAMeta:
             fields["ar"] = {"extraction_layer_index": self.layer}
         if self.own is not None:
             fields[OWN_BLOCK] = dataclasses.asdict(self.own)
-        write_yaml(Path(directory) / FILE_NAME, fields)
+        write_yaml(as_path(directory) / FILE_NAME, fields)
 
     @classmethod
-    def load(cls, directory: Path | str, role: Literal["av", "ar"] | None = None) -> "NLAMeta":
+    def load(cls, directory: Place, role: Literal["av", "ar"] | None = None) -> "NLAMeta":
         """Read the file of a model directory; fields that are not part of this version are ignored.
 
         Args:
@@ -161,7 +161,7 @@ class NLAMeta:
           FileNotFoundError: the directory has no such file, so it is not a model of an NLA.
           ValueError: another kind or schema version, the other role, or a missing field; the message names the path.
         """
-        path = Path(directory) / FILE_NAME
+        path = as_path(directory) / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(
                 f"no {FILE_NAME} in {directory}: not a model of an NLA, or copied without this file; get it from "

@@ -8,7 +8,6 @@ format; config, tokenizer and frozen weights are then those of the LM that it wa
 import copy
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +27,7 @@ from nla_jax.autoencoder.prompts import (
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.data.sidecar import PromptIds, SidecarTemplates
+from nla_jax.files import Place, local_folder
 from nla_jax.interop.meta import FILE_NAME, NLAMeta, OwnSettings
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.configs import config_from_hf
@@ -82,7 +82,7 @@ class ReconstructorCheckpoint(NamedTuple):
 
 
 def load_verbalizer(
-    spec: str | os.PathLike[str],
+    spec: Place,
     *,
     base: LanguageModel | None = None,
     mesh: Mesh | None = None,
@@ -126,7 +126,7 @@ def load_verbalizer(
 
 
 def load_reconstructor(
-    spec: str | os.PathLike[str],
+    spec: Place,
     *,
     base: LanguageModel | None = None,
     mesh: Mesh | None = None,
@@ -219,7 +219,7 @@ def export_verbalizer(
     params: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     templates: PromptTemplates,
-    directory: str | os.PathLike[str],
+    directory: Place,
     *,
     layer: int,
     limits: TrainingLimits | None = None,
@@ -248,18 +248,12 @@ def export_verbalizer(
     Raises:
       ValueError: PEFT cannot adapt a model of this family in this way.
     """
-    directory, injection = Path(directory), verbalizer.injection
-    limits = limits or TrainingLimits()
+    injection, limits = verbalizer.injection, limits or TrainingLimits()
     wrong, doubtful = reference_obstacles(verbalizer, tokenizer, templates)
     if adapted is not None:
         doubtful.append(f"it holds adapters alone: export the whole, or merge them into {adapted.base}")
-    _export(params, verbalizer.config, tokenizer, directory, adapted, dtype)
-    if adapted is None:
-        # For `generate`: the exported config names no token that ends a text.
-        ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
-        (directory / "generation_config.json").write_text(json.dumps(ends) + "\n")
     scale, d_model = float(verbalizer.scale), verbalizer.config.d_model
-    NLAMeta(
+    meta = NLAMeta(
         role="av",
         d_model=d_model,
         tokens=live_tokens(verbalizer.prompt, build_reconstructor_prompt(tokenizer, templates).suffix),
@@ -280,7 +274,14 @@ def export_verbalizer(
             min_position=limits.min_position,
             dtype=verbalizer.config.dtype,
         ),
-    ).save(directory)
+    )
+    with local_folder(directory) as folder:
+        _export(params, verbalizer.config, tokenizer, folder, adapted, dtype)
+        if adapted is None:
+            # For `generate`: the exported config names no token that ends a text.
+            ends = {"eos_token_id": verbalizer.prompt.end_token, "pad_token_id": tokenizer.pad_token_id}
+            (folder / "generation_config.json").write_text(json.dumps(ends) + "\n")
+        meta.save(folder)
     return wrong + doubtful
 
 
@@ -323,7 +324,7 @@ def export_reconstructor(
     params: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     templates: PromptTemplates,
-    directory: str | os.PathLike[str],
+    directory: Place,
     *,
     tokens: PromptIds,
     adapted: AdapterOrigin | None = None,
@@ -344,17 +345,18 @@ def export_reconstructor(
     Raises:
       ValueError: as `export_verbalizer`.
     """
-    directory = Path(directory)
     config = reconstructor.config
-    _export(params, config, _without_unused_bos(tokenizer), directory, adapted, dtype)
-    NLAMeta(
+    meta = NLAMeta(
         role="ar",
         d_model=config.d_model,
         tokens=dataclasses.replace(tokens, critic_suffix_ids=reconstructor.prompt.suffix),
         prompt_templates=SidecarTemplates(actor=templates.verbalizer, critic=templates.reconstructor),
         mse_scale=config.d_model**0.5,
         layer=config.num_layers - 1,
-    ).save(directory)
+    )
+    with local_folder(directory) as folder:
+        _export(params, config, _without_unused_bos(tokenizer), folder, adapted, dtype)
+        meta.save(folder)
 
 
 def _export(

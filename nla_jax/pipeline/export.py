@@ -1,9 +1,8 @@
 """A run's AV and AR as model directories, in the reference's layout or as adapters."""
 
-import os
-from pathlib import Path
 from typing import Any, Literal
 
+from nla_jax.files import Place, as_path
 from nla_jax.interop.model_directories import (
     AdapterOrigin,
     TrainingLimits,
@@ -18,7 +17,7 @@ from nla_jax.pipeline.run import Run
 
 def export_run(
     run: Run,
-    directory: str | os.PathLike[str],
+    directory: Place,
     *,
     stage: Literal["rl", "warm_start"] = "rl",
     step: int | None = None,
@@ -42,7 +41,7 @@ def export_run(
       FileNotFoundError: the run has no checkpoint of that stage yet.
       ValueError: adapters of a run that has none, or of a family that PEFT cannot adapt so.
     """
-    directory, config, models = Path(directory), run.config, run.models
+    directory, config, models = as_path(directory), run.config, run.models
     if adapters and not config.lora.rank:
         raise ValueError(f"{run.directory} was trained without adapters (lora.rank=0); export it whole")
     step = trained_step(run, stage, step)

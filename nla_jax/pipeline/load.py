@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.nla import NLA
 from nla_jax.autoencoder.round_trip import RoundTrip
 from nla_jax.autoencoder.yardstick import Yardstick
+from nla_jax.files import AnyPath, Place, as_path
 from nla_jax.interop.meta import FILE_NAME as META_FILE
 from nla_jax.interop.meta import NLAMeta, OwnSettings
 from nla_jax.interop.model_directories import load_reconstructor, load_verbalizer
@@ -27,7 +27,7 @@ from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.shipped import demo_directory
 
-Source = str | os.PathLike[str]
+Source = Place
 LONGEST_EXPLANATION, LONGEST_RECONSTRUCTOR_PROMPT = 200, 256
 """Tokens of an answer and of an AR prompt, for models that do not say what they were trained with."""
 
@@ -68,7 +68,7 @@ def load(
     """
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     where = _Where(mesh, dtype, scan_blocks)
-    path = demo_directory() if str(source) == "demo" else Path(source).expanduser()
+    path = demo_directory() if str(source) == "demo" else as_path(source)
     if _is_run(path):
         if given := [name for name, value in (("ar", ar), ("target", target)) if value is not None]:
             raise ValueError(f"{path} is a run, which has its own models; leave {' and '.join(given)} out")
@@ -147,13 +147,13 @@ def _halved(params: Any) -> Any:
     return jax.tree.map(lambda x: x.astype("bfloat16"), params) | kept
 
 
-def _is_run(path: Path) -> bool:
+def _is_run(path: AnyPath) -> bool:
     return (path / "config.json").is_file() and (
         (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file()
     )
 
 
-def _from_run(path: Path, where: _Where, stage: str | None, step: int | None) -> NLA:
+def _from_run(path: AnyPath, where: _Where, stage: str | None, step: int | None) -> NLA:
     # Whatever trains takes a second to import, which models in directories need not wait for.
     from nla_jax.config import read_config
     from nla_jax.pipeline.export import trained_step

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from nla_jax.config import ExperimentConfig
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
 from nla_jax.data.splits import SPLITS, monitor_documents
-from nla_jax.files import write_json
+from nla_jax.files import AnyPath, Place, as_path, write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.models import Models
 from nla_jax.sharding.mesh import make_mesh
@@ -25,15 +24,15 @@ from nla_jax.training.metrics_log import MetricsLog
 class Run:
     """Where a run lives, and its config; `models` holds what it trains."""
 
-    def __init__(self, config: ExperimentConfig, directory: Path | str, *, mesh: Mesh | None = None):
+    def __init__(self, config: ExperimentConfig, directory: Place, *, mesh: Mesh | None = None):
         """Describe a run; nothing is read or written yet.
 
         Args:
           config: what it does.
-          directory: where it lives; created by the first stage.
+          directory: where it lives, here or in a bucket (`gs://`); created by the first stage.
           mesh: where weights go, in place of the mesh of the config, which may be for another machine.
         """
-        directory = Path(directory)
+        directory = as_path(directory)
         self.config, self.directory = config, directory
         self.mesh = mesh or make_mesh(config.mesh)
         events = directory / "tensorboard" if config.tensorboard else None
@@ -127,11 +126,11 @@ class Run:
         """Write a file of the run directory, atomically; of several processes the first does."""
         write_json(self.directory / name, value)
 
-    def split_paths(self) -> dict[str, Path]:
+    def split_paths(self) -> dict[str, AnyPath]:
         """The data file of each split."""
         return {split: self.directory / "data" / split / f"{split}.parquet" for split in SPLITS}
 
-    def is_written(self, path: Path, digest: str) -> bool:
+    def is_written(self, path: AnyPath, digest: str) -> bool:
         """Whether a data file is complete.
 
         Raises:

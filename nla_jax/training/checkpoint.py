@@ -2,7 +2,9 @@
 
 Layout: one Orbax checkpoint per step in `<directory>/<step>`, with one item per named tree, and the file
 `pinned` with the number of the step to keep. Orbax writes under another name and renames at the end; deleting
-renames first. So a folder named by a bare number is a whole checkpoint, and a kill leaves `<step>.<anything>`.
+renames first. So a folder named by a bare number is a whole checkpoint, and a kill leaves `<step>.<anything>`. In a
+bucket a checkpoint is written and deleted in its place: it is whole if it holds the object `COMMITTED`, which is
+written last and deleted first.
 
 Arrays are stored uncompressed: float32 training states shrink by 7% only, and compressing one takes longer
 than writing it and needs a second copy of it in memory.
@@ -10,7 +12,6 @@ than writing it and needs a second copy of it in memory.
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import time
@@ -22,9 +23,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from nla_jax.files import AnyPath, absolute, in_bucket, remove_folder, write_text
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.sharding.mesh import tree_shardings
 from nla_jax.training.checkpoint_files import (
+    COMMITTED,
     CheckpointError,
     Tree,
     context,
@@ -52,13 +55,17 @@ class Checkpoints:
       background: whether `save` returns once the arrays are copied, and writes while training goes on.
 
     Raises:
-      ValueError: keep < 1.
+      ValueError: keep < 1, or a bucket of another store than Google's, which Orbax cannot write to.
     """
 
-    def __init__(self, directory: Path, *, digest: str, keep: int = 2, background: bool = False):
+    def __init__(self, directory: AnyPath, *, digest: str, keep: int = 2, background: bool = False):
         if keep < 1:
             raise ValueError(f"keep={keep}; expected at least 1, or no checkpoint would survive its own save")
-        self.directory = directory.absolute()
+        if in_bucket(directory) and not str(directory).startswith("gs://"):
+            raise ValueError(
+                f"checkpoints cannot be written to {directory}, only to gs:// or a folder; give such a run directory"
+            )
+        self.directory = absolute(directory)
         self.digest = digest
         self.keep = keep
         self.background = background
@@ -102,9 +109,7 @@ class Checkpoints:
         """
         find(self.directory, step)
         if jax.process_index() == 0:
-            marker = self.directory / "pinned.new"
-            marker.write_text(str(step))
-            marker.replace(self.directory / "pinned")
+            write_text(self.directory / "pinned", str(step))
 
     def save(
         self, step: int, trees: Mapping[str, Tree], extra: Mapping[str, Any], *, pin: bool = False
@@ -178,14 +183,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            free = shutil.disk_usage(self.directory).free
+            disk = self.directory if isinstance(self.directory, Path) else None
+            free = f" ({shutil.disk_usage(disk).free:,} bytes were free)" if disk else ""
             # Orbax's other writers go on for a moment after the first has failed.
             for _ in range(10):
                 self._remove_leftovers()
                 time.sleep(0.1)
             survivor = "there is no earlier checkpoint" if latest is None else f"step {latest} is intact"
             raise CheckpointError(
-                f"could not write step {step} to {self.directory} ({free:,} bytes were free); {survivor}. "
+                f"could not write step {step} to {self.directory}{free}; {survivor}. "
                 f"If the disk is full, free some space and resume, or lower keep={self.keep}. Cause: {error}"
             ) from error
 
@@ -228,7 +234,7 @@ class Checkpoints:
             trees = jax.jit(change, out_shardings=shardings, donate_argnums=0)(trees)
         return trees, info["custom_metadata"]["extra"]
 
-    def _check_digest(self, path: Path) -> None:
+    def _check_digest(self, path: AnyPath) -> None:
         digest = info_of(path)["custom_metadata"]["digest"]
         if digest != self.digest:
             raise ValueError(
@@ -241,17 +247,24 @@ class Checkpoints:
         kept = {*steps[-self.keep :], self.pinned()}
         for step in steps:
             if step not in kept and jax.process_index() == 0:
-                os.rename(self.directory / str(step), self.directory / f"{step}.deleted")
+                path = self.directory / str(step)
+                if isinstance(path, Path):
+                    path.rename(f"{path}.deleted")
+                else:
+                    (path / COMMITTED).unlink()
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
         # Only a save may do this: to a reader, the unfinished save of a live run looks the same.
-        for path in self.directory.iterdir():
-            if re.match(r"\d+\.", path.name) and jax.process_index() == 0:
-                shutil.rmtree(path, ignore_errors=True)
+        if jax.process_index() > 0:
+            return
+        for path in self.directory.glob("*"):
+            uncommitted = in_bucket(path) and path.name.isdecimal() and not (path / COMMITTED).exists()
+            if uncommitted or re.match(r"\d+\.", path.name):
+                remove_folder(path)
 
 
-def restore_params(directory: Path, name: str, step: int | None = None, mesh: Mesh | None = None) -> Tree:
+def restore_params(directory: AnyPath, name: str, step: int | None = None, mesh: Mesh | None = None) -> Tree:
     """The parameters alone of a saved TrainState, for analysis; the optimizer's bytes are not read.
 
     Args:
@@ -268,7 +281,7 @@ def restore_params(directory: Path, name: str, step: int | None = None, mesh: Me
       ValueError: there is no tree of that name, or it has no `params`.
       CheckpointError: the files are damaged.
     """
-    path = find(directory.absolute(), step)
+    path = find(absolute(directory), step)
     info = info_of(path)
     saved = saved_shapes(path, name) if name in info["item_handlers"] else {}
     if "params" not in saved:
@@ -329,7 +342,7 @@ def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, str]]:
         yield f"{name}/{joined(path)}", f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
-def _check_fit(path: Path, saved: dict[str, Tree], wanted: dict[str, Tree]) -> None:
+def _check_fit(path: AnyPath, saved: dict[str, Tree], wanted: dict[str, Tree]) -> None:
     mismatches = []
     for name, tree in wanted.items():
         asked, stored = dict(_leaves(tree, name)), dict(_leaves(saved[name], name))

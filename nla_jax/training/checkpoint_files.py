@@ -1,13 +1,13 @@
 """Checkpoints on disk: which of them are whole, what they hold, and reading them with their fingerprints checked.
 
-A folder named by a bare number is a whole checkpoint; a killed save leaves one named `<step>.<anything>`.
+A folder named by a bare number is a whole checkpoint; a killed save leaves one named `<step>.<anything>`. In a bucket,
+where nothing can be renamed, a checkpoint has its number from the start, and is whole once it holds `COMMITTED`.
 """
 
 import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from nla_jax.files import AnyPath, absolute, in_bucket
 from nla_jax.sharding.placement import block_on_simulated_devices
 
 Tree = Any
+
+COMMITTED = "commit_success.txt"
+"""The object that Orbax writes last into a checkpoint in a bucket."""
 
 
 class CheckpointError(RuntimeError):
@@ -33,7 +37,7 @@ def context() -> ocp.Context:
     return settings
 
 
-def load(path: Path, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[str, Tree]:
+def load(path: AnyPath, info: dict[str, Any], abstract: dict[str, Tree]) -> dict[str, Tree]:
     """Read the leaves that `abstract` asks for, tree by tree, and compare their fingerprints with the saved ones.
 
     Raises:
@@ -69,14 +73,16 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
-def saved_shapes(path: Path, name: str) -> Tree:
+def saved_shapes(path: AnyPath, name: str) -> Tree:
     """Shapes and dtypes of one saved tree."""
     with readable(path):
-        return ocp.metadata(path, name).metadata
+        if (shapes := ocp.metadata(path, name).metadata) is None:
+            raise ValueError(f"the shapes of {name} are not readable")  # Orbax has told why on stderr.
+        return shapes
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: AnyPath) -> Iterator[None]:
     """Turn any error while reading `path` into a `CheckpointError` that names the other steps."""
     try:
         yield
@@ -88,9 +94,11 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def info_of(path: Path) -> dict[str, Any] | None:
+def info_of(path: AnyPath) -> dict[str, Any] | None:
     """The notes of Orbax and of `Checkpoints.save` on a checkpoint; None if `path` is not a whole checkpoint."""
     # Orbax's own function first reads the shapes of all trees, which takes a second.
+    if in_bucket(path) and not (path / COMMITTED).exists():
+        return None
     try:
         info = json.loads((path / "_CHECKPOINT_METADATA").read_text())
     except (OSError, ValueError):
@@ -103,13 +111,13 @@ def names_of(info: dict[str, Any]) -> str:
     return ", ".join(sorted(info["item_handlers"]))
 
 
-def steps_of(directory: Path) -> list[int]:
+def steps_of(directory: AnyPath) -> list[int]:
     """Numbers of the whole checkpoints of a directory, ascending."""
     names = [path.name for path in directory.glob("*") if path.name.isdecimal()]
     return sorted(int(name) for name in names if info_of(directory / name))
 
 
-def find(directory: Path, step: int | None) -> Path:
+def find(directory: AnyPath, step: int | None) -> AnyPath:
     """Path of a step's checkpoint; None means the latest step.
 
     Raises:
@@ -133,7 +141,7 @@ def joined(path: tuple[Any, ...]) -> str:
 class Description:
     """The contents of a checkpoint, without its numbers."""
 
-    path: Path
+    path: AnyPath
     step: int
     pinned: bool
     digest: str
@@ -147,17 +155,19 @@ class Description:
         return sum(x.size * x.dtype.itemsize for path, x in leaves if path.startswith(part))
 
 
-def describe(directory: Path) -> list[Description]:
+def describe(directory: AnyPath) -> list[Description]:
     """The checkpoints below a directory of a run or a stage, oldest first in each stage; or the one at `directory`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
     """
-    directory = directory.absolute()
+    directory = absolute(directory)
+    # Of a stage, of all stages and of a run.
+    depths = ("*", "*/*", "*/*/*")
     paths = (
         [directory]
         if info_of(directory)
-        else sorted(path.parent for path in directory.rglob("_CHECKPOINT_METADATA"))
+        else [path.parent for depth in depths for path in directory.glob(f"{depth}/_CHECKPOINT_METADATA")]
     )
     paths = [path for path in paths if path.name.isdecimal() and info_of(path)]
     if not paths:

@@ -2,24 +2,32 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from nla_jax.files import write_atomically
+from nla_jax.files import AnyPath, GrowingFile, in_bucket
 
 
 class MetricsLog:
     """Appends the metrics of every stage to one file, and to TensorBoard event files where asked.
 
     Every row is a pure function of config and step, except for the keys that start with `speed/`. Only the first of
-    several processes writes.
+    several processes writes. In a bucket the file is written anew once a minute and on `flush`.
+
+    Raises:
+      ValueError: TensorBoard's files would be in a bucket.
+      ModuleNotFoundError: TensorBoard files need a package that is not installed.
     """
 
-    def __init__(self, path: Path, *, tensorboard: Path | None = None):
-        self.path = path
+    def __init__(self, path: AnyPath, *, tensorboard: AnyPath | None = None):
+        self.path, self._file = path, GrowingFile(path)
         self.writer = None
+        if tensorboard is not None and in_bucket(tensorboard):
+            raise ValueError(
+                f"tensorboard=True writes files that grow, which {tensorboard} in a bucket cannot hold; leave it out, "
+                "and read metrics.jsonl, which has the same numbers"
+            )
         if tensorboard is not None and jax.process_index() == 0:
             try:
                 from tensorboardX import SummaryWriter
@@ -31,10 +39,9 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows; a last line cut by a kill is left out."""
-        if not self.path.exists():
-            return []
+        self.flush()
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self._file.read().splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -46,15 +53,17 @@ class MetricsLog:
         if jax.process_index() > 0:
             return
         kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= last_step]
-        with write_atomically(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._file.write("".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row."""
         if jax.process_index() > 0:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        self._file.append(json.dumps({"stage": stage, "step": step, **metrics}))
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Make sure that the file holds every row; a run that goes on from a checkpoint writes no earlier row again."""
+        self._file.flush()

@@ -1,6 +1,9 @@
 import math
+import shutil
 
+import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from nla_jax.lm.transformer import parameter_shapes
 from nla_jax.planning.architectures import read_architecture
@@ -34,5 +37,28 @@ def test_a_package(smollm2):
 
 
 def test_an_unknown_model_is_an_error():
-    with pytest.raises(FileNotFoundError, match="model.path='x/y'; give a directory .* Qwen2.5-7B-Instruct"):
-        read_architecture("x/y")
+    with pytest.raises(
+        FileNotFoundError, match=r"model.path='nowhere': .* A plan also takes .* Qwen2.5-7B-Instruct"
+    ):
+        read_architecture("nowhere")
+
+
+@pytest.mark.parametrize("spec", ["org/name", "org/name/folder", "org/name@v1", "org/name/folder@v1"])
+def test_a_hub_id_is_read_without_its_weights(spec, tiny_model_dir, tiny_lm, tmp_path, monkeypatch):
+    """The hub downloads what the patterns let through."""
+
+    def download(repo, *, revision, allow_patterns, ignore_patterns):
+        assert (repo, revision) == ("org/name", "v1" if "@" in spec else None)
+        files = [f"{inside}config.json", f"{inside}model.safetensors"]
+        assert list(filter_repo_objects(files, allow_patterns=allow_patterns)) == files[:1]
+        (tmp_path / inside).mkdir(exist_ok=True)
+        shutil.copy(tiny_model_dir / "config.json", tmp_path / inside)
+        return str(tmp_path)
+
+    inside = "folder/" if "folder" in spec else ""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert read_architecture(spec) == tiny_lm.config
+
+
+def test_a_revision_of_a_model_whose_config_comes_along():
+    assert read_architecture("Qwen/Qwen2.5-7B-Instruct@main") == read_architecture("Qwen/Qwen2.5-7B-Instruct")

@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
+from nla_jax.files import Place, local_folder
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.families import FAMILIES, tensor_rows
 from nla_jax.lm.files.safetensors_files import read_json, read_tensors, save_tensors
@@ -52,7 +53,7 @@ def export_peft(
     config: LMConfig,
     lora: LoraConfig,
     base: str,
-    directory: str | os.PathLike[str],
+    directory: Place,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
@@ -76,8 +77,6 @@ def export_peft(
             value = np.asarray(flat[f"{path}/{leaf}"]).astype(dtype)
             tensors[f"base_model.model.{name}.{side}.weight"] = value.T
         modules.add(name.rsplit(".", 1)[-1])
-    (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
     on_hub = None if Path(base).exists() else hub_name(base)
     revision = on_hub.revision if on_hub else None
     description = {
@@ -94,7 +93,9 @@ def export_peft(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (directory / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    with local_folder(directory) as folder:
+        save_tensors(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def load_peft(directory: str | os.PathLike[str], config: LMConfig) -> tuple[Params, LoraConfig]:

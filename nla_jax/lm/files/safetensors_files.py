@@ -18,6 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from nla_jax.files import Place, write_atomically
 from nla_jax.lm.files.sources import listing
 
 READABLE = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -120,7 +121,7 @@ def read_tensors(
 
 
 def save_tensors(
-    tensors: Mapping[str, Float[np.ndarray, "..."]], path: Path, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Float[np.ndarray, "..."]], path: Place, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file in one step, with the mode that the umask gives to new files.
 
@@ -129,9 +130,7 @@ def save_tensors(
       path: path of the file; one that is there is replaced when the new one is whole.
       metadata: texts for the file's header.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.unlink(missing_ok=True)
+    with write_atomically(path) as part:
         part.touch()
         mode = stat.S_IMODE(part.stat().st_mode)
         # The library would write a transposed array's numbers in the order of its memory.
@@ -139,9 +138,6 @@ def save_tensors(
         save_file(contiguous, part, None if metadata is None else dict(metadata))
         # The library gives its files to their owner alone.
         part.chmod(mode)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def open_safetensors(directory: str | os.PathLike[str]) -> SafetensorsFiles:

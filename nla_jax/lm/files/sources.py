@@ -1,13 +1,15 @@
-"""Where models come from: directories, GGUF files, installed packages and the Hugging Face hub.
+"""Where models come from: directories, GGUF files, installed packages, buckets and the Hugging Face hub.
 
 Nothing here runs code that came with a model, with one exception that must be asked for by name: a package that
 holds its GGUF file in parts is imported to put them together.
 """
 
+import fnmatch
+import hashlib
 import importlib
 import importlib.util
-import os
 import re
+import tempfile
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,6 +17,13 @@ from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
+
+from nla_jax.files import AnyPath, Place, as_path, download, fingerprint, in_bucket
+
+_CONFIGS, _WEIGHTS = ("*.json", "*.jinja", "tokenizer*", "*.yaml"), "*.safetensors"
+"""The files of a model directory that are downloaded."""
+_NOT_NEEDED = "consolidated*"
+"""The same weights once more, in another format."""
 
 
 class HubName(NamedTuple):
@@ -37,19 +46,24 @@ def hub_name(spec: str) -> HubName | None:
     return HubName(*found.groups())
 
 
-def resolve(spec: str | os.PathLike[str]) -> Path:
+def resolve(spec: Place, *, weights: bool = True) -> Path:
     """Find the directory or file that a model spec means; download it or put it together if need be.
 
     Args:
       spec: a Hugging Face directory, a `*.gguf` file, `package:NAME` for an installed Python package that
-        holds one GGUF file, whole or in parts, or a hub id `org/name`, with a folder in the repository and a
-        revision if need be: `org/name/folder@revision`.
+        holds one GGUF file, whole or in parts, a hub id `org/name`, with a folder in the repository and a
+        revision if need be: `org/name/folder@revision`, or the address of a directory or GGUF file in a bucket,
+        which is copied to ~/.cache/nla_jax/models.
+      weights: whether the tensors of a model directory are needed; False downloads the small files alone.
 
     Raises:
       FileNotFoundError: nothing is there; the message says what was looked for and how to get it.
-      ValueError: the name is not one of a package, or the package does not hold exactly one GGUF file.
+      ValueError: the name is not one of a package, the package does not hold exactly one GGUF file, or as `as_path`.
+      ModuleNotFoundError: as `as_path`.
     """
-    spec, path = str(spec), Path(spec).expanduser()
+    spec, path = str(spec), as_path(spec)
+    if in_bucket(path):
+        return _resolve_address(path, weights)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if spec.startswith("package:"):
@@ -57,11 +71,51 @@ def resolve(spec: str | os.PathLike[str]) -> Path:
     if path.is_file():
         raise ValueError(f"{spec} is a file but not a .gguf; name the directory that holds config.json")
     if (on_hub := hub_name(spec)) is not None:
-        return _resolve_hub(spec, on_hub)
+        return _resolve_hub(spec, on_hub, weights)
     raise FileNotFoundError(
         f"no model at {spec!r}: expected a directory, a .gguf file, package:NAME or a hub id org/name "
         "(org/name/folder@revision for a folder or revision of it)"
     )
+
+
+def _resolve_address(path: AnyPath, weights: bool) -> Path:
+    """The copy of a model in a bucket: a folder of the cache that is named after what the bucket holds now."""
+    if path.suffix == ".gguf":
+        files = [path] if path.is_file() else []
+    else:
+        patterns = _patterns(weights)
+        files = [
+            file
+            for file in sorted(path.glob("*"))
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)
+            and not fnmatch.fnmatch(file.name, _NOT_NEEDED)
+            and file.is_file()
+        ]
+    if not files:
+        raise FileNotFoundError(
+            f"there is no model at {path}: expected a .gguf file, or config.json, tokenizer and *.safetensors under "
+            "this address"
+        )
+    state = "\n".join([str(path), *(f"{file.name} {fingerprint(file)}" for file in files)])
+    cache = Path.home() / ".cache" / "nla_jax" / "models"
+    copy = cache / hashlib.blake2b(state.encode(), digest_size=12).hexdigest()
+    if not copy.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="part-") as part:
+            (folder := Path(part) / "whole").mkdir()
+            for file in files:
+                download(file, folder / file.name)
+            try:
+                folder.rename(copy)
+            except OSError:
+                # Another process may have been faster.
+                if not copy.is_dir():
+                    raise
+    return copy / path.name if path.suffix == ".gguf" else copy
+
+
+def _patterns(weights: bool) -> tuple[str, ...]:
+    return (*_CONFIGS, _WEIGHTS) if weights else _CONFIGS
 
 
 def _resolve_package(name: str) -> Path:
@@ -116,17 +170,16 @@ def _assembled(name: str, found: ModuleSpec) -> Path | None:
     return path
 
 
-def _resolve_hub(spec: str, name: HubName) -> Path:
+def _resolve_hub(spec: str, name: HubName, weights: bool) -> Path:
     repo, folder, revision = name
     inside = f"{folder}/" if folder else ""
-    patterns = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.yaml")
     try:
         snapshot = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=[inside + pattern for pattern in patterns],
-            # Folders hold other models, and consolidated files the same weights in another format.
-            ignore_patterns=[f"{inside}*/*", f"{inside}consolidated*"],
+            allow_patterns=[inside + pattern for pattern in _patterns(weights)],
+            # Folders hold other models.
+            ignore_patterns=[f"{inside}*/*", inside + _NOT_NEEDED],
         )
     except hub_errors.GatedRepoError as error:
         raise FileNotFoundError(

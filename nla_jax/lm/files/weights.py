@@ -7,7 +7,6 @@ unused or misshapen tensor is an error.
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from tqdm import tqdm
 
+from nla_jax.files import Place, as_path, local_folder
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.configs import config_from_gguf, config_from_hf, config_to_hf
 from nla_jax.lm.files.families import FAMILIES, tensor_rows
@@ -207,7 +207,7 @@ def _same(source: SafetensorsFiles | GGUFFile, left: str, right: str) -> bool:
 
 
 def load_language_model(
-    spec: str | os.PathLike[str],
+    spec: Place,
     *,
     mesh: Mesh | None = None,
     dtype: StorageDtype = "float32",
@@ -228,7 +228,7 @@ def load_language_model(
       ValueError: unsupported architecture, unreadable file, or weights that do not fit the config.
     """
     path = resolve(spec)
-    name = str(path.absolute()) if path == Path(spec).expanduser() else str(spec)
+    name = str(path.absolute()) if path == as_path(spec) else str(spec)
     if path.is_dir():
         if not (config_file := path / "config.json").is_file():
             raise FileNotFoundError(f"no config.json in {path}; expected a Hugging Face model directory")
@@ -248,7 +248,7 @@ def load_language_model(
 def export_hf(
     params: Mapping[str, Any],
     config: LMConfig,
-    directory: str | os.PathLike[str],
+    directory: Place,
     *,
     dtype: StorageDtype = "float32",
 ) -> None:
@@ -287,9 +287,9 @@ def export_hf(
     tensors = {
         name: value.astype(jnp.dtype(dtype)) for row in rows for name, value in row.tensors(flat, config)
     }
-    (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config_to_hf(config, dtype), indent=2) + "\n")
+    with local_folder(directory) as folder:
+        save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config_to_hf(config, dtype), indent=2) + "\n")
 
 
 def _with_known_fields(path: Path, read: Callable[..., LMConfig], *args: Any) -> LMConfig:
