@@ -160,6 +160,29 @@ def test_a_model_that_refuses_has_said_nothing(server, tmp_path):
     assert open_chat_model("openai:m", tmp_path / "c")(["x"], max_tokens=5) == [""]
 
 
+def test_empty_answers_are_not_kept(tmp_path):
+    said = {"a": "A", "b": " \n", "c": "C"}
+    chat = CachedChat("x", lambda prompts, n: ((p, said[p]) for p in prompts), tmp_path / "c")
+    assert chat(["b", "a", "c"], max_tokens=1) == ["", "A", "C"]
+    said |= {"a": "not asked again", "b": "B"}
+    assert chat(["b", "a", "c"], max_tokens=1) == ["B", "A", "C"]
+
+
+def test_a_model_that_answers_nothing_is_not_asked_on(tmp_path):
+    asked = []
+
+    def backend(prompts, max_tokens):
+        for prompt in prompts:
+            asked.append(prompt)
+            yield prompt, prompt if prompt in ("1", "9") else ""
+
+    chat, prompts = CachedChat("x", backend, tmp_path / "c"), [str(i) for i in range(30)]
+    with pytest.raises(RuntimeError, match=r"x gave 8 empty answers in a row \(limit: 5 tokens\)"):
+        chat(prompts, max_tokens=5)
+    assert asked == prompts[:18]
+    assert chat(["1", "9"], max_tokens=5) == ["1", "9"] and len(asked) == 18
+
+
 def test_halves_of_characters_are_asked_and_kept(tmp_path):
     chat = CachedChat("x", lambda prompts, n: ((p, f"{p}\ud800") for p in prompts), tmp_path / "c")
     assert chat(["a\udc00"], max_tokens=1) == ["a??"]
