@@ -5,7 +5,8 @@
                [--chat-model PROVIDER:MODEL]
                                         models that come without a run, such as released checkpoints
 
-Suites: reconstruction controls prediction faithfulness degeneracy cost, all of them (all), and sanity.
+Suites: reconstruction controls prediction faithfulness degeneracy cost sanity, or all of them (all). The last is about
+the evaluation itself: whether it finds planted cheaters out.
 """
 
 import argparse

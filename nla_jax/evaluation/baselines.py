@@ -40,12 +40,17 @@ def nearest_by_activation(
 def nearest_by_text(
     texts: Sequence[str], training_texts: Sequence[str], training_MD: Float[np.ndarray, "M D"]
 ) -> Float[np.ndarray, "N D"]:
-    """For each text, the activation of the training explanation that is most similar by tf-idf."""
+    """For each text, the activation of the training explanation that is most similar by tf-idf.
+
+    A text without a word of the training explanations is similar to none, and gets the training mean.
+    """
     vectorizer = TfidfVectorizer(token_pattern=_WORD_PATTERN)
     training_MV = vectorizer.fit_transform(training_texts)
     texts_NV = vectorizer.transform(texts)
     chunks = (training_MV[start : start + CHUNK_ROWS] for start in range(0, len(training_texts), CHUNK_ROWS))
-    return training_MD[_most_similar((texts_NV @ rows_BV.T).toarray() for rows_BV in chunks)]
+    nearest_ND = training_MD[_most_similar((texts_NV @ rows_BV.T).toarray() for rows_BV in chunks)]
+    has_word_N1 = (texts_NV.getnnz(axis=1) > 0)[:, None]
+    return np.where(has_word_N1, nearest_ND, training_MD.mean(axis=0))
 
 
 def _most_similar(similarities: Iterable[Float[np.ndarray, "N B"]]) -> Int[np.ndarray, "N"]:

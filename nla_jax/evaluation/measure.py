@@ -25,22 +25,19 @@ SUITES = {
     "sanity": "whether planted cheaters are found out",
 }
 """Name -> what the suite is about. Each is a module of `suites/` with `measure(subject) -> tables`."""
-ALL = tuple(name for name in SUITES if name != "sanity")
-"""The suites that `all` stands for: those about the NLA. `sanity` is about the evaluation itself."""
 ASKING = ("prediction", "faithfulness")
 """Suites that ask a chat model, where the config names one."""
 
 
 def chosen_suites(names: Sequence[str]) -> tuple[str, ...]:
-    """The named suites, with `all` replaced by those it stands for, in the order of `SUITES`.
+    """The named suites, which are all of them where `all` is among the names, in the order of `SUITES`.
 
     Raises:
       ValueError: an unknown name.
     """
     if unknown := sorted(set(names) - {*SUITES, "all"}):
         raise ValueError(f"unknown suites {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
-    wanted = {*names, *(ALL if "all" in names else ())}
-    return tuple(name for name in SUITES if name in wanted)
+    return tuple(name for name in SUITES if name in names or "all" in names)
 
 
 def measure_suites(subject: Subject, names: Sequence[str], directory: AnyPath, digest: str) -> dict[str, Any]:

@@ -36,6 +36,13 @@ def test_nearest_by_rare_words():
     np.testing.assert_array_equal(found, known[[1, 2]])
 
 
+def test_a_text_without_a_known_word_is_near_to_nothing():
+    texts, known = ["about ships", "about bread"], np.float32([[1, 0], [0, 3]])
+    found = baselines.nearest_by_text(["", "bread", "?! unheard"], texts, known)
+    np.testing.assert_allclose(found, [[0.5, 1.5], [0, 3], [0.5, 1.5]])
+    assert found.dtype == np.float32
+
+
 def test_words_that_add_up_are_learned_whatever_their_order():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(20)]

@@ -35,7 +35,7 @@ def figure(table, row, name, **labels):
 @pytest.fixture(scope="module")
 def everything(subject, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    return folder, measure_suites(subject, ["all", "sanity"], folder, "digest")
+    return folder, measure_suites(subject, ["all"], folder, "digest")
 
 
 def test_every_suite_fills_its_tables_with_intervals(everything):
@@ -120,6 +120,11 @@ def test_failed_texts_do_not_count_as_fluent(subject):
     whole, half = nats(texts), nats([text if i % 2 else None for i, text in enumerate(texts)])
     assert half.estimate().value == pytest.approx(whole.estimate().value, rel=1e-4)
     assert nats([None] * len(texts)) is None
+
+
+def test_all_suites_are_all():
+    assert chosen_suites(["all"]) == tuple(SUITES) == chosen_suites(["cost", "all"])
+    assert chosen_suites(["cost", "controls"]) == ("controls", "cost")
 
 
 def test_unknown_suites_and_missing_columns_are_named(subject):
