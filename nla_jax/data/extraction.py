@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from nla_jax.data.corpus import Document
+from nla_jax.data.documents import Document
 from nla_jax.data.splits import hash_fraction
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.tokenized import starts_with_bos
+from nla_jax.lm.tokenized import starts_with_bos, without_second_bos
 from nla_jax.lm.transformer import Params
 from nla_jax.sharding.placement import shard_batch, to_host
 
@@ -62,7 +62,10 @@ def tokenize(
     Raises:
       ValueError: no document is long enough.
     """
-    encoded = tokenizer([document.text for document in documents])["input_ids"]
+    encoded = [
+        without_second_bos(ids, tokenizer)
+        for ids in tokenizer([document.text for document in documents])["input_ids"]
+    ]
     special = special_ids(tokenizer)
     contexts = []
     for document, ids in zip(documents, encoded, strict=True):

@@ -1,22 +1,16 @@
-import ast
-import inspect
+import gzip
 import json
-import operator
-import subprocess
 import sys
-import tarfile
-import threading
 import types
-from collections import Counter
+import warnings
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bucket import Bucket
 
-from nla_jax.data import corpus
-from nla_jax.data.corpus import Document, load_corpus
-
-PROSE = "the quick brown fox jumps over the lazy dog and then walks home again " * 5
+from nla_jax.data.corpus import corpus_state, load_corpus, parse_hub_source
+from nla_jax.data.documents import Document, documents_digest
 
 
 def write_jsonl(path, rows):
@@ -66,14 +60,134 @@ def test_a_repeated_row_is_kept_once(tmp_path):
     assert sorted(d.text for d in load_corpus(str(tmp_path / "a.jsonl"))) == ["same", "same"]
 
 
+def compressed(codec, *texts):
+    """The texts in a frame each, one after the other, as tools that append write them."""
+    return b"".join(pa.Codec(codec).compress(text.encode(), asbytes=True) for text in texts)
+
+
+def test_files_are_read_compressed_and_however_their_endings_are_written(tmp_path):
+    lines = ['{"text": "one"}\n', '{"text": "two"}\n']
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(gzip.compress(line.encode()) for line in lines))
+    (tmp_path / "b.jsonl.zst").write_bytes(compressed("zstd", *lines))
+    (tmp_path / "c.JSONL").write_text(lines[0])
+    (tmp_path / "d.ndjson").write_text(lines[0])
+    (tmp_path / "e.json").write_text(' [{"text": "one"},\n {"text": "two"}]')
+    (tmp_path / "f.json").write_text("".join(lines))  # Rows a line, as c4 calls them.
+    (tmp_path / "g.TXT.GZ").write_bytes(gzip.compress(b"three\r\nfour"))
+    expected = {
+        "a.jsonl.gz": [("a", "one"), ("a", "two")],
+        "b.jsonl.zst": [("b", "one"), ("b", "two")],
+        "c.JSONL": [("c", "one")],
+        "d.ndjson": [("d", "one")],
+        "e.json": [("e", "one"), ("e", "two")],
+        "f.json": [("f", "one"), ("f", "two")],
+        "g.TXT.GZ": [(tmp_path.name, "three\nfour")],
+    }
+    for name, documents in expected.items():
+        found = load_corpus(str(tmp_path / name))
+        assert sorted((d.genre, d.text) for d in found) == documents, name
+    assert by_id(load_corpus(str(tmp_path)))["g.TXT.GZ"].text == "three\nfour"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")
+    (tmp_path / "b.json").write_text('[{"text": "two"}]', encoding="utf-8-sig")
+    (tmp_path / "c.txt").write_text("three", encoding="utf-8-sig")
+    assert sorted(d.text for d in load_corpus(str(tmp_path))) == ["one", "three", "two"]
+
+
+def test_what_is_left_out_or_changed_is_counted_in_one_warning(tmp_path):
+    rows = [
+        r'{"text": "a"}',
+        '{"text": null}',
+        '{"text": " "}',
+        r'{"text": "b\ud83d c\u0000", "id": "x\udc00"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "empty.txt").write_text("\n")
+    for name in ("._rows.jsonl", "notes.md", "page.html", "table.csv"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "old.jsonl").write_text('{"text": "hidden"}')
+    with pytest.warns(UserWarning) as caught:
+        documents = by_id(load_corpus(str(tmp_path)))
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path}: files in the folder that were not read (._rows.jsonl, .cache/old.jsonl, notes.md, ...): 5; "
+        "files without text, left out: 1; rows without text, left out: 2; "
+        "texts with halves of surrogate pairs, now U+FFFD: 1"
+    ]
+    assert sorted(d.text for d in documents.values()) == ["a", "b\ufffd c\0"]
+    assert "x\ufffd" in documents
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (tmp_path / "clean.jsonl").write_text('{"text": "a"}')
+        load_corpus(str(tmp_path / "clean.jsonl"))
+
+
+def test_ids_and_genres_that_are_numbers_become_texts(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "id": 7, "genre": 0}, {"text": "b", "genre": ""}])
+    documents = {d.text: d for d in load_corpus(str(tmp_path))}
+    assert documents["a"] == Document("7", "a", "0")
+    assert documents["b"].genre == "rows"
+
+
+def test_the_text_may_have_another_field(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"content": "a"}])
+    pq.write_table(pa.table({"content": ["b"], "title": ["t"]}), tmp_path / "more.parquet")
+    assert sorted(d.text for d in load_corpus(str(tmp_path), field="content")) == ["a", "b"]
+    with pytest.raises(
+        ValueError,
+        match=r"more.parquet: there is no field 'text'; found content, title: name .* with corpus.field",
+    ):
+        load_corpus(str(tmp_path))
+
+
+def test_a_corpus_in_a_bucket(bucket):
+    Bucket.put_object("bucket/texts/news/a.txt", b"first")
+    Bucket.put_object("bucket/texts/rows.jsonl.gz", gzip.compress(b'{"text": "second", "id": 1}'))
+    pq.write_table(pa.table({"text": ["third"], "id": [2]}), buffer := pa.BufferOutputStream())
+    Bucket.put_object("bucket/texts/rows.parquet", buffer.getvalue().to_pybytes())
+    documents = by_id(load_corpus(f"{bucket}/texts"))
+    assert {name: (d.text, d.genre) for name, d in documents.items()} == {
+        "news/a.txt": ("first", "news"),
+        "1": ("second", "rows"),
+        "2": ("third", "rows"),
+    }
+    assert set(corpus_state(f"{bucket}/texts")) == {"news/a.txt", "rows.jsonl.gz", "rows.parquet"}
+
+
+def test_the_digest_tells_ids_texts_genres_and_their_order():
+    one, other = Document("a", "bc", "d"), Document("e", "f", "g")
+    digest = documents_digest([one, other])
+    assert documents_digest([Document("a", "bc", "d"), other]) == digest
+    others = [[other, one], [one], [Document("ab", "c", "d"), other], [Document("a", "b", "cd"), other]]
+    assert digest not in map(documents_digest, others)
+
+
+def test_the_state_of_a_corpus_changes_with_its_files(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "notes.md").write_text("not read")
+    before = corpus_state(str(tmp_path))
+    assert list(before) == ["a.jsonl"] and before == corpus_state(str(tmp_path))
+    (tmp_path / "notes.md").write_text("still not read")
+    assert corpus_state(str(tmp_path)) == before
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "ab"}])
+    assert corpus_state(str(tmp_path)) != before
+    assert corpus_state(str(tmp_path / "moved")) is None and corpus_state("hf:some/set") == {}
+    assert "numpy" in corpus_state("docstrings") and "Python" in corpus_state("docstrings")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([], "no documents with text"),
         ([{"text": ""}], "no documents with text"),
-        ([{"text": "a"}, {"body": "b"}], r"row 2: no field 'text' holding a string; found \['body'\]"),
-        ([{"text": 3}], "row 1: no field 'text'"),
-        (["bare"], "row 1: no field 'text' holding a string; found str"),
+        (
+            [{"text": "a"}, {"body": "b"}],
+            r"rows.jsonl, line 2: there is no field 'text'; found body: name the",
+        ),
+        ([{"text": 3}], "line 1: the field 'text' holds a value of type int, expected a string"),
+        (["bare"], "line 1: this is of type str, expected an object with a field 'text'"),
         (
             [{"text": "a", "id": 1}, {"text": "b", "id": 1}],
             "two different texts have the id '1'; make the ids",
@@ -92,151 +206,103 @@ def test_bad_files(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing more")
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "no_text.parquet")
     (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    whole = "".join(f'{{"text": "{i * 7919}"}}\n' for i in range(1000))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(whole.encode())[:-100])
+    (tmp_path / "cut.txt.zst").write_bytes(compressed("zstd", whole)[:-100])
+    (tmp_path / "one_object.json").write_text('{\n "version": 1\n}')
     (tmp_path / "empty").mkdir()
     for name, message in {
         "bad.jsonl": r"bad.jsonl, line 2: not a JSON object",
         "bad.txt": r"bad.txt: not UTF-8 text .* convert it to UTF-8",
         "bad.parquet": r"bad.parquet: not a readable parquet file .* copy or write it again",
-        "no_text.parquet": "row 1: no field 'text'",
-        "page.html": r"unknown corpus format '.html'; expected .txt, .jsonl, .parquet",
+        "no_text.parquet": "no_text.parquet: there is no field 'text'; found body",
+        "page.html": r"unknown corpus format '.html'; expected .txt, .jsonl",
+        "rows.parquet.gz": r"unknown corpus format '.parquet.gz'",
+        "cut.jsonl.gz": r"cut.jsonl.gz: cannot be read .* copy or write it again",
+        "cut.txt.zst": r"cut.txt.zst: cannot be read .* copy or write it again",
+        "one_object.json": r"one_object.json, line 1: not a JSON object.* Take files that hold no texts out of the",
         "empty": "no documents with text",
     }.items():
         with pytest.raises(ValueError, match=message):
             load_corpus(str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match=r"'nowhere' does not exist; give 'docstrings', 'hf:NAME"):
+    with pytest.raises(FileNotFoundError, match=r"'nowhere' does not exist; give 'docstrings', hf:NAME"):
         load_corpus("nowhere")
     with pytest.raises(ValueError, match="max_documents=0; expected a positive number"):
         load_corpus("docstrings", max_documents=0)
 
 
-def test_hugging_face_source(monkeypatch):
-    asked = []
+class FakeDatasets(types.SimpleNamespace):
+    """Stands in for the package: a data set with configurations `small` and `large` and the splits train and test."""
 
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return [{"text": "hello", "id": 1}]
+    def __init__(self):
+        super().__init__(asked=[], read=0)
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert load_corpus("hf:some/set") == [Document("1", "hello", "some/set")]
-    load_corpus("hf:some/set:validation")
-    assert asked == [("some/set", "train"), ("some/set", "validation")]
+    def load_dataset(self, path, name=None, *, split, streaming):
+        self.asked.append((path, name, split, streaming))
+        if split.partition("[")[0] not in ("train", "test"):
+            raise ValueError(f'Unknown split "{split}". Should be one of ["train", "test"].')
+        return self.rows()
+
+    def rows(self):
+        for number in range(1000):
+            self.read += 1
+            yield {"text": f"text {number}", "body": f"body {number}", "id": number}
+
+    def get_dataset_config_names(self, path):
+        return ["small", "large"]
+
+
+@pytest.fixture
+def datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", fake := FakeDatasets())
+    return fake
+
+
+def test_hugging_face_sources(datasets):
+    documents = by_id(load_corpus("hf:some/set"))
+    assert len(documents) == 1000 and documents["3"] == Document("3", "text 3", "some/set")
+    for rest in (":test", ":large:test", ":train[:1%]", ":large:train[10:20]+test[:5]"):
+        load_corpus(f"hf:some/set{rest}")
+    assert datasets.asked == [
+        ("some/set", None, "train", False),
+        ("some/set", None, "test", False),
+        ("some/set", "large", "test", False),
+        ("some/set", None, "train[:1%]", False),
+        ("some/set", "large", "train[10:20]+test[:5]", False),
+    ]
+    assert load_corpus("hf:some/set", field="body", max_documents=1)[0].text.startswith("body")
+
+
+def test_only_the_first_rows_of_a_hugging_face_data_set_are_streamed(datasets):
+    documents = load_corpus("hf:some/set:large:train", max_documents=5, seed=1)
+    assert datasets.asked == [("some/set", "large", "train", True)]
+    assert datasets.read == 50  # ten rows a document, of which five are chosen by their keys
+    assert len(documents) == 5 and {int(d.id) for d in documents} < set(range(50))
+    assert [d.id for d in documents] != ["0", "1", "2", "3", "4"]
+    # A part of a split cannot be streamed.
+    assert len(load_corpus("hf:some/set:train[:1%]", max_documents=5)) == 5
+    assert datasets.asked[-1] == ("some/set", None, "train[:1%]", False)
+
+
+def test_hugging_face_sources_that_cannot_be_loaded_say_what_to_write(datasets):
+    with pytest.raises(
+        ValueError,
+        match=r"'hf:some/set:large' cannot be loaded: Unknown split .* write hf:some/set:large:SPLIT",
+    ):
+        load_corpus("hf:some/set:large")
+    with pytest.raises(
+        ValueError, match=r"Unknown split \"valid\".*; write hf:NAME\[:CONFIG\]\[:SPLIT\] with a"
+    ):
+        load_corpus("hf:some/set:valid")
+    for wrong in ("hf:", "hf:a:b:c:d", "hf:a::train", "hf:a:"):
+        with pytest.raises(
+            ValueError, match=r"is not of the form hf:NAME\[:CONFIG\]\[:SPLIT\]; for instance"
+        ):
+            parse_hub_source(wrong)
 
 
 def test_hugging_face_source_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"'hf:x' needs the optional package `datasets`; run `pip"):
         load_corpus("hf:x")
-
-
-SOURCE = f'''"""Module: {PROSE}"""
-import os
-
-SQL = """{PROSE} def not_a_definition(): {PROSE}"""
-
-class Outer(
-    object,
-):
-    r"""Class: {PROSE} \\d"""
-
-    def method(self, x: str = "a:b") -> None:
-        # A comment with a "quote".
-        """Method: {PROSE}
-
-            indented: def inside(): pass
-        """
-
-    async def coroutine(self): """Coroutine: {PROSE}"""
-
-    def none(self):
-        x = 1
-        """Not a docstring: {PROSE}"""
-
-    def short(self):
-        """Too short."""
-
-def formatted():
-    f"""Not a docstring: {PROSE}"""
-
-def mapping():
-    return {{
-        "key":
-        """Not a docstring: {PROSE}"""
-    }}
-'''
-
-
-def test_docstrings_are_those_of_a_full_parse():
-    expected = {}
-    for name, node in (
-        ("", ast.parse(SOURCE)),
-        *((n.name, n) for n in ast.walk(ast.parse(SOURCE)) if hasattr(n, "name")),
-    ):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text.split()) >= corpus.MIN_WORDS:
-                expected[name] = text
-    assert set(expected) == {"", "Outer", "method", "coroutine"}
-    found = dict(corpus._docstrings(SOURCE))
-    assert list(found) == ["", "Outer", "Outer.method", "Outer.coroutine"]
-    assert {name.rpartition(".")[2]: text for name, text in found.items()} == expected
-
-
-def test_prose_paragraphs_are_told_from_code():
-    first = 'A plain paragraph\nof two lines, (with) "signs".'
-    second = "Another one that doesn't hold any code at all."
-    code = "x[0] += {'a': 1, 'b': (2, 3)}; y = f(x, *args) and then some more"
-    parameters = "dtype : data-type, optional\n    By default, it is ``float``."
-    text = f"{first}\n\n{code}\n  \n{parameters}\n\nHeading\n\n{second}\n"
-    assert corpus._prose(text) == f"{' '.join(first.split())}\n\n{second}"
-
-
-def test_share_of_plain_words_decides():
-    words = ["word"] * 17 + ["a=1"] * 3
-    assert corpus._prose(" ".join(words)) == " ".join(words)  # exactly the least share: kept
-    assert corpus._prose(" ".join([*words, "b=2"])) == ""
-    assert corpus._prose(" ".join(["word"] * (corpus.MIN_PARAGRAPH_WORDS - 1))) == ""
-
-
-@pytest.fixture(scope="module")
-def docstrings():
-    return load_corpus("docstrings")
-
-
-def test_docstring_corpus_holds_the_promised_rules(docstrings):
-    assert len(docstrings) >= 4500
-    assert max(Counter(d.genre for d in docstrings).values()) <= corpus.MAX_PER_PACKAGE
-    assert len({d.text for d in docstrings}) == len(docstrings)
-    for document in docstrings:
-        assert len(document.text.split()) >= corpus.MIN_WORDS
-        assert document.text == document.text.strip()
-        assert document.id.split(".")[0] == document.genre
-        assert not {"test", "tests"} & set(document.id.split("."))
-
-
-def test_docstring_corpus_names_what_it_quotes(docstrings):
-    modules = {module.__name__: module for module in (subprocess, tarfile, threading)}
-    quoted = [d for d in docstrings if d.genre in modules and "." in d.id]
-    assert len(quoted) > 5
-    for document in quoted:
-        named = operator.attrgetter(document.id.partition(".")[2])(modules[document.genre])
-        paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(named.__doc__).split("\n\n")]
-        assert set(document.text.split("\n\n")) <= set(paragraphs)
-    assert "torch" not in {d.genre for d in docstrings}
-
-
-def test_docstring_corpus_imports_nothing_and_drops_near_duplicates(tmp_path, monkeypatch):
-    words = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(200)]
-    first, other = " ".join(words[:100]), " ".join(words[100:])
-    renamed = first.replace("wordaa", "wordzz")
-    source = "raise SystemExit\n"
-    for name, text in (("f", first), ("g", renamed), ("h", other)):
-        source += f'def {name}():\n    """{text}"""\n'
-    (tmp_path / "pkg.py").write_text(source)
-    (tmp_path / "latin.py").write_bytes(b'"""\xe9"""')
-    files = [(tmp_path, tmp_path / "pkg.py"), (tmp_path, tmp_path / "latin.py")]
-    monkeypatch.setattr(corpus, "_source_files", lambda: iter(files))
-    found = by_id(load_corpus("docstrings"))
-    assert "pkg.h" in found and len({"pkg.f", "pkg.g"} & set(found)) == 1
-    assert found["pkg.h"] == Document("pkg.h", other, "pkg")
-    monkeypatch.setattr(corpus, "MAX_PER_PACKAGE", 1)
-    assert len(load_corpus("docstrings")) == 1

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from nla_jax.data.corpus import Document
+from nla_jax.data.documents import Document
 from nla_jax.data.extraction import ExtractionConfig, extract, next_words, text_after, text_of, tokenize
 from nla_jax.lm.logits import logits
 from nla_jax.lm.tokenized import starts_with_bos
@@ -45,6 +46,20 @@ def test_positions_are_distinct_late_enough_and_never_special(tiny_lm):
         assert CONFIG.min_position <= min(context.positions)
         assert max(context.positions) < len(context.tokens) <= CONFIG.max_tokens
         assert len(set(context.positions)) == len(context.positions)
+
+
+def test_a_document_that_spells_the_bos_gets_no_second_one(tiny_lm):
+    tokenizer = copy.deepcopy(tiny_lm.tokenizer)
+    tokenizer.bos_token = "<|im_start|>"
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    spelled = [dataclasses.replace(d, text=f"<|im_start|>{d.text}") for d in DOCUMENTS]
+    contexts = tokenize(spelled, tokenizer, CONFIG, seed=0)
+    plain = tokenize(DOCUMENTS, tokenizer, CONFIG, seed=0)
+    assert plain[0].tokens[:1] == (bos,) and bos not in plain[0].tokens[1:]
+    assert [(c.tokens, c.positions) for c in contexts] == [(c.tokens, c.positions) for c in plain]
 
 
 def test_tokens_only_declared_special_are_never_positions(tiny_lm):
