@@ -1,7 +1,6 @@
 """Data sets that were made elsewhere, taken over as the splits of a run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
 from nla_jax.data.splits import SPLITS, hash_fraction
+from nla_jax.files import Place, as_path
 
 
 def adopt(
@@ -68,14 +68,14 @@ def _hold_out(
     return {**kept, "held_out": splits["av_sft"].take(masks["av_sft"])}
 
 
-def sidecars(path: Path | str) -> list[Sidecar]:
+def sidecars(path: Place) -> list[Sidecar]:
     """The sidecars of a shard, or of all shards of a folder; the rows are not read.
 
     Raises:
       FileNotFoundError: there is no shard, or one without its sidecar.
       ValueError: as `Sidecar.load`.
     """
-    path = Path(path)
+    path = as_path(path)
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     files = [sidecar_path_for(shard) for shard in shards]
     if missing := [file for file in files if not file.exists()] or not files:
@@ -86,7 +86,7 @@ def sidecars(path: Path | str) -> list[Sidecar]:
     return [Sidecar.load(file) for file in files]
 
 
-def templates_of(*paths: Path | str) -> PromptTemplates:
+def templates_of(*paths: Place) -> PromptTemplates:
     """The prompt templates that data sets were made for, for the config of a run that trains on them.
 
     Args:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from nla_jax.autoencoder.prompts import EXPLANATION_SLOT, INJECTION_SLOT
 from nla_jax.data.sidecar import CorpusSlice, Sidecar, SidecarTemplates, sidecar_path_for
-from nla_jax.files import write_atomically
+from nla_jax.files import AnyPath, Place, as_path, local_copy, write_atomically
 
 INJECT_PLACEHOLDER = "<INJECT>"
 """The text that stands in a stored AV prompt where the marker goes."""
@@ -62,7 +62,7 @@ class ActivationDataset:
         )
 
 
-def write_shard(path: Path | str, columns: Mapping[str, Any], sidecar: Sidecar) -> None:
+def write_shard(path: Place, columns: Mapping[str, Any], sidecar: Sidecar) -> None:
     """Write one parquet shard and then its sidecar, each atomically.
 
     Without its sidecar a shard is not loadable, so an interrupted write never passes for a finished one.
@@ -77,7 +77,7 @@ def write_shard(path: Path | str, columns: Mapping[str, Any], sidecar: Sidecar) 
       ValueError: a missing column, columns of unequal length, a shape or layer other than the sidecar's, or
         activations that are not finite.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != ".parquet":
         raise ValueError(f"shard {path} must end in .parquet, or the loader will not see it")
     if missing := [name for name in _REQUIRED_COLUMNS if name not in columns]:
@@ -106,7 +106,7 @@ def write_shard(path: Path | str, columns: Mapping[str, Any], sidecar: Sidecar) 
     sidecar.save(sidecar_path_for(path))
 
 
-def load_dataset(path: Path | str) -> ActivationDataset:
+def load_dataset(path: Place) -> ActivationDataset:
     """Read a shard, or all shards `*.parquet` of a folder in name order.
 
     The result's sidecar is the first shard's, with the rows of all shards counted.
@@ -116,7 +116,7 @@ def load_dataset(path: Path | str) -> ActivationDataset:
       ValueError: a shard that is unreadable, does not fit its sidecar, or differs from the first shard in
         stage, extraction, tokens, templates or columns.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"data set {path} does not exist; give a .parquet file or a folder of them")
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -186,7 +186,7 @@ def _split_template(name: str, template: str | None, slot: str) -> tuple[str, st
     return before, after
 
 
-def _load_shard(path: Path) -> ActivationDataset:
+def _load_shard(path: AnyPath) -> ActivationDataset:
     sidecar_path = sidecar_path_for(path)
     if not sidecar_path.exists():
         raise FileNotFoundError(
@@ -195,7 +195,8 @@ def _load_shard(path: Path) -> ActivationDataset:
         )
     sidecar = Sidecar.load(sidecar_path)
     try:
-        table = pq.ParquetFile(path).read()
+        with local_copy(path) as file:
+            table = pq.ParquetFile(file).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"shard {path} is truncated or not parquet ({error}); copy or write it again"
@@ -206,28 +207,47 @@ def _load_shard(path: Path) -> ActivationDataset:
         raise ValueError(f"shard {path} lacks the columns {missing}")
     if nulls := [name for name in _REQUIRED_COLUMNS if table[name].null_count]:
         raise ValueError(f"shard {path} has empty cells in {nulls}")
-    _check_layer(table["activation_layer"].to_numpy(), sidecar, path)
+    _check_layer(_whole_numbers(table, "activation_layer", path), sidecar, path)
     text_column = "detokenized_text_truncated"
     return ActivationDataset(
         activations=_activations(table, sidecar, path),
         explanations=_explanations(table, sidecar, path),
-        doc_ids=table["doc_id"].to_pylist(),
-        n_raw_tokens=table["n_raw_tokens"].to_numpy().astype(np.int64),
-        contexts=table[text_column].to_pylist() if text_column in table.column_names else None,
+        doc_ids=[str(doc_id) for doc_id in table["doc_id"].to_pylist()],
+        n_raw_tokens=_whole_numbers(table, "n_raw_tokens", path),
+        contexts=[text or "" for text in table[text_column].to_pylist()]
+        if text_column in table.column_names
+        else None,
         extra={name: table[name].to_pylist() for name in table.column_names if name not in _KNOWN_COLUMNS},
         sidecar=sidecar,
     )
 
 
-def _check_layer(layers: Any, sidecar: Sidecar, path: Path) -> None:
+def _whole_numbers(table: pa.Table, name: str, path: AnyPath) -> Int64[np.ndarray, "N"]:
+    try:
+        return table[name].cast(pa.int64()).to_numpy()
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"shard {path}: the column {name!r} of type {table[name].type} holds something else than whole numbers "
+            f"({error})"
+        ) from error
+
+
+def _check_layer(layers: Any, sidecar: Sidecar, path: AnyPath) -> None:
     expected = sidecar.extraction.layer_index
     if other := sorted({int(layer) for layer in layers} - {expected}):
         raise ValueError(f"shard {path} holds activations of layers {other}, its sidecar says {expected}")
 
 
-def _activations(table: pa.Table, sidecar: Sidecar, path: Path) -> Float32[np.ndarray, "N D"]:
+def _activations(table: pa.Table, sidecar: Sidecar, path: AnyPath) -> Float32[np.ndarray, "N D"]:
     # Row by row, a column of lists becomes millions of Python floats; its flat buffer is the matrix already.
     column = table["activation_vector"].combine_chunks()
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (is_list or pa.types.is_fixed_size_list(column.type)) or not (
+        pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
+    ):
+        raise ValueError(
+            f"shard {path}: the column 'activation_vector' is of type {column.type}, expected lists of numbers"
+        )
     lengths = np.unique(pc.list_value_length(column).to_numpy()).tolist()
     width = sidecar.extraction.d_model
     if lengths not in ([], [width]):
@@ -237,45 +257,77 @@ def _activations(table: pa.Table, sidecar: Sidecar, path: Path) -> Float32[np.nd
     flat = column.flatten()
     if flat.null_count:
         raise ValueError(f"shard {path} has empty cells in ['activation_vector']")
-    return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+    with np.errstate(over="ignore"):
+        activations = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+    if len(rows := np.flatnonzero(~np.isfinite(activations).all(axis=1))):
+        raise ValueError(
+            f"shard {path}: {len(rows)} of {len(activations)} activations hold NaN, infinity or a number beyond "
+            f"float32, the first in row {rows[0]}; leave these rows out, or write the shard again"
+        )
+    if len(rows := np.flatnonzero(~activations.any(axis=1))):
+        warnings.warn(
+            f"shard {path}: {len(rows)} of {len(activations)} activations are all zeros, the first in row {rows[0]}; "
+            "they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant",
+            stacklevel=2,
+        )
+    return activations
 
 
-def _explanations(table: pa.Table, sidecar: Sidecar, path: Path) -> list[str] | None:
-    names = table.column_names
+def _explanations(table: pa.Table, sidecar: Sidecar, path: AnyPath) -> list[str] | None:
+    names, is_supervised = table.column_names, sidecar.stage in ("av_sft", "ar_sft")
     if "api_explanation" in names:
-        texts = table["api_explanation"].to_pylist()
+        column, read = "api_explanation", str.strip
+        if not is_supervised and table[column].null_count == len(table):
+            return None
     elif sidecar.stage == "av_sft" and "response" in names:
-        pattern = re.compile(f"{EXPLANATION_OPEN}(.*?){EXPLANATION_CLOSE}", re.DOTALL)
-        found = [pattern.search(response or "") for response in table["response"].to_pylist()]
-        texts = [match[1].strip() if match else None for match in found]
+        column, read = "response", _inside_tags
     elif sidecar.stage == "ar_sft" and "prompt" in names:
-        before, after = _split_template("critic", sidecar.prompt_templates.critic, EXPLANATION_SLOT)
-        texts = [
-            prompt[len(before) : len(prompt) - len(after)].strip()
-            if prompt and prompt.startswith(before) and prompt.endswith(after)
-            else None
-            for prompt in table["prompt"].to_pylist()
-        ]
-    elif sidecar.stage in ("av_sft", "ar_sft"):
+        column, read = "prompt", _inside(sidecar.prompt_templates.critic)
+    elif is_supervised:
         raise ValueError(f"shard {path} of stage {sidecar.stage!r} holds no explanations; columns: {names}")
     else:
         return None
-    if None in texts:
+    found = table[column].to_pylist()
+    if column == "response" and not any(holds_a_tag(text) for text in found if isinstance(text, str)):
+        read = str.strip  # Answers that never had tags are explanations as they are.
+    texts = [read(text) if isinstance(text, str) else "" for text in found]
+    if empty := [row for row, text in enumerate(texts) if not text]:
         raise ValueError(
-            f"shard {path}, row {texts.index(None)}: no explanation where stage {sidecar.stage!r} keeps it; "
-            "drop the row or write the shard again"
+            f"shard {path}: {len(empty)} of {len(texts)} rows have no explanation where stage {sidecar.stage!r} keeps "
+            f"it, in the column {column!r}; the first is row {empty[0]}, which holds {str(found[empty[0]])[:80]!r}. "
+            "Leave these rows out, or write the shard again"
         )
     return texts
 
 
+def _inside_tags(response: str) -> str:
+    found = re.search(f"{EXPLANATION_OPEN}(.*?){EXPLANATION_CLOSE}", response, re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+def _inside(template: str | None) -> Callable[[str], str]:
+    """What reads the explanation out of a filled AR template; empty where the template is another one."""
+    before, after = _split_template("critic", template, EXPLANATION_SLOT)
+
+    def read(prompt: str) -> str:
+        is_filled = prompt.startswith(before) and prompt.endswith(after)
+        return prompt[len(before) : len(prompt) - len(after)].strip() if is_filled else ""
+
+    return read
+
+
 def _check_agreement(
-    first_path: Path, first: ActivationDataset, path: Path, other: ActivationDataset
+    first_path: AnyPath, first: ActivationDataset, path: AnyPath, other: ActivationDataset
 ) -> None:
+    # Shards that were written before there were digests fit any.
+    digests = [part.sidecar.extraction.corpus_digest for part in (first, other)]
+    unknown = {"corpus_digest": None, "corpus_documents": None} if None in digests else {}
+
     def contract(part: ActivationDataset) -> dict[str, Any]:
         sidecar = part.sidecar
         return {
             "stage": sidecar.stage,
-            "extraction": dataclasses.replace(sidecar.extraction, corpus_slice=CorpusSlice(0, 0)),
+            "extraction": dataclasses.replace(sidecar.extraction, corpus_slice=CorpusSlice(0, 0), **unknown),
             "tokens": sidecar.tokens,
             "prompt_templates": sidecar.prompt_templates,
             "columns": sorted([*part.extra, *["explanation"] * (part.explanations is not None)]),

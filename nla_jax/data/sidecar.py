@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from nla_jax.files import write_atomically
+from nla_jax.files import AnyPath, Place, as_path, write_text
 
 KIND = "nla_dataset"
 SCHEMA_VERSION = 1
@@ -42,6 +42,10 @@ class Extraction:
     positions_per_doc: int
     norm: str = "none"
     """Activations are stored raw."""
+    corpus_documents: int | None = None
+    """How many documents of the corpus were chosen; None where that was not recorded, like the digest."""
+    corpus_digest: str | None = None
+    """Identifies those documents by ids, texts and genres."""
 
     def __post_init__(self):
         if self.norm != "none":
@@ -128,12 +132,12 @@ class Sidecar:
         if missing := [name for name, is_missing in needed.items() if is_missing]:
             raise ValueError(f"a sidecar of stage {self.stage!r} needs {', '.join(missing)}")
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Place) -> None:
         """Write the sidecar as YAML, atomically."""
         write_yaml(path, without_none(dataclasses.asdict(self)))
 
     @classmethod
-    def load(cls, path: Path | str) -> "Sidecar":
+    def load(cls, path: Place) -> "Sidecar":
         """Read a sidecar; fields that are not part of this version are ignored.
 
         Raises:
@@ -183,18 +187,19 @@ class Sidecar:
             )
 
 
-def sidecar_path_for(path: Path | str) -> Path:
+def sidecar_path_for(path: Place) -> AnyPath:
     """The path of a parquet shard's sidecar, which lies beside the shard and is named after it."""
-    return Path(path).with_name(Path(path).name + ".nla_meta.yaml")
+    path = as_path(path)
+    return path.with_name(f"{path.name}.nla_meta.yaml")
 
 
 def _is_same_model(name: str, other: str) -> bool:
-    """Whether two model specs may mean one model: a local copy is named like the hub model it is a copy of."""
-    is_local = Path(name).is_absolute() or Path(other).is_absolute()
-    return name == other or (is_local and Path(name).name == Path(other).name)
+    """Whether two model specs may mean one model: a copy here or in a bucket is named like the hub model it is of."""
+    is_copy = any(Path(spec).is_absolute() or "://" in spec for spec in (name, other))
+    return name == other or (is_copy and Path(name).name == Path(other).name)
 
 
-def read_yaml(path: Path | str, kind: str, meaning: str) -> dict[str, Any]:
+def read_yaml(path: Place, kind: str, meaning: str) -> dict[str, Any]:
     """Read a YAML mapping whose `kind` is the expected one.
 
     Args:
@@ -206,22 +211,21 @@ def read_yaml(path: Path | str, kind: str, meaning: str) -> dict[str, Any]:
       FileNotFoundError: no such file.
       ValueError: not YAML, or of another kind.
     """
-    fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    fields = yaml.safe_load(as_path(path).read_bytes().decode("utf-8-sig"))
     if not isinstance(fields, dict) or fields.get("kind") != kind:
         found = fields.get("kind") if isinstance(fields, dict) else type(fields).__name__
         raise ValueError(f"kind is {found!r}, expected {kind!r}; this is not {meaning}")
     return fields
 
 
-def write_yaml(path: Path | str, fields: Mapping[str, Any]) -> None:
+def write_yaml(path: Place, fields: Mapping[str, Any]) -> None:
     """Write a mapping of plain values as YAML, atomically."""
     text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 @contextlib.contextmanager
-def naming(path: Path | str) -> Iterator[None]:
+def naming(path: Place) -> Iterator[None]:
     """Put the path before the message of any error that the block raises because the file is unreadable."""
     try:
         yield

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from nla_jax.autoencoder.metrics import direction_mse
 from nla_jax.data.dataset import load_dataset, stage_columns, write_shard
 from nla_jax.data.sidecar import (
     CorpusSlice,
@@ -87,6 +88,12 @@ def test_sidecar_reads_what_others_write(tmp_path):
     assert Sidecar.load(tmp_path / "s.yaml") == of_stage(
         "base", tokens=None, prompt_templates=SidecarTemplates()
     )
+
+
+def test_sidecar_with_a_byte_order_mark(tmp_path):
+    SIDECAR.save(tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text((tmp_path / "s.yaml").read_text(), encoding="utf-8-sig")
+    assert Sidecar.load(tmp_path / "s.yaml") == SIDECAR
 
 
 def _yaml_of(sidecar, folder):
@@ -284,14 +291,71 @@ def _swap(shard, name, values):
             r"holds activations of length \[2\], its sidecar says d_model 3",
         ),
         ("activation_vector", [[1.0, 2.0, None]] * 2, r"empty cells in \['activation_vector'\]"),
+        (
+            "activation_vector",
+            [[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]],
+            r"s0.parquet: 1 of 2 activations hold NaN, infinity .*, the first in row 1; leave these rows out, or",
+        ),
+        (
+            "activation_vector",
+            [[1.0, 2.0, float("-inf")]] * 2,
+            "2 of 2 activations hold NaN.*the first in row 0",
+        ),
+        ("activation_vector", [[1.0, 2.0, 1e39]] * 2, "number beyond float32"),
+        (
+            "activation_vector",
+            ["[1, 2, 3]"] * 2,
+            "'activation_vector' is of type string, expected lists of numbers",
+        ),
+        ("activation_vector", [["1", "2", "3"]] * 2, r"is of type list<.*string>, expected lists of numbers"),
         ("doc_id", ["a", None], r"empty cells in \['doc_id'\]"),
-        ("api_explanation", ["a", None], "row 1: no explanation"),
+        (
+            "n_raw_tokens",
+            [51.5, 77.0],
+            "'n_raw_tokens' of type double holds something else than whole numbers",
+        ),
+        ("n_raw_tokens", ["many", "7"], "'n_raw_tokens' of type string holds something else than whole"),
+        (
+            "api_explanation",
+            ["a", None],
+            "1 of 2 rows have no explanation .* 'api_explanation'; the first is row 1, which holds 'None'. Leave these",
+        ),
+        ("api_explanation", [" ", ""], "2 of 2 rows have no explanation"),
     ],
 )
 def test_shard_that_does_not_fit_its_sidecar(shard, name, values, message):
     _swap(shard, name, values)
     with pytest.raises(ValueError, match=message):
         load_dataset(shard)
+
+
+def test_ids_that_are_numbers_and_other_forms_of_columns_are_read(shard):
+    _swap(shard, "doc_id", [7, 8])
+    _swap(shard, "n_raw_tokens", [51.0, 77.0])
+    _swap(shard, "detokenized_text_truncated", ["one two", None])
+    _swap(shard, "activation_vector", [[1, 2, 3], [4, 5, 6]])
+    data = load_dataset(shard)
+    assert data.doc_ids == ["7", "8"] and data.contexts == ["one two", ""]
+    assert data.n_raw_tokens.tolist() == [51, 77] and data.n_raw_tokens.dtype == np.int64
+    np.testing.assert_array_equal(data.activations, np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+
+
+def test_activations_without_a_direction_are_counted(shard):
+    _swap(shard, "activation_vector", [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    with pytest.warns(UserWarning, match="s0.parquet: 1 of 2 activations are all zeros, the first in row 1"):
+        data = load_dataset(shard)
+    np.testing.assert_allclose(direction_mse(ACTIVATIONS, data.activations)[1], 1, rtol=1e-6)
+
+
+def test_answers_that_never_had_tags_are_explanations_as_they_are(tmp_path):
+    columns = stage_columns("av_sft", base_columns(), TEMPLATES)
+    write_shard(tmp_path / "s.parquet", {**columns, "response": [" One.", "Two.\n"]}, of_stage("av_sft"))
+    assert load_dataset(tmp_path).explanations == ["One.", "Two."]
+
+
+def test_activations_that_no_text_was_written_about_have_none(shard):
+    _swap(shard, "api_explanation", pa.array([None, None], pa.string()))
+    assert load_dataset(shard).explanations is None
 
 
 def test_row_count_and_missing_columns(shard):
@@ -392,9 +456,17 @@ def test_stage_columns_refuse(stage, columns, templates, message):
             "av_sft",
             "response",
             ["<explanation>\na\n</explanation>", "<explanation>cut"],
-            "row 1: no explanation",
+            "1 of 2 rows have no explanation .* column 'response'; the first is row 1, which holds '<explanation>cut'",
         ),
-        ("ar_sft", "prompt", ["other <text>a</text> Goes on:", "b"], "row 0: no explanation"),
+        (
+            "av_sft",
+            "response",
+            ["<explanation>a</explanation>", "no tags"],
+            "is row 1, which holds 'no tags'",
+        ),
+        ("av_sft", "response", ["no tags", None], "is row 1, which holds 'None'"),
+        ("av_sft", "response", [[{"role": "assistant", "content": "a"}]] * 2, r"which holds \"\[{'role': "),
+        ("ar_sft", "prompt", ["other <text>a</text> Goes on:", "b"], "2 of 2 rows have no explanation"),
     ],
 )
 def test_load_without_a_recoverable_explanation(tmp_path, stage, name, values, message):
