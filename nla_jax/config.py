@@ -14,6 +14,7 @@ from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
+from nla_jax.files import Place, as_path, write_text
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import LoraConfig
 from nla_jax.sharding.mesh import MeshConfig
@@ -55,8 +56,12 @@ class CorpusConfig:
     """The documents that contexts are taken from, and how they are shared out."""
 
     source: str = "docstrings"
-    """`docstrings` (built in), a .txt/.jsonl/.parquet file or a folder of them, or hf:NAME[:split]."""
+    """`docstrings` (built in), a .txt, .jsonl, .json or .parquet file or a folder of them, here or at gs://..., or
+    hf:NAME[:CONFIG][:SPLIT]; see `data/corpus.py`."""
+    field: str = "text"
+    """Name of the field or column that holds the text of a row."""
     max_documents: int | None = None
+    """Keep at most this many documents. Of a Hugging Face data set only ten times as many rows are then read."""
     av_sft: float = 0.25
     """Share of the documents for the AV's warm start; the four shares sum to 1."""
     ar_sft: float = 0.5
@@ -173,22 +178,23 @@ def load_config(path: str | Path) -> ExperimentConfig:
     return config
 
 
-def save_config(config: ExperimentConfig, path: Path) -> None:
+def save_config(config: ExperimentConfig, path: Place) -> None:
     """Write a config as JSON."""
-    path.write_text(json.dumps(plain(config), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(plain(config), indent=2) + "\n")
 
 
-def read_config(path: Path) -> ExperimentConfig:
+def read_config(path: Place) -> ExperimentConfig:
     """Read what `save_config` wrote.
 
     Raises:
       FileNotFoundError: the directory holds no run.
     """
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist: {path.parent} is not a run directory; start one with `nla train CONFIG`"
         )
-    return _build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+    return _build(ExperimentConfig, json.loads(path.read_bytes()))
 
 
 def plain(value: Any) -> Any:

@@ -54,6 +54,9 @@ def test_run_leaves_everything_a_user_expects(finished_run):
     )
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     assert list(evaluation["suites"]) == ["reconstruction", "controls"]
+    corpus = json.loads((finished_run / "data" / "corpus.json").read_text())
+    described = [evaluation["run"][name] for name in ("corpus", "corpus documents", "corpus digest")]
+    assert described == [corpus["corpus"], 64, corpus["digest"]]
     tables = {t["name"]: t for suite in evaluation["suites"].values() for t in suite["tables"]}
     for table, lines in (
         ("systems", ("explainer texts", "AV warm start", "AV after RL")),
@@ -61,7 +64,8 @@ def test_run_leaves_everything_a_user_expects(finished_run):
     ):
         names = {(row["name"], row["labels"]["AR"]) for row in tables[table]["rows"]}
         assert {(line, ar) for line in lines for ar in ("own", "judge")} <= names
-    assert "<svg" in (finished_run / "report.html").read_text()
+    report = (finished_run / "report.html").read_text()
+    assert "<svg" in report and "texts.jsonl (64 documents)." in report and corpus["digest"] in report
     assert len((finished_run / "examples.jsonl").read_text().splitlines()) == 16
 
 

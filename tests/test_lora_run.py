@@ -135,6 +135,7 @@ def test_inspection_lists_what_there_is_and_finds_damage(adapted, tmp_path):
     assert header[:2] == ["stage", "step"]
     assert [line[:2] for line in lines[:2]] == [["ar_sft", "6"], ["av_sft", "6"]]
     assert {line[0] for line in lines[2:]} == {"rl"} and any("yes" in line for line in lines[2:])
+    assert "64 documents of " in out
     assert "av/params/lm/blocks_0/attention/query/lora_a: float32 (32, 4)" in out
     assert "every number is as it was saved" in finish([*script, str(adapted), "--verify"]).stdout
     failed = subprocess.run(

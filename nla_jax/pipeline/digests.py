@@ -33,10 +33,12 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
             break
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
+    if config.corpus.field == "text":
+        del fields["corpus"]["field"]  # Runs keep the digest that they had before the field existed.
     if not config.data.is_given:
-        del fields["data"]  # Runs that extract have the digest that they had before the field existed.
+        del fields["data"]  # The same holds of runs that extract.
     if not config.lora.rank:
-        fields.pop("lora", None)  # The same holds of runs without adapters.
+        fields.pop("lora", None)  # And of runs without adapters.
     for trained in ("av_sft", "ar_sft", "rl"):
         if trained in fields:
             del fields[trained]["loop"]["keep_checkpoints"], fields[trained]["length_buckets"]

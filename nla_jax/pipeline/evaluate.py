@@ -4,14 +4,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from nla_jax.autoencoder.metrics import normalize
 from nla_jax.autoencoder.nla import NLA
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset
@@ -19,12 +17,13 @@ from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.measure import chosen_suites, measure_suites
 from nla_jax.evaluation.report import write_report
 from nla_jax.evaluation.subject import Subject
-from nla_jax.files import write_json
+from nla_jax.files import AnyPath, Place, as_path, write_json, write_text
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import git_commit
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.subject import subject_of, subject_of_nla
 from nla_jax.pipeline.train import second_judge, second_judge_is_trained
+from nla_jax.process import machine_class
 
 BACKGROUND_DOCUMENTS = 64
 """Built-in documents whose activations stand in for the training data of an NLA that came without a training mean."""
@@ -47,7 +46,7 @@ def evaluate(run: Run) -> None:
     _measure(subject_of(run), about, run.directory, _suite_digest(run), further)
 
 
-def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Path, config: EvaluationConfig) -> None:
+def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Place, config: EvaluationConfig) -> None:
     """The same for an NLA that comes without its run, with a report of what was measured.
 
     Args:
@@ -60,15 +59,15 @@ def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Path, config: Eva
     Raises:
       ValueError: see `subject_of_nla`.
     """
+    (directory := as_path(directory)).mkdir(parents=True, exist_ok=True)
     if nla.yardstick is None:
         documents = load_corpus("docstrings", max_documents=BACKGROUND_DOCUMENTS)
         nla = nla.with_yardstick([document.text for document in documents])
     subject = subject_of_nla(nla, data, config)
-    directory.mkdir(parents=True, exist_ok=True)
     digest = _nla_digest(nla, subject)
     about = _Evaluated(nla.name, nla.target.name, nla.layer, nla.yardstick.description, config)
     _measure(subject, about, directory, digest, {"digest": digest})
-    (directory / "metrics.jsonl").touch()
+    write_text(directory / "metrics.jsonl", "")
     write_report(directory)
 
 
@@ -97,22 +96,26 @@ class _Evaluated:
 
 
 def _measure(
-    subject: Subject, about: _Evaluated, directory: Path, digest: str, further: dict[str, Any]
+    subject: Subject, about: _Evaluated, directory: AnyPath, digest: str, further: dict[str, Any]
 ) -> None:
     """Measure the suites and write evaluation.json, which holds the entries of `further` as well."""
     measured = measure_suites(subject, about.config.suites, directory / "evaluation", digest)
     if jax.process_index() == 0:
         _write_examples(subject, directory)
+    extraction = subject.data.sidecar.extraction
     description = {
         "name": about.name,
         "model": about.model,
         "layer": about.layer,
-        "corpus": subject.data.sidecar.extraction.corpus,
+        "corpus": extraction.corpus,
         "held-out rows": subject.digest(),
         "config": digest,
         "code": code_version(),
         "machine": machine_class(),
     }
+    if extraction.corpus_digest is not None:
+        description["corpus documents"] = extraction.corpus_documents
+        description["corpus digest"] = extraction.corpus_digest
     result = {
         "run": description,
         "settings": dataclasses.asdict(about.config),
@@ -149,13 +152,11 @@ def _suite_digest(run: Run) -> str:
     return f"{stage_digest(config, 'evaluate')}-{run.config.rl.loop.steps}"
 
 
-def _write_examples(subject: Subject, directory: Path) -> None:
+def _write_examples(subject: Subject, directory: AnyPath) -> None:
     data, texts = subject.data, subject.texts()
     reconstructor = next(iter(subject.reconstructors))
     prediction_ND = subject.rebuilt(reconstructor, texts)
-    unit_pred = prediction_ND / np.linalg.norm(prediction_ND, axis=1, keepdims=True)
-    unit_true = data.activations / np.linalg.norm(data.activations, axis=1, keepdims=True)
-    cosine_N = (unit_pred * unit_true).sum(axis=1)
+    cosine_N = (normalize(prediction_ND) * normalize(data.activations)).mean(axis=1)
     order = np.random.default_rng(subject.seed).permutation(len(data))
     chosen = order[: subject.config.examples]
     # Data sets made elsewhere need not hold what is only for reading along.
@@ -176,7 +177,7 @@ def _write_examples(subject: Subject, directory: Path) -> None:
         )
         for i in chosen
     ]
-    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(directory / "examples.jsonl", "\n".join(lines) + "\n")
 
 
 def code_version() -> str:
@@ -187,10 +188,3 @@ def code_version() -> str:
         version = "not installed"
     commit = git_commit()
     return f"{version} ({commit[:12]})" if commit else version
-
-
-def machine_class() -> str:
-    """The kind of machine that a figure was measured on."""
-    devices = jax.devices()
-    kind = f"{len(devices)} x {devices[0].device_kind}" if devices[0].platform != "cpu" else "CPU"
-    return f"{kind}, {os.cpu_count()} cores, {platform.machine()}"

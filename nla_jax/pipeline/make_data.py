@@ -11,14 +11,15 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder.prompts import build_verbalizer_prompt
 from nla_jax.data.adoption import adopt, sidecars
-from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
 from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS, split_of
 from nla_jax.data.writers.predictive import PredictiveWriter
+from nla_jax.files import AnyPath
 from nla_jax.pipeline.digests import stage_digest
+from nla_jax.pipeline.documents import check_corpus, check_shards, load_documents, save_record
 from nla_jax.pipeline.run import Run
 from nla_jax.sharding.placement import wait_for_all
 
@@ -33,13 +34,13 @@ def extract(run: Run) -> None:
     folder, config = run.directory / "data" / "base", run.config.extraction
     # Templates that do not fit the tokenizer fail here, before anything is computed.
     build_verbalizer_prompt(run.models.lm.tokenizer, run.config.templates)
-    documents = load_corpus(
-        run.config.corpus.source, max_documents=run.config.corpus.max_documents, seed=run.config.seed
-    )
+    documents, record = load_documents(run)
+    check_shards(run, folder, record)
     run.models.lm_config.check_layer(run.config.model.layer)
     contexts = tokenize(documents, run.models.lm.tokenizer, config, run.config.seed)
     _check_splits(run, [context.document.id for context in contexts])
     folder.mkdir(parents=True, exist_ok=True)
+    save_record(run, record)
     starts = range(0, len(contexts), config.shard_documents)
     digest = stage_digest(run.config, "extract")
     quiet = jax.process_index() > 0
@@ -70,6 +71,8 @@ def extract(run: Run) -> None:
                 corpus=run.config.corpus.source,
                 corpus_slice=CorpusSlice(start, len(chunk)),
                 positions_per_doc=config.positions_per_document,
+                corpus_documents=record.documents,
+                corpus_digest=record.digest,
             )
             rows = len(columns["doc_id"])
             if jax.process_index() == 0:
@@ -106,13 +109,16 @@ def data_is_written(run: Run) -> bool:
     """Whether the data of all splits are there.
 
     Raises:
-      ValueError: they are there, but of another config.
+      ValueError: they are there, but of another config, or of a corpus that has changed since.
     """
     digest = stage_digest(run.config, "explain")
-    return all([run.is_written(path, digest) for path in run.split_paths().values()])
+    is_written = all([run.is_written(path, digest) for path in run.split_paths().values()])
+    if is_written:
+        check_corpus(run)
+    return is_written
 
 
-def write_rows(run: Run, path: Path, part: ActivationDataset, *, stage: str, digest: str) -> None:
+def write_rows(run: Run, path: AnyPath, part: ActivationDataset, *, stage: str, digest: str) -> None:
     """Write rows with their texts as a data set of a stage (see `data/sidecar.py`) of this run's prompts.
 
     Of several processes the first writes, and all return when it has.
@@ -122,7 +128,7 @@ def write_rows(run: Run, path: Path, part: ActivationDataset, *, stage: str, dig
     wait_for_all(str(path))
 
 
-def _write_rows(run: Run, path: Path, part: ActivationDataset, stage: str, digest: str) -> None:
+def _write_rows(run: Run, path: AnyPath, part: ActivationDataset, stage: str, digest: str) -> None:
     columns = {
         "activation_vector": part.activations,
         "n_raw_tokens": part.n_raw_tokens,

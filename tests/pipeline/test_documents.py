@@ -1,0 +1,161 @@
+"""A run notices when its corpus changes under it: while data are made, and when it goes on with them."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+import yaml
+
+from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
+from nla_jax.data.dataset import load_dataset
+from nla_jax.data.documents import documents_digest
+from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.pipeline import documents
+from nla_jax.pipeline.digests import stage_digest
+from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.stages import run_stages
+
+STAGES = ("extract", "explain")
+
+
+def write_texts(path, word="words", count=24):
+    rows = (
+        {"id": f"doc-{i}", "text": f"Text {i} says that {i * 7} {word} follow, and more after. " * 2}
+        for i in range(count)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run_of(directory, model, source):
+    config = ExperimentConfig(
+        "small",
+        model=ModelConfig(model, layer=1),
+        corpus=CorpusConfig(str(source), av_sft=0.25, ar_sft=0.25, rl=0.25, held_out=0.25),
+        extraction=ExtractionConfig(
+            max_tokens=24, min_position=5, positions_per_document=2, next_words=2, shard_documents=8
+        ),
+    )
+    return Run(config, directory)
+
+
+@pytest.fixture
+def finished(tiny_lm, tmp_path):
+    """A run that has made its data of the folder texts/ beside it."""
+    (tmp_path / "texts").mkdir()
+    write_texts(tmp_path / "texts" / "a.jsonl")
+    run = run_of(tmp_path / "run", tiny_lm.name, tmp_path / "texts")
+    run_stages(run, STAGES)
+    return run
+
+
+def _change(path, **fields):
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **fields}))
+
+
+def _forbid_reading(monkeypatch):
+    def load_corpus(*args, **kwargs):
+        raise AssertionError("the corpus was read")
+
+    monkeypatch.setattr(documents, "load_corpus", load_corpus)
+
+
+def test_data_say_which_documents_they_are_of(finished):
+    rows = documents.load_corpus(finished.config.corpus.source)
+    record = documents.read_record(finished.directory)
+    assert (record.documents, record.digest) == (24, documents_digest(rows))
+    for split in ("base", "av_sft", "held_out"):
+        extraction = load_dataset(finished.directory / "data" / split).sidecar.extraction
+        assert (extraction.corpus_documents, extraction.corpus_digest) == (24, record.digest)
+
+
+def test_a_finished_run_reads_its_corpus_only_where_a_file_looks_changed(finished, monkeypatch):
+    file = finished.directory.parent / "texts" / "a.jsonl"
+    os.utime(file, ns=(1, 1))
+    run_stages(finished, STAGES)  # It is read, found equal, and its new time is noted.
+    _forbid_reading(monkeypatch)
+    run_stages(finished, STAGES)
+    os.utime(file, ns=(2, 2))
+    with pytest.raises(AssertionError, match="the corpus was read"):
+        run_stages(finished, STAGES)
+
+
+def test_a_finished_run_of_an_edited_file_is_refused(finished):
+    texts = finished.directory.parent / "texts"
+    write_texts(texts / "a.jsonl", word="others")
+    write_texts(texts / "b.jsonl", count=1)
+    with pytest.raises(
+        ValueError,
+        match=r"texts has changed since .*run was made \(a.jsonl has changed, b.jsonl is new\). Bring the old files "
+        r"back, .* rename the corpus. The digest .* was \w{16} and is now none, since .*two different texts",
+    ):
+        run_stages(finished, STAGES)
+    (texts / "b.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"\(a.jsonl has changed\).* was \w{16} and is now \w{16}$"):
+        run_stages(finished, STAGES)
+    texts.rename(texts.with_name("kept"))
+    run_stages(finished, STAGES)  # What is gone cannot be mistaken for what the data are of.
+
+
+def test_data_made_before_there_were_digests_still_open(finished):
+    (finished.directory / "data" / "corpus.json").unlink()
+    write_texts(finished.directory.parent / "texts" / "a.jsonl", word="others")
+    run_stages(finished, STAGES)
+
+
+def _stop_in_extraction(run):
+    """Leave the run as if it had been killed after the first of its three shards."""
+    for split in run.split_paths().values():
+        shutil.rmtree(split.parent)
+    for number in (1, 2):
+        for path in (run.directory / "data" / "base").glob(f"base-0000{number}*"):
+            path.unlink()
+
+
+def test_an_extraction_does_not_mix_two_corpora(finished):
+    _stop_in_extraction(finished)
+    write_texts(finished.directory.parent / "texts" / "a.jsonl", word="others")
+    base = finished.directory / "data" / "base"
+    with pytest.raises(
+        ValueError,
+        match=r"base holds activations of other documents: their digest is \w{16}, and the corpus .*texts now gives 24 "
+        r"documents with the digest \w{16} \(a.jsonl has changed\). Bring .* or delete .*base to extract again",
+    ):
+        run_stages(finished, STAGES)
+    assert len(list(base.glob("*.parquet"))) == 1
+    shutil.rmtree(base)
+    run_stages(finished, STAGES)
+    texts = " ".join(load_dataset(base).contexts)
+    assert "others" in texts and "words" not in texts
+
+
+def test_an_extraction_goes_on_with_its_own_documents_and_with_shards_without_a_digest(finished):
+    _stop_in_extraction(finished)
+    sidecar = finished.directory / "data" / "base" / "base-00000.parquet.nla_meta.yaml"
+    extraction = yaml.safe_load(sidecar.read_text())["extraction"]
+    _change(sidecar, extraction={k: v for k, v in extraction.items() if not k.startswith("corpus_d")})
+    before = sidecar.stat().st_mtime_ns
+    run_stages(finished, STAGES)
+    assert sidecar.stat().st_mtime_ns == before
+    assert len(set(load_dataset(finished.directory / "data" / "base").doc_ids)) == 24
+
+
+def test_another_field_is_another_corpus(finished):
+    config = finished.config
+    other = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, field="content"))
+    assert stage_digest(other, "extract") != stage_digest(config, "extract")
+    with pytest.raises(ValueError, match="written with another config"):
+        run_stages(Run(other, finished.directory), STAGES)
+
+
+def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypatch):
+    path = finished.directory / "data" / "corpus.json"
+    state = {**documents.corpus_state("docstrings"), "numpy": "1.0"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": "docstrings", "state": state}))
+    _forbid_reading(monkeypatch)
+    with pytest.warns(
+        UserWarning,
+        match=r"the built-in corpus has changed .* \(numpy 1.0 is now .*\); the run goes .* 24 documents",
+    ):
+        documents.check_corpus(finished)
