@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nla_jax.files import Place, as_path
 from nla_jax.lm.activations import Activations
 
 READABLE = (".jsonl", ".json", ".txt", ".md")
@@ -30,35 +31,41 @@ class TextItem:
         return hashlib.blake2b(whole.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def read_texts(path: Path) -> list[TextItem]:
+def read_texts(path: Place) -> list[TextItem]:
     """The texts of a file: one a line of .jsonl, the whole file of .txt and .md, and in .json one or a list of them.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: another kind of file, a line that is no such object, or an id that comes twice.
     """
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a file of texts ({', '.join(READABLE)})")
-    if path.suffix not in READABLE:
+    suffix = path.suffix.lower()
+    if suffix not in READABLE:
         raise ValueError(
             f"{path} is none of {', '.join(READABLE)}; write one JSON object a line, with `text` or `messages`, into a "
             ".jsonl file"
         )
-    content = path.read_text(encoding="utf-8")
-    if path.suffix in (".txt", ".md"):
+    try:
+        content = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from error
+    if suffix in (".txt", ".md"):
         return [TextItem(path.name, content)]
-    if path.suffix == ".json":
+    if suffix == ".json":
         whole = _parsed(content, str(path))
         listed = whole if isinstance(whole, list) else [whole]
         if listed and all(isinstance(row, dict) and "role" in row for row in listed):
             listed = [{"id": path.name, "messages": listed}]  # The file is one conversation.
         rows = [(f"{path}, entry {number}", row) for number, row in enumerate(listed, 1)]
     else:
-        lines = enumerate(content.splitlines(), 1)
+        # Only \n ends a line: JSON strings may hold other line separators, such as U+2028, unescaped.
+        lines = enumerate(content.split("\n"), 1)
         rows = [
             (f"{path}, line {number}", _parsed(line, f"{path}, line {number}"))
             for number, line in lines
-            if line
+            if line.strip()
         ]
     items = [_item(where, row) for where, row in rows]
     ids = [item.id for item in items]
@@ -81,7 +88,7 @@ def _parsed(text: str, where: str) -> Any:
 def _item(where: str, row: Any) -> TextItem:
     name = where.rpartition(", ")[2]
     if isinstance(row, Mapping):
-        name = str(row.get("id", name))
+        name = name if row.get("id") is None else str(row["id"])
         if isinstance(row.get("text"), str):
             return TextItem(name, row["text"])
         if isinstance(row.get("messages"), list):

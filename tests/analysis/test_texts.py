@@ -74,6 +74,20 @@ def test_files_of_texts_and_conversations(tmp_path):
     assert read_texts(plain) == [TextItem("plain.txt", "Two\nlines.")]
 
 
+def test_files_as_other_systems_write_them(tmp_path):
+    """With a byte-order mark, line breaks of two characters, capital endings, null ids and bare line separators."""
+    lines = tmp_path / "texts.JSONL"
+    rows = [{"text": "One\u2028line.", "id": None}, {"text": "Two.", "id": 2}]
+    written = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    lines.write_bytes(f"{written}\r\n\r\n".encode("utf-8-sig"))
+    assert read_texts(lines) == [TextItem("line 1", "One\u2028line."), TextItem("2", "Two.")]
+    (tmp_path / "plain.txt").write_bytes("Two\r\nlines.".encode("utf-8-sig"))
+    assert read_texts(tmp_path / "plain.txt") == [TextItem("plain.txt", "Two\nlines.")]
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"latin.txt: not UTF-8 text .* convert it to UTF-8"):
+        read_texts(tmp_path / "latin.txt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
