@@ -19,7 +19,7 @@ from jaxtyping import Float
 from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.results import Explanations, Scores
-from nla_jax.autoencoder.round_trip import RoundTrip
+from nla_jax.autoencoder.round_trip import RoundTrip, finite
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.lm.activations import Activations
 from nla_jax.lm.chat_template import Message
@@ -166,7 +166,7 @@ class NLA:
           texts: one text or several; None counts as an empty text.
 
         Raises:
-          ValueError: no texts, or an NLA without an AR.
+          ValueError: no texts, an NLA without an AR, or an AR that rebuilds NaN or infinity.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self.ar_params is None:
@@ -177,7 +177,7 @@ class NLA:
         if not texts:
             raise ValueError("there are no texts to reconstruct from; give at least one")
         with self._on_mesh():
-            return self.round_trip.reconstruct(self.ar_params, texts)
+            return finite(f"the AR of {self.name}", self.round_trip.reconstruct(self.ar_params, texts))
 
     def score(
         self, activations: Vectors | Sequence[Activations], texts: str | Texts, *, judges: bool = True
@@ -191,7 +191,7 @@ class NLA:
 
         Raises:
           ValueError: a number of texts that is no multiple of that of the activations, or explanations of another
-            text; see also `explain`.
+            text; see also `explain` and `reconstruct`.
         """
         texts, rows = ([texts], activations) if isinstance(texts, str) else (texts, activations)
         explained = texts.activations if isinstance(texts, Explanations) else None
@@ -213,7 +213,7 @@ class NLA:
         if not judges:
             return own
         by_judge = {
-            name: self.score_predictions(vectors_ND, judge(texts), texts)
+            name: self.score_predictions(vectors_ND, finite(f"the AR {name!r}", judge(texts)), texts)
             for name, judge in self.judges.items()
         }
         return dataclasses.replace(own, judges=by_judge)

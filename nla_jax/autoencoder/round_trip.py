@@ -158,3 +158,21 @@ class RoundTrip:
 
     def _batches(self, count: int) -> Iterator[tuple[Int[np.ndarray, "B"], int]]:
         return row_batches(count, self.batch_size, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+
+
+def finite(reader: str, rebuilt_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """What an AR has rebuilt, as it is.
+
+    Args:
+      reader: names the AR in messages, as in "the AR 'judge'".
+      rebuilt_ND: one vector for each text.
+
+    Raises:
+      ValueError: NaN or infinity, of which no figure could be made.
+    """
+    if len(bad := np.flatnonzero(~np.isfinite(rebuilt_ND).all(axis=1))):
+        raise ValueError(
+            f"{reader} rebuilds NaN or infinity from {len(bad)} of {len(rebuilt_ND)} texts (rows {bad[:5].tolist()}): "
+            "its weights are damaged, or overflow in their dtype; copy its files again, or load it in float32"
+        )
+    return rebuilt_ND

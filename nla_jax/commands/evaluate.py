@@ -2,7 +2,7 @@
 
   nla evaluate RUN --suite all          a run's NLA, before and after joint training
   nla evaluate --av AV --ar AR --target LM --data DATA --out DIR [--judge AR] [--suite NAME ...]
-               [--chat-model PROVIDER:MODEL]
+               [--rows N] [--chat-model PROVIDER:MODEL]
                                         models that come without a run, such as released checkpoints
 
 Suites: reconstruction controls prediction faithfulness degeneracy cost sanity, or all of them (all). The last is about
@@ -55,6 +55,9 @@ def without_run(arguments: list[str]) -> None:
     parser.add_argument("--judge", help="an AR that never saw the AV's texts")
     parser.add_argument("--chat-model", default="", help="answers and checks as well: anthropic:MODEL, ...")
     parser.add_argument("--suite", nargs="+", default=["all"], help="suites, or all")
+    parser.add_argument(
+        "--rows", type=int, help="activations that are measured, of all documents (default: 256)"
+    )
     args = parser.parse_args(arguments)
     # These take seconds, and the help needs none of them.
     from nla_jax.data.dataset import load_dataset
@@ -66,7 +69,8 @@ def without_run(arguments: list[str]) -> None:
 
     with plain_errors():
         use_compilation_cache()
-        evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model)
+        sizes = {} if args.rows is None else {"rows": args.rows}
+        evaluation = EvaluationConfig(suites=tuple(args.suite), chat_model=args.chat_model, **sizes)
         nla = load(args.av, ar=args.ar, target=args.target, judge=args.judge, dtype=args.dtype)
         evaluate_nla(nla, load_dataset(args.data), args.out, evaluation)
     print(f"open {absolute(args.out) / 'report.html'}")

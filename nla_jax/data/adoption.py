@@ -56,16 +56,16 @@ def _check_disjoint(splits: Mapping[str, ActivationDataset]) -> None:
             )
 
 
-def _hold_out(
-    splits: Mapping[str, ActivationDataset], share: float, seed: int
-) -> dict[str, ActivationDataset]:
+def _hold_out(splits: dict[str, ActivationDataset], share: float, seed: int) -> dict[str, ActivationDataset]:
     documents = set(splits["av_sft"].doc_ids)
     held_out = {doc for doc in documents if hash_fraction(doc, seed=seed, purpose="held_out") < share}
     masks = {
         split: np.array([doc in held_out for doc in data.doc_ids], bool) for split, data in splits.items()
     }
-    kept = {split: data.take(~masks[split]) for split, data in splits.items()}
-    return {**kept, "held_out": splits["av_sft"].take(masks["av_sft"])}
+    rows = splits["av_sft"].take(masks["av_sft"])
+    # Each split is let go of once it is divided, so that there are never two copies of all rows.
+    kept = {split: splits.pop(split).take(~mask) for split, mask in masks.items()}
+    return {**kept, "held_out": rows}
 
 
 def sidecars(path: Place) -> list[Sidecar]:

@@ -121,6 +121,12 @@ def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[An
     return [items[i] for i in by_document_N[drawn_N + own_N * (drawn_N >= first_N)]]
 
 
+def some_rows(data: ActivationDataset, count: int, seed: int) -> ActivationDataset:
+    """At most `count` rows, in their order: the first of an order that mixes documents."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    return data.take(np.sort(order[:count]))
+
+
 def numbered(doc_ids: Sequence[str]) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "D"]]:
     """The number of each row's document, documents being in the order of their ids, and the rows of each document."""
     number_of = {doc: number for number, doc in enumerate(sorted(set(doc_ids)))}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from nla_jax.autoencoder import metrics
+from nla_jax.autoencoder.round_trip import finite
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.chat.models import ChatModel
 from nla_jax.data.dataset import ActivationDataset
@@ -156,18 +157,28 @@ class Subject:
         return self.verbalizers[self.main](activations_ND, temperature=self.config.temperature, desc=desc)
 
     def rebuilt(self, reconstructor: str, texts: Texts) -> Float[np.ndarray, "N D"]:
-        """The vectors that an AR rebuilds; equal texts are read once, and a failed one counts as the training mean."""
+        """The vectors that an AR rebuilds; equal texts are read once, and a failed one counts as the training mean.
+
+        Raises:
+          ValueError: vectors that are not finite; the message names the AR.
+        """
         vector_of = self._rebuilt[reconstructor]
         if fresh := list(dict.fromkeys(text for text in texts if text is not None and text not in vector_of)):
-            vector_of.update(zip(fresh, np.asarray(self.reconstructors[reconstructor](fresh)), strict=True))
+            vectors = finite(
+                f"the AR {reconstructor!r}", np.asarray(self.reconstructors[reconstructor](fresh))
+            )
+            vector_of.update(zip(fresh, vectors, strict=True))
         rows = [self.yardstick.mean_D if text is None else vector_of[text] for text in texts]
         return np.array(rows, np.float32).reshape(len(rows), -1)
 
     @functools.cache  # noqa: B019 - a subject lives as long as its process
-    def scale(self, reconstructor: str) -> float:
-        """The scalar that takes an AR's vectors to raw norms for `fve`, fitted on training rows; 1 without them."""
-        if self.training is None:
-            return 1.0
+    def scale(self, reconstructor: str) -> float | None:
+        """The scalar that takes an AR's vectors to raw norms for `fve`, fitted on training rows.
+
+        None without training rows that have texts: the norms of an AR's vectors mean nothing of themselves.
+        """
+        if self.training is None or self.training.explanations is None:
+            return None
         fit = self.training.take(slice(0, self.config.rows))
         rebuilt_ND = self.rebuilt(reconstructor, fit.explanations)
         return float(metrics.least_squares_scale(rebuilt_ND, fit.activations))
@@ -176,7 +187,7 @@ class Subject:
         self,
         prediction_ND: Float[np.ndarray, "N D"],
         failed_N: Bool[np.ndarray, "N"] | None = None,
-        scale: float = 1.0,
+        scale: float | None = 1.0,
         rows: Any = slice(None),
     ) -> dict[str, Figure]:
         """`fve_nrm`, `fve`, mean cosine and failed share of predictions of held-out rows, all or some.
@@ -184,19 +195,22 @@ class Subject:
         Args:
           prediction_ND: vectors as an AR gives them.
           failed_N: rows without a prediction, which count as the training mean.
-          scale: factor of the predictions for raw `fve`.
+          scale: factor of the predictions for raw `fve`, which is not defined (None) without one.
           rows: index of the held-out rows that are predicted.
         """
         target_ND, yardstick = self.data.activations[rows], self.yardstick
         docs = [self.data.doc_ids[i] for i in np.arange(len(self.data))[rows]]
         failed_N = np.zeros(len(docs), bool) if failed_N is None else np.asarray(failed_N)
         filled_ND = metrics.substitute_failed(prediction_ND, failed_N, yardstick.mean_D)
-        scaled_ND = metrics.substitute_failed(prediction_ND * scale, failed_N, yardstick.mean_D)
+        fve = None
+        if scale is not None:
+            scaled_ND = metrics.substitute_failed(prediction_ND * scale, failed_N, yardstick.mean_D)
+            fve = Ratio.explained(*metrics.fve_terms(scaled_ND, target_ND, yardstick.mean_D), docs)
         return {
             "fve_nrm": Ratio.explained(
                 *metrics.fve_nrm_terms(filled_ND, target_ND, yardstick.normalized_mean_D), docs
             ),
-            "fve": Ratio.explained(*metrics.fve_terms(scaled_ND, target_ND, yardstick.mean_D), docs),
+            "fve": fve,
             "cosine": Ratio.mean(1 - metrics.direction_mse(filled_ND, target_ND) / 2, docs),
             "failed": Ratio.mean(failed_N, docs),
         }

@@ -11,7 +11,6 @@ import numpy as np
 
 from nla_jax.autoencoder.metrics import normalize
 from nla_jax.autoencoder.nla import NLA
-from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.measure import chosen_suites, measure_suites
@@ -24,9 +23,6 @@ from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.subject import subject_of, subject_of_nla
 from nla_jax.pipeline.train import second_judge, second_judge_is_trained
 from nla_jax.process import machine_class
-
-BACKGROUND_DOCUMENTS = 64
-"""Built-in documents whose activations stand in for the training data of an NLA that came without a training mean."""
 
 PROBE_TEXTS = ("A text about arrays that ends in words.", "About nothing. Next words: the, a.")
 PROBE_ROWS = 4
@@ -50,8 +46,7 @@ def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Place, config: Ev
     """The same for an NLA that comes without its run, with a report of what was measured.
 
     Args:
-      nla: with its judges; one that came without a training mean is measured against the activations of a few built-in
-        documents.
+      nla: with its judges; one that came without a training mean is measured against that of half of the documents.
       data: held-out rows; whether the models were trained on them cannot be checked.
       directory: where everything is written; created if need be.
       config: what is measured.
@@ -60,12 +55,9 @@ def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Place, config: Ev
       ValueError: see `subject_of_nla`.
     """
     (directory := as_path(directory)).mkdir(parents=True, exist_ok=True)
-    if nla.yardstick is None:
-        documents = load_corpus("docstrings", max_documents=BACKGROUND_DOCUMENTS)
-        nla = nla.with_yardstick([document.text for document in documents])
     subject = subject_of_nla(nla, data, config)
     digest = _nla_digest(nla, subject)
-    about = _Evaluated(nla.name, nla.target.name, nla.layer, nla.yardstick.description, config)
+    about = _Evaluated(nla.name, nla.target.name, nla.layer, subject.yardstick.description, config)
     _measure(subject, about, directory, digest, {"digest": digest})
     write_text(directory / "metrics.jsonl", "")
     write_report(directory)
@@ -79,7 +71,7 @@ def _nla_digest(nla: NLA, subject: Subject) -> str:
     config = dataclasses.replace(subject.config, suites=(), chat_model="")
     rebuilt = {name: subject.rebuilt(name, PROBE_TEXTS).tobytes() for name in subject.reconstructors}
     answers = subject.tokens_of(subject.data.activations[:PROBE_ROWS])
-    mean = nla.yardstick.normalized_mean_D.tobytes()
+    mean = subject.yardstick.normalized_mean_D.tobytes()
     whole = [subject.digest(), answers, rebuilt, mean, nla.target.name, nla.layer, dataclasses.asdict(config)]
     return hashlib.blake2b(repr(whole).encode(), digest_size=8).hexdigest()
 

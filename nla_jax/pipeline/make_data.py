@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -84,25 +85,34 @@ def explain(run: Run) -> None:
 
     Data sets made elsewhere come with both, and are copied there.
     """
+    digest = stage_digest(run.config, "explain")
+    quiet = jax.process_index() > 0
+    parts = tqdm(
+        _parts(run), desc="explain", total=len(SPLITS), unit="split", dynamic_ncols=True, disable=quiet
+    )
+    for split, part in parts:
+        stage = "av_sft" if split == "held_out" else split
+        write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
+    if jax.process_index() == 0:
+        run.measured_yardstick().save(run.directory / "data")
+    wait_for_all("yardstick")
+
+
+def _parts(run: Run) -> Iterator[tuple[str, ActivationDataset]]:
+    """The rows of each split with their texts; beside all rows, only those of one split are held."""
     config, seed = run.config, run.config.seed
     if config.data.is_given:
         splits = adopt(config.data.paths, held_out_share=config.corpus.held_out, seed=seed)
         for part in splits.values():
             run.check(part.sidecar)
-    else:
-        base = load_dataset(run.directory / "data" / "base")
-        explainer = PredictiveWriter(config.explainer, seed=seed, background=base.contexts)
-        explained = dataclasses.replace(base, explanations=explainer.explain(base))
-        split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
-        splits = {split: explained.take(split_N == split) for split in SPLITS}
-    quiet = jax.process_index() > 0
-    for split, part in tqdm(splits.items(), desc="explain", unit="split", dynamic_ncols=True, disable=quiet):
-        stage = "av_sft" if split == "held_out" else split
-        digest = stage_digest(config, "explain")
-        write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
-    if jax.process_index() == 0:
-        run.measured_yardstick().save(run.directory / "data")
-    wait_for_all("yardstick")
+        yield from splits.items()
+        return
+    base = load_dataset(run.directory / "data" / "base")
+    explainer = PredictiveWriter(config.explainer, seed=seed, background=base.contexts)
+    explained = dataclasses.replace(base, explanations=explainer.explain(base))
+    split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
+    for split in SPLITS:
+        yield split, explained.take(split_N == split)
 
 
 def data_is_written(run: Run) -> bool:

@@ -12,7 +12,7 @@ from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.config import ExperimentConfig
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
-from nla_jax.data.splits import SPLITS, monitor_documents
+from nla_jax.data.splits import SPLITS, monitor_documents, some_rows
 from nla_jax.files import AnyPath, Place, as_path, write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.models import Models
@@ -38,17 +38,17 @@ class Run:
         events = directory / "tensorboard" if config.tensorboard else None
         self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)
         self.models = Models(config, self.mesh, lambda: self.yardstick, self.checkpoints)
+        # The rows that a stage trains on and those that it is watched on, and never those of all splits.
+        self._held = functools.lru_cache(maxsize=2)(self._read)
 
     def data(self, split: str) -> ActivationDataset:
-        """Rows of a split, checked against the live model and tokenizer."""
-        return self._splits[split]
+        """Rows of a split, checked against the live model and tokenizer; the two last asked for are kept in memory."""
+        return self._held(split)
 
-    @functools.cached_property
-    def _splits(self) -> dict[str, ActivationDataset]:
-        loaded = {split: load_dataset(self.directory / "data" / split) for split in SPLITS}
-        for data in loaded.values():
-            self.check(data.sidecar)
-        return loaded
+    def _read(self, split: str) -> ActivationDataset:
+        data = load_dataset(self.directory / "data" / split)
+        self.check(data.sidecar)
+        return data
 
     def check(self, sidecar: Sidecar) -> None:
         """Raise ValueError where a data set contradicts the live model or tokenizer."""
@@ -67,8 +67,7 @@ class Run:
 
     def measured_yardstick(self) -> Yardstick:
         """The yardstick of all activations but the held-out ones."""
-        rows = [self.data(split).activations for split in SPLITS if split != "held_out"]
-        return Yardstick.of(np.concatenate(rows))
+        return Yardstick.of_parts(self.data(split).activations for split in SPLITS if split != "held_out")
 
     def held_out(self, rows: int) -> ActivationDataset:
         """Rows of the held-out documents that figures are reported on.
@@ -85,8 +84,7 @@ class Run:
         data = self.data("held_out")
         documents = monitor_documents(data.doc_ids, self.config.seed)
         data = data.take(np.array([(doc_id in documents) == monitored for doc_id in data.doc_ids]))
-        order = np.random.default_rng(self.config.seed).permutation(len(data))
-        return data.take(np.sort(order[:rows]))
+        return some_rows(data, rows, self.config.seed)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Checkpoints of a training stage."""

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from nla_jax.autoencoder.nla import NLA
+from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data.dataset import ActivationDataset
-from nla_jax.data.splits import SPLITS, check_unseen
+from nla_jax.data.splits import SPLITS, check_unseen, hash_fraction, some_rows
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.subject import RebuildFn, Subject, check_judges
 from nla_jax.evaluation.target_lm import TargetLM
@@ -91,19 +92,17 @@ def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) 
     """An NLA that comes without its run, on data that it was not trained on (which is not checked).
 
     Args:
-      nla: with an AR and a training mean.
-      data: held-out rows; the first `config.rows` of them are taken.
+      nla: with an AR. Without a training mean it is measured against the mean of half of the documents, and on the
+        other half.
+      data: held-out rows; `config.rows` of them are taken, in an order that mixes documents.
       config: what is measured.
 
     Raises:
-      ValueError: data of another model, layer or tokenizer, an NLA without an AR or a training mean, or a judge that is
-        the NLA's own AR.
+      ValueError: data of another model, layer or tokenizer, or of too few documents, an NLA without an AR, or a judge
+        that is the NLA's own AR.
     """
-    if nla.ar_params is None or nla.yardstick is None:
-        raise ValueError(
-            f"{nla.name} lacks {'an AR' if nla.ar_params is None else 'a training mean'}, which an evaluation needs; "
-            "load it with its AR, and measure a mean with nla.with_yardstick(texts)"
-        )
+    if nla.ar_params is None:
+        raise ValueError(f"{nla.name} lacks an AR, which an evaluation needs; load it with its AR")
     verbalizer, reconstructor = nla.autoencoder.verbalizer, nla.autoencoder.reconstructor
     data.sidecar.check(
         base_model=nla.target.name,
@@ -127,10 +126,13 @@ def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) 
         lm = nla.load_target(True)
         return TargetLM(lm, lm.config, nla.layer)
 
+    yardstick = nla.yardstick
+    if yardstick is None:
+        yardstick, data = _measured_on_half(nla, data)
     subject = Subject(
-        data=data.take(slice(0, config.rows)),
+        data=some_rows(data, config.rows, seed=0),
         training=None,
-        yardstick=nla.yardstick,
+        yardstick=yardstick,
         verbalizers={"checkpoint": explain},
         reconstructors={"own": nla.reconstruct, **nla.judges},
         load_target=functools.cache(load_target),
@@ -140,6 +142,23 @@ def subject_of_nla(nla: NLA, data: ActivationDataset, config: EvaluationConfig) 
     )
     check_judges(subject)
     return subject
+
+
+def _measured_on_half(nla: NLA, data: ActivationDataset) -> tuple[Yardstick, ActivationDataset]:
+    """The yardstick of one half of the documents, by their hashes, and the rows of the other half."""
+    documents = sorted(
+        set(data.doc_ids), key=lambda doc: hash_fraction(doc, seed=0, purpose="mean documents")
+    )
+    if len(documents) < 2:
+        raise ValueError(
+            f"{nla.name} came without a training mean, and the data is of {len(documents)} document(s): half of the "
+            "documents give the mean that the others are measured against; give data of more documents, or measure a "
+            "mean with nla.with_yardstick(texts)"
+        )
+    half = set(documents[: len(documents) // 2])
+    in_half_N = np.array([doc in half for doc in data.doc_ids])
+    source = f"activations of {len(half)} other documents of the data"
+    return Yardstick.of(data.activations[in_half_N], source), data.take(~in_half_N)
 
 
 def target_of(run: Run) -> TargetLM:

@@ -25,6 +25,7 @@ from nla_jax.pipeline import export
 from nla_jax.pipeline.evaluate import evaluate_nla
 from nla_jax.pipeline.load import load
 from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.subject import subject_of_nla
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "The array has a shape and a type, and every axis has a length of its own."
@@ -99,6 +100,65 @@ def test_models_without_a_run_are_evaluated(run, exported, tiny_model_dir, tmp_p
     own = dataclasses.replace(nla, judges={"judge": nla.reconstruct})
     with pytest.raises(ValueError, match="'judge' and the co-trained AR rebuild the same vectors"):
         evaluate_nla(own, run.data("held_out"), out, config)
+
+
+def test_raw_fve_is_not_defined_where_no_scale_was_fitted(run, exported, tiny_model_dir, tmp_path):
+    nla = load(exported, target=str(tiny_model_dir), quiet=True)
+    head = {"kernel": 10 * nla.ar_params["head"]["kernel"]}
+    longer = dataclasses.replace(nla, ar_params={**nla.ar_params, "head": head})
+    found = []
+    for name, model in (("as it is", nla), ("ten times as long", longer)):
+        evaluate_nla(model, run.data("held_out"), tmp_path / name, EvaluationConfig(suites=("controls",)))
+        suites = json.loads((tmp_path / name / "evaluation.json").read_text())["suites"]
+        controls = {row["name"]: row["figures"] for row in suites["controls"]["tables"][0]["rows"]}
+        assert abs(controls.pop("training mean")["fve"]["value"]) < 1e-6
+        assert all(figures["fve"] is None for figures in controls.values())
+        found.append({name: figures["fve_nrm"]["value"] for name, figures in controls.items()})
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_without_a_training_mean_half_of_the_documents_give_one(run, exported, tiny_model_dir, tmp_path):
+    nla = dataclasses.replace(load(exported, target=str(tiny_model_dir), quiet=True), yardstick=None)
+    data = run.data("held_out")
+    data = dataclasses.replace(data, doc_ids=["a", "b", "b", "c"])
+    subject = subject_of_nla(nla, data, EvaluationConfig())
+    others = np.array([doc not in subject.data.doc_ids for doc in data.doc_ids])
+    np.testing.assert_array_equal(subject.data.activations, data.activations[~others])
+    np.testing.assert_allclose(subject.yardstick.mean_D, data.activations[others].mean(axis=0), atol=1e-6)
+    assert len(set(subject.data.doc_ids)) == 2
+    evaluate_nla(nla, data, tmp_path, EvaluationConfig(suites=("reconstruction",)))
+    mean_is = json.loads((tmp_path / "evaluation.json").read_text())["mean_is"]
+    assert mean_is == f"mean of {others.sum()} activations of 1 other documents of the data"
+    with pytest.raises(ValueError, match=r"without a training mean, and the data is of 1 document\(s\)"):
+        subject_of_nla(nla, dataclasses.replace(data, doc_ids=["a"] * 4), EvaluationConfig())
+
+
+def test_fewer_rows_than_there_are_mix_documents(run, exported, tiny_model_dir):
+    nla = load(exported, target=str(tiny_model_dir), quiet=True)
+    data = run.data("held_out")
+    many = data.take(np.arange(4).repeat(50))
+    many = dataclasses.replace(many, n_raw_tokens=np.arange(200))
+    subject = subject_of_nla(nla, many, EvaluationConfig(rows=40))
+    assert len(subject.data) == 40 and set(subject.data.doc_ids) == set(data.doc_ids)
+    assert (np.diff(subject.data.n_raw_tokens) > 0).all()
+
+
+def test_an_ar_that_rebuilds_nan_is_named(run, exported, tiny_model_dir, tmp_path):
+    nla = load(exported, target=str(tiny_model_dir), quiet=True)
+    head = {"kernel": nla.ar_params["head"]["kernel"].at[0, 0].set(jnp.nan)}
+    damaged = dataclasses.replace(nla, ar_params={**nla.ar_params, "head": head})
+    with pytest.raises(ValueError, match="the AR of .* rebuilds NaN or infinity from 2 of 2 texts"):
+        damaged.reconstruct(["a", "b"])
+    with pytest.raises(ValueError, match="the AR of .* rebuilds NaN or infinity"):
+        evaluate_nla(damaged, run.data("held_out"), tmp_path, EvaluationConfig())
+    judged = dataclasses.replace(
+        nla, judges={"mine": lambda texts: damaged.round_trip.reconstruct(damaged.ar_params, texts)}
+    )
+    vectors = run.data("held_out").activations[:2]
+    with pytest.raises(ValueError, match="the AR 'mine' rebuilds NaN or infinity from 2 of 2"):
+        judged.score(vectors, ["a", "b"])
+    with pytest.raises(ValueError, match="the AR 'mine' rebuilds NaN or infinity"):
+        subject_of_nla(judged, run.data("held_out"), EvaluationConfig())
 
 
 def test_a_malformed_chat_model_is_refused_before_anything_is_loaded():

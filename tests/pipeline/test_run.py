@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 
 import jax
 import numpy as np
@@ -76,3 +78,12 @@ def test_second_judges_of_other_lengths_lie_beside_each_other(run):
     assert of_length(400).checkpoints("second_judge").latest() is None
     assert of_length(2).checkpoints("second_judge").latest() is None
     assert "second_judge" not in of_length(0).kept_steps()
+
+
+def test_the_rows_of_two_splits_are_held_at_most(run):
+    rows = {split: weakref.ref(run.data(split).activations) for split in ("av_sft", "ar_sft")}
+    assert run.data("av_sft").activations is rows["av_sft"]()
+    run.measured_yardstick()
+    run.data("held_out")
+    gc.collect()
+    assert [split for split, held in rows.items() if held() is not None] == []
