@@ -267,7 +267,7 @@ class AbstractRun:
     def _rollouts(self) -> Rollouts:
         """A round's answers with rewards, and with the reference's log-probs where they are asked for beforehand."""
         reference = None
-        if self.config.rl.policy.kl == "k3":
+        if self.config.rl.policy.kl_is_sampled:
             refer = self._reference()
             reference = self._rows(functools.partial(refer.function, *refer.arguments))
         mse_B = weights_B = jax.ShapeDtypeStruct(self._samples.lengths_B.shape, jnp.float32)

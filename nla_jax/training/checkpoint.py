@@ -96,10 +96,10 @@ class Checkpoints:
         """The step that counts: the pinned one, or the newest where none is pinned; None if there is none.
 
         Raises:
-          ValueError: the newest step was saved under another digest.
+          ValueError: none is pinned, and the newest step was saved under another digest.
         """
-        latest, pinned = self.latest(), self.pinned()
-        return latest if pinned is None else pinned
+        pinned = self.pinned()
+        return self.latest() if pinned is None else pinned
 
     def pin(self, step: int) -> None:
         """Keep `step` (the best so far, say) until another is pinned; the next save after that may delete it.

@@ -33,11 +33,28 @@ class PolicyLossConfig:
     clip_high: float = 0.2
     normalize_std: bool = True
     """Divide a group's centered rewards by their standard deviation."""
-    kl: Literal["k3", "exact"] = "k3"
-    """k3 is the low-variance estimator on the sampled tokens; exact sums over the vocabulary."""
+    kl: Literal["k3", "exact", "reward"] = "k3"
+    """What holds the policy π near the reference q.
+
+    k3 adds `exp(δ) − δ − 1` of each sampled token to the loss, with δ = log q − log π. Its mean is KL(π ‖ q). Its
+    gradient `(1 − q/π) ∇log π` has the mean `−Σ q ∇log π`, which is that of KL(q ‖ π): it keeps up what the reference
+    writes, and hardly pulls back what only the policy writes.
+
+    exact adds KL(π ‖ q) over the vocabulary at each sampled place to the loss, with its own gradient there.
+
+    reward takes `kl_coefficient · Σ (log π − log q)` over an answer's tokens off its reward, before a group's rewards
+    are compared. The policy gradient's mean is then that of KL(π ‖ q) of whole answers.
+    """
     kl_coefficient: float = 0.01
+    """Weight of the KL in nats: against a token's loss for k3 and exact, against an answer's reward for reward (where
+    `normalize_std` divides it by the group's standard deviation as well)."""
     temperature: float = 1.0
     """Temperature of the policy that is sampled and trained."""
+
+    @property
+    def kl_is_sampled(self) -> bool:
+        """Whether the KL is of the sampled tokens, so that it takes of the reference their log-probs alone."""
+        return self.kl != "exact"
 
 
 @flax.struct.dataclass
@@ -66,6 +83,17 @@ def k3(log_probs: Float[Array, "*B"], reference_log_probs: Float[Array, "*B"]) -
     """Schulman's k3 estimate of KL(policy || reference) a token: `exp(δ) − δ − 1`, δ = log q − log p, clamped."""
     delta = jnp.clip(reference_log_probs - log_probs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jnp.exp(delta) - delta - 1
+
+
+def kl_of_answers(
+    log_probs_NGT: Float[Array, "N G T"],
+    reference_log_probs_NGT: Float[Array, "N G T"],
+    lengths_NG: Int[Array, "N G"],
+) -> Float[Array, "N G"]:
+    """Unbiased estimate of KL(policy || reference) of whole answers in nats: `Σ log p − log q` over their tokens."""
+    T = log_probs_NGT.shape[-1]
+    is_token_NGT = token_mask(lengths_NG.reshape(-1), T).reshape(log_probs_NGT.shape) > 0
+    return jnp.where(is_token_NGT, log_probs_NGT - reference_log_probs_NGT, 0).sum(axis=-1)
 
 
 def policy_objective(
@@ -131,7 +159,7 @@ def grpo_step(
     Args:
       state: the AV's; donated by `jit_step`.
       rollouts: what was sampled, with rewards.
-      reference_params: the frozen warm-start AV; not read if the rollouts hold its log-probs and the KL is k3.
+      reference_params: the frozen warm-start AV; not read if the rollouts hold its log-probs, unless the KL is exact.
       base: the frozen weights, where the state's are adapters.
       verbalizer: static.
       optimizer: static.
@@ -140,11 +168,30 @@ def grpo_step(
       token_budget: static; how many tokens a micro-batch's answers have at most (`packing.budget_for_lengths`).
 
     Returns:
-      The new state and metrics: loss, kl, entropy (nats a token), clip_fraction, and
+      The new state and metrics: loss, kl and entropy (nats a token; kl by k3, or exact), clip_fraction, and
       sampler_trainer_logprob_diff, the mean absolute difference between the sampler's and the trainer's
-      log-probs of the same tokens under the same weights.
+      log-probs of the same tokens under the same weights. With the KL in the reward also kl_penalty, what it takes off
+      an answer's reward on the average; the loss holds no other KL then.
     """
-    advantages_NG = group_advantages(rollouts.rewards_NG, normalize_std=config.normalize_std)
+    rewards_NG, of_rewards = rollouts.rewards_NG, {}
+    if config.kl == "reward":
+        if rollouts.reference_log_probs_NGT is None:
+            known = reference_log_probs(
+                reference_params,
+                rollouts.activations_ND,
+                rollouts.tokens_NGT,
+                rollouts.lengths_NG,
+                verbalizer=verbalizer,
+                temperature=config.temperature,
+                micro_batches=micro_batches,
+                token_budget=token_budget,
+            )
+            rollouts = rollouts.replace(reference_log_probs_NGT=known)
+        penalties_NG = config.kl_coefficient * kl_of_answers(
+            rollouts.log_probs_NGT, rollouts.reference_log_probs_NGT, rollouts.lengths_NG
+        )
+        rewards_NG, of_rewards = rewards_NG - penalties_NG, {"kl_penalty": penalties_NG.mean()}
+    advantages_NG = group_advantages(rewards_NG, normalize_std=config.normalize_std)
 
     def sums(params: Any, piece: tuple[Rollouts, Array]) -> LossSums:
         recorded, advantages = piece
@@ -163,7 +210,7 @@ def grpo_step(
             )
 
         final_BTD, policy = run(params)
-        if config.kl == "k3":
+        if config.kl_is_sampled:
             reference_NGT = recorded.reference_log_probs_NGT
             if reference_NGT is None:
                 reference_NGT = run(reference_params)[1].log_prob
@@ -188,8 +235,11 @@ def grpo_step(
             "clip_fraction": clipped_BT,
             "sampler_trainer_logprob_diff": jnp.abs(log_ratio_BT),
         }
-        total = ((loss_BT + config.kl_coefficient * kl_BT) * mask_BT).sum()
+        if config.kl != "reward":
+            loss_BT = loss_BT + config.kl_coefficient * kl_BT
+        total = (loss_BT * mask_BT).sum()
         return LossSums(total, {name: (x * mask_BT).sum() for name, x in reported.items()})
 
     denominator = rollouts.lengths_NG.sum().astype(jnp.float32)
-    return update(state, optimizer, sums, (rollouts, advantages_NG), denominator, micro_batches)
+    state, metrics = update(state, optimizer, sums, (rollouts, advantages_NG), denominator, micro_batches)
+    return state, metrics | of_rewards

@@ -255,7 +255,7 @@ class RoundMetrics:
             "ar_update": 3 * self._reconstructor.forward_flops(B, prompt_length),
             "av_update": 3 * answers,
         }
-        if self._config.policy.kl != "k3":
+        if not self._config.policy.kl_is_sampled:
             # The update itself runs the reference, whose hidden states it needs.
             flops["av_update"] += flops.pop("reference")
         return flops
@@ -296,8 +296,9 @@ class Round:
 
     A call takes states {"av", "ar"}, which it donates, a batch {"activations_BD"} and the round's index, which decides
     the random key of its samples. It returns the new states and metrics to come: those of the two updates,
-    reward_mean, reward_std (within groups), failed_fraction, length_mean, and the speed of the phases: prefill, decode,
-    reference (where the KL is k3), ar_update (which gives the rewards) and av_update on the device, texts on the host.
+    reward_mean and reward_std (within groups; both before any KL is taken off), failed_fraction, length_mean, and the
+    speed of the phases: prefill, decode, reference (unless the KL is exact), ar_update (which gives the rewards) and
+    av_update on the device, texts on the host.
     """
 
     def __init__(
@@ -336,7 +337,7 @@ class Round:
         samples = self._sample(states["av"].params, activations_ND, jax.random.fold_in(self.key, index), lap)
         answer_budget = self._token_budget(samples.lengths_B, self.autoencoder.max_explanation_tokens)
         # The device asks the reference for their log-probs while the host turns them into texts.
-        if self.config.policy.kl == "k3":
+        if self.config.policy.kl_is_sampled:
             reference_NGT = programs.reference(
                 self.reference_params, activations_ND, samples, token_budget=answer_budget
             )

@@ -14,6 +14,7 @@ from nla_jax.training.grpo import (
     group_advantages,
     grpo_step,
     k3,
+    kl_of_answers,
     policy_objective,
     reference_log_probs,
 )
@@ -45,6 +46,57 @@ def test_k3_is_unbiased():
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
     expectation = (p * np.asarray(k3(jnp.log(p), jnp.log(q)))).sum()
     np.testing.assert_allclose(expectation, (p * np.log(p / q)).sum(), rtol=1e-5)
+
+
+def test_kl_of_answers_by_hand():
+    log_p, log_q = jnp.log(jnp.array([[[0.5, 0.2, 0.9]]])), jnp.log(jnp.array([[[0.25, 0.4, 0.0]]]))
+    # Tokens of ratios 2 and 1/2; what stands after the length counts for nothing, infinite or not.
+    np.testing.assert_allclose(kl_of_answers(log_p, log_q, jnp.array([[1]])), [[np.log(2)]], rtol=1e-6)
+    np.testing.assert_allclose(kl_of_answers(log_p, log_q, jnp.array([[2]])), [[0]], atol=1e-7)
+
+
+LOGITS, REFERENCE = jnp.array([1.0, 0.3, -0.5, 0.1]), jnp.array([0.2, 0.8, 0.1, -1.0])
+
+
+def kl_to_reference(logits):
+    log_p = jax.nn.log_softmax(logits)
+    return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(REFERENCE))).sum()
+
+
+def kl_from_reference(logits):
+    log_q = jax.nn.log_softmax(REFERENCE)
+    return (jnp.exp(log_q) * (log_q - jax.nn.log_softmax(logits))).sum()
+
+
+def test_the_gradient_of_k3_is_that_of_the_kl_from_the_reference_to_the_policy():
+    drawn = jax.nn.softmax(LOGITS)  # The tokens are sampled: their distribution is no part of the gradient.
+
+    def loss(logits):
+        return (drawn * k3(jax.nn.log_softmax(logits), jax.nn.log_softmax(REFERENCE))).sum()
+
+    gradient = jax.grad(loss)(LOGITS)
+    np.testing.assert_allclose(loss(LOGITS), kl_to_reference(LOGITS), rtol=1e-5)
+    np.testing.assert_allclose(gradient, jax.grad(kl_from_reference)(LOGITS), atol=1e-6)
+    assert np.abs(gradient - jax.grad(kl_to_reference)(LOGITS)).max() > 0.03
+
+
+@pytest.mark.parametrize("ratio", ["ppo", "cispo", "reinforce"])
+def test_the_gradient_of_a_kl_in_the_reward_is_that_of_the_kl_from_the_policy_to_the_reference(ratio):
+    config = PolicyLossConfig(ratio=ratio, kl="reward", normalize_std=False)
+    # All groups of two answers of one token, each with its probability.
+    pairs_NG = jnp.array([(a, b) for a in range(4) for b in range(4)])
+    drawn_N = jax.nn.softmax(LOGITS)[pairs_NG].prod(axis=1)
+    old_NG, reference_NG = (jax.nn.log_softmax(x)[pairs_NG] for x in (LOGITS, REFERENCE))
+    penalties_NG = 0.7 * kl_of_answers(old_NG[..., None], reference_NG[..., None], jnp.ones((16, 2), int))
+    advantages_NG = group_advantages(-penalties_NG, normalize_std=False)
+
+    def loss(logits):
+        loss_NG = policy_objective(jax.nn.log_softmax(logits)[pairs_NG], old_NG, advantages_NG, config)
+        return (drawn_N * loss_NG.mean(axis=1)).sum()
+
+    # A mean over two answers holds half of each one's own reward, which halves the gradient.
+    expected = 0.7 / 2 * jax.grad(kl_to_reference)(LOGITS)
+    np.testing.assert_allclose(jax.grad(loss)(LOGITS), expected, atol=1e-6)
 
 
 # Ratios 0.5, 1.1 and 2 against the borders 0.8 and 1.3.
@@ -118,7 +170,7 @@ def run(policy, reference=None, rollouts=None, *, start=None, micro_batches=1, *
     return step(TrainState.create(start or params, OPTIMIZER), rollouts or own, reference or params)
 
 
-@pytest.mark.parametrize("kl", ["k3", "exact"])
+@pytest.mark.parametrize("kl", ["k3", "exact", "reward"])
 def test_policy_that_is_its_own_reference_and_sampler(policy, kl):
     metrics = run(policy, kl=kl)[1]
     np.testing.assert_allclose(metrics["kl"], 0, atol=1e-5)
@@ -127,11 +179,12 @@ def test_policy_that_is_its_own_reference_and_sampler(policy, kl):
     assert metrics["entropy"] > 0.1
 
 
-@pytest.mark.parametrize("kl", ["k3", "exact"])
+@pytest.mark.parametrize("kl", ["k3", "exact", "reward"])
 def test_loss_and_metrics_equal_a_plain_average_over_tokens(policy, kl):
     verbalizer, params, other, rollouts = policy
     config = PolicyLossConfig(kl=kl, kl_coefficient=0.5, temperature=3.0)
-    metrics = run(policy, params, start=other, kl=kl, kl_coefficient=0.5)[1]
+    held_to = jax.tree.map(lambda x: x * 0.97, params)
+    metrics = run(policy, held_to, start=other, kl=kl, kl_coefficient=0.5)[1]
     flat = rollouts.tokens_NGT.reshape(-1, T), rollouts.lengths_NG.reshape(-1)
     mask = np.asarray(token_mask(flat[1], T), bool)
 
@@ -140,18 +193,24 @@ def test_loss_and_metrics_equal_a_plain_average_over_tokens(policy, kl):
         hidden = jax.jit(verbalizer.hidden)(params, rollouts.activations_ND, *flat)
         return jax.nn.log_softmax(hidden @ head / 3.0)
 
-    new, reference = log_softmax(other), log_softmax(params)
+    new, reference = log_softmax(other), log_softmax(held_to)
     chosen, chosen_reference = (
         jnp.take_along_axis(x, flat[0][..., None], 2)[..., 0] for x in (new, reference)
     )
-    ratio = jnp.exp(chosen - rollouts.log_probs_NGT.reshape(-1, T))
-    advantages = group_advantages(rollouts.rewards_NG).reshape(-1, 1)
+    old = rollouts.log_probs_NGT.reshape(-1, T)
+    ratio, rewards = jnp.exp(chosen - old), rollouts.rewards_NG
+    if kl == "reward":
+        penalties = 0.5 * jnp.where(mask, old - chosen_reference, 0).sum(axis=1).reshape(N, G)
+        assert jnp.abs(penalties).max() > 1e-2
+        np.testing.assert_allclose(metrics["kl_penalty"], penalties.mean(), rtol=1e-3)
+        rewards = rewards - penalties
+    advantages = group_advantages(rewards).reshape(-1, 1)
     expected_kl = (
         (jnp.exp(new) * (new - reference)).sum(-1) if kl == "exact" else k3(chosen, chosen_reference)
     )
     loss = (
         -jnp.minimum(ratio * advantages, jnp.clip(ratio, 0.8, 1.2) * advantages)
-        + config.kl_coefficient * expected_kl
+        + (0 if kl == "reward" else config.kl_coefficient) * expected_kl
     )
     np.testing.assert_allclose(metrics["loss"], loss[mask].mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["kl"], expected_kl[mask].mean(), rtol=1e-3)
@@ -171,16 +230,17 @@ def test_micro_batches_change_nothing(policy, micro_batches):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_known_log_probs_of_the_reference_change_nothing(policy, micro_batches):
+@pytest.mark.parametrize(("micro_batches", "kl"), [(1, "k3"), (2, "k3"), (2, "reward")])
+def test_known_log_probs_of_the_reference_change_nothing(policy, micro_batches, kl):
     verbalizer, _, other, rollouts = policy
     static = {"verbalizer": verbalizer, "temperature": 3.0, "micro_batches": micro_batches}
     known = jax.jit(functools.partial(reference_log_probs, **static))(
         other, rollouts.activations_ND, rollouts.tokens_NGT, rollouts.lengths_NG
     )
-    right = run(policy, other, micro_batches=micro_batches)
+    right = run(policy, other, micro_batches=micro_batches, kl=kl)
     # The parameters given with them are not read.
-    left = run(policy, rollouts=rollouts.replace(reference_log_probs_NGT=known), micro_batches=micro_batches)
+    given = rollouts.replace(reference_log_probs_NGT=known)
+    left = run(policy, rollouts=given, micro_batches=micro_batches, kl=kl)
     assert right[1]["kl"] > 1e-3
     for a, b in ((left[1], right[1]), (left[0].opt_state, right[0].opt_state)):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)

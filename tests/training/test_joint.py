@@ -92,7 +92,8 @@ def test_programs_are_made_without_threads_and_without_measuring_the_device(roun
     monkeypatch.setattr("nla_jax.training.stopwatch.matmul_peak", refuse)
     codec, threads = rounds[0], threading.active_count()
     RoundPrograms(RLConfig(), codec.verbalizer, codec.reconstructor, 12, AbstractMesh((2, 2, 2), AXES))
-    assert threading.active_count() == threads
+    # Threads of tests before this one may end meanwhile.
+    assert threading.active_count() <= threads
     with pytest.raises(AssertionError, match="the device was measured"):
         Round(RLConfig(), codec, {}, make_mesh(), jax.random.key(0))
 
