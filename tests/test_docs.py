@@ -65,6 +65,9 @@ def test_options_of_commands_are_in_their_help(page, options):
         for option in named_options(arguments):
             # A command that takes a config has every field of it as an option.
             assert option in options[name], f"nla {name} has no option {option}"
+    for script, *arguments in commands(page.read_text()):
+        for option in named_options(arguments) if not STARTED[script] else ():
+            assert f'"{option}"' in SCRIPTS[script], f"{script} has no option {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

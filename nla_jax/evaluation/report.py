@@ -230,8 +230,8 @@ def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist: the report plots what training logs there; run a training stage "
-            "(AR warm start, AV warm start or RL) into this directory first"
+            f"{path} does not exist: the report plots what training logs there; train into this directory first "
+            "(`nla train CONFIG`, or one of the stages av_sft, ar_sft and rl)"
         )
     return _read_lines(path)
 
@@ -246,16 +246,19 @@ def read_evaluation(run_dir: AnyPath) -> dict[str, Any]:
     path = run_dir / "evaluation.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist: the report's tables come from it; run the evaluation stage "
-            "on this directory first"
+            f"{path} does not exist: the report's tables come from it; measure this run first "
+            f"(`nla evaluate {run_dir}`)"
         )
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); run the evaluation stage again") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete it and measure again (`nla evaluate {run_dir}`)"
+        ) from error
     if not evaluation.get("suites"):
         raise ValueError(
-            f"{path} holds no suites (keys: {', '.join(evaluation)}); run the evaluation stage again"
+            f"{path} holds no suites (keys: {', '.join(evaluation)}); delete it and measure again "
+            f"(`nla evaluate {run_dir}`)"
         )
     return evaluation
 

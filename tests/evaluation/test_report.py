@@ -230,19 +230,19 @@ def test_a_metrics_line_cut_short_is_tolerated_at_the_end_alone(run_dir):
         report.write_report(run_dir)
 
 
-def test_missing_or_broken_files_name_the_stage_to_run(run_dir):
+def test_missing_or_broken_files_name_the_command_to_run(run_dir):
     path = run_dir / "evaluation.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"holds no suites .* run the evaluation stage again"):
+    with pytest.raises(ValueError, match=r"holds no suites .* delete it and measure again \(`nla evaluate /"):
         report.write_report(run_dir)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"not valid JSON .* run the evaluation stage again"):
+    with pytest.raises(ValueError, match=r"not valid JSON .* delete it and measure again \(`nla evaluate /"):
         report.write_report(run_dir)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"evaluation\.json does not exist.*run the evaluation stage"):
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.json does not exist.*`nla evaluate /"):
         report.write_report(run_dir)
     (run_dir / "metrics.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl does not exist.*run a training stage"):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl does not exist.*`nla train CONFIG`"):
         report.read_metrics(run_dir)
 
 
