@@ -9,6 +9,7 @@ from nla_jax.config import (
     WarmStartConfig,
 )
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.joint import RLConfig
@@ -22,8 +23,10 @@ def get_config() -> ExperimentConfig:
         model=ModelConfig(layer=1),
         corpus=CorpusConfig(max_documents=64, av_sft=0.3, ar_sft=0.3, rl=0.2, held_out=0.2),
         extraction=ExtractionConfig(max_tokens=64, batch_size=8, shard_documents=32),
+        # A small tokenizer spells words letter by letter; longer texts would not fit into an answer.
+        explainer=PredictiveConfig(ending_words=1, next_words=1, topic_words=0),
         templates=PromptTemplates(closing="<|im_end|>"),
-        max_explanation_tokens=24,
+        max_explanation_tokens=40,
         max_reconstructor_tokens=96,
         av_sft=WarmStartConfig(loop, batch_size=8, length_buckets=1),
         ar_sft=ReconstructorWarmStartConfig(loop, batch_size=8, length_buckets=1),

@@ -52,6 +52,12 @@ def progress_bar(desc: str | None, total: int, unit: str) -> tqdm:
     return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, leave=False, disable=quiet)
 
 
+def warn(message: str) -> None:
+    """Print a warning on stderr, above whatever progress bars there are; of several processes the first does."""
+    if jax.process_index() == 0:
+        tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
 def return_freed_memory() -> None:
     """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

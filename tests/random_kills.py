@@ -22,10 +22,7 @@ from tiny_model import write_tiny_model
 
 from nla_jax.training.checkpoint_files import Description, describe, verify
 
-SHORT_TEXTS = (
-    *("--explainer.ending-words", "1", "--explainer.next-words", "1", "--explainer.topic-words", "0"),
-    *("--max-explanation-tokens", "32", "--av-sft.optimizer.learning-rate", "1e-2"),
-)
+HIGH_RATE = ("--av-sft.optimizer.learning-rate", "1e-2")
 """The tiny model learns to end its answers then, so that rewards differ and joint training has something to lose."""
 
 
@@ -39,7 +36,7 @@ def main() -> None:
     model, corpus = write_tiny_model(out / "model"), write_corpus(out / "texts.jsonl")
     rounds = 10 * args.kills
     lengths = {"--av-sft.loop.steps": 60, "--ar-sft.loop.steps": 60, "--rl.loop.steps": rounds}
-    more = (*SHORT_TEXTS, *(str(word) for pair in lengths.items() for word in pair))
+    more = (*HIGH_RATE, *(str(word) for pair in lengths.items() for word in pair))
     first = first_save(command("train_nla.py", model, corpus, out / "alone", *more), out / "alone")
     alone = read_metrics(out / "alone")
     rows = [alone["rl", step] for step in range(1, rounds + 1)]

@@ -108,7 +108,7 @@ class Run:
         return self.checkpoints("rl").best()
 
     def kept_steps(self) -> dict[str, int]:
-        """The step that counts of each training stage that has one; by which metric is in `pipeline/train.py`."""
+        """The step that counts of each training stage that has one; the stages say by which metric (`Best`)."""
         stages = ["av_sft", "ar_sft", "rl"]
         if self.config.evaluation.second_judge_steps:
             stages.append("second_judge")

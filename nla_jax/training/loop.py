@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from nla_jax.process import return_freed_memory
+from nla_jax.process import return_freed_memory, warn
 from nla_jax.sharding.mesh import tree_shardings
 from nla_jax.sharding.placement import block_on_simulated_devices, place
 from nla_jax.training.checkpoint import Checkpoints
@@ -177,7 +176,7 @@ def run_stage(
         """Metrics on held-out documents, and whether they are the best so far."""
         row = evaluate(states, records.highest)
         if undefined := sorted(name for name, value in row.items() if math.isnan(value)):
-            _warn(f"{stage}, step {now}: {', '.join(undefined)} of held-out documents came out as NaN")
+            warn(f"{stage}, step {now}: {', '.join(undefined)} of held-out documents came out as NaN")
         return row, records.add(row)
 
     if done is None:
@@ -214,7 +213,7 @@ def run_stage(
             except (TooManyBadSteps, GuardError) as error:
                 return type(error)(f"{stage}, step {now}: {error}")
             for warning in warnings:
-                _warn(f"{stage}, step {now}: {warning}")
+                warn(f"{stage}, step {now}: {warning}")
             return None
 
         unread, stop = None, None
@@ -251,12 +250,6 @@ def run_stage(
         # The signal may have come while the last step was evaluated and saved.
         if preemption.reached(config.steps + 1):
             raise Preempted(f"{stage} was told to stop after its last step, which is saved")
-
-
-def _warn(message: str) -> None:
-    """Tell the user, above whatever progress bars there are; of several processes the first does."""
-    if jax.process_index() == 0:
-        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
