@@ -209,7 +209,10 @@ def download(path: AnyPath, file: Path) -> None:
 
 
 def fingerprint(path: AnyPath) -> str:
-    """A text that changes whenever an object is replaced."""
+    """A text that changes whenever a file here or an object is replaced."""
+    if isinstance(path, Path):
+        stat = path.stat()
+        return f"{stat.st_size} bytes at {stat.st_mtime_ns}"
     import fsspec
 
     store, key = fsspec.url_to_fs(str(path))

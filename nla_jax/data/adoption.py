@@ -1,14 +1,16 @@
 """Data sets that were made elsewhere, taken over as the splits of a run."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 import numpy as np
 
 from nla_jax.autoencoder.prompts import PromptTemplates
-from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.dataset import ActivationDataset, load_dataset, shards_of
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
 from nla_jax.data.splits import SPLITS, hash_fraction
-from nla_jax.files import Place, as_path
+from nla_jax.files import Place, fingerprint
 
 
 def adopt(
@@ -75,15 +77,32 @@ def sidecars(path: Place) -> list[Sidecar]:
       FileNotFoundError: there is no shard, or one without its sidecar.
       ValueError: as `Sidecar.load`.
     """
-    path = as_path(path)
-    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    files = [sidecar_path_for(shard) for shard in shards]
-    if missing := [file for file in files if not file.exists()] or not files:
+    files = [sidecar_path_for(shard) for shard in shards_of(path)]
+    if missing := [file for file in files if not file.exists()]:
         raise FileNotFoundError(
-            f"data set {path} lacks {missing[0] if files else 'shards'}; give a .parquet file that has its "
-            "sidecar beside it, or a folder of them"
+            f"data set {path} lacks {missing[0]}; give a .parquet file that has its sidecar beside it, or a folder of "
+            "them"
         )
     return [Sidecar.load(file) for file in files]
+
+
+def data_state(paths: Mapping[str, str | None]) -> dict[str, str] | None:
+    """What changes with every shard of data sets, by its name; None where a data set is not there any more."""
+    given = [path for path in paths.values() if path is not None]
+    try:
+        return {str(shard): fingerprint(shard) for path in given for shard in shards_of(path)}
+    except FileNotFoundError:
+        return None
+
+
+def splits_digest(splits: Mapping[str, ActivationDataset]) -> str:
+    """Identifies the rows of splits by their documents, places, explanations and activations."""
+    digest = hashlib.blake2b(digest_size=8)
+    for split, data in splits.items():
+        named = [split, data.doc_ids, data.n_raw_tokens.tolist(), data.explanations]
+        digest.update(json.dumps(named).encode())
+        digest.update(np.ascontiguousarray(data.activations))
+    return digest.hexdigest()
 
 
 def templates_of(*paths: Place) -> PromptTemplates:

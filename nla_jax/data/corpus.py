@@ -70,7 +70,7 @@ def load_corpus(
     return ordered[:max_documents]
 
 
-def corpus_state(source: str) -> dict[str, Any] | None:
+def corpus_state(source: str) -> dict[str, str] | None:
     """What tells without reading a corpus that it may have changed; None if it is not there any more.
 
     Returns:

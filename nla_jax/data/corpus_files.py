@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nla_jax.data.documents import Document, documents_of_rows, missing_field, unicode_text
-from nla_jax.files import AnyPath, as_path
+from nla_jax.files import AnyPath, as_path, fingerprint
 
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of files that are read, in small or capital letters; all but parquet may be compressed."""
@@ -31,15 +31,9 @@ class CorpusFiles:
     unread: tuple[str, ...]
     """Further files in the folder, by their names in it."""
 
-    def state(self) -> dict[str, list[int]]:
-        """Size in bytes and time of the last change of every file that is read, by its name in the folder."""
-        state = {}
-        for path in self.files:
-            stat = path.stat()
-            # Paths in buckets have a result of their own, with whole seconds.
-            stamp = [stat.st_size, stat.st_mtime_ns] if isinstance(path, Path) else [stat.length, stat.mtime]
-            state[path.relative_to(self.root).as_posix()] = stamp
-        return state
+    def state(self) -> dict[str, str]:
+        """What changes with every file that is read, by its name in the folder."""
+        return {path.relative_to(self.root).as_posix(): fingerprint(path) for path in self.files}
 
 
 def corpus_files(source: str) -> CorpusFiles:

@@ -116,16 +116,28 @@ def load_dataset(path: Place) -> ActivationDataset:
       ValueError: a shard that is unreadable, does not fit its sidecar, or differs from the first shard in
         stage, extraction, tokens, templates or columns.
     """
-    path = as_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"data set {path} does not exist; give a .parquet file or a folder of them")
-    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not shards:
-        raise FileNotFoundError(f"data set folder {path} holds no *.parquet file")
+    shards = shards_of(path)
     parts = [_load_shard(shard) for shard in shards]
     for shard, part in zip(shards[1:], parts[1:], strict=True):
         _check_agreement(shards[0], parts[0], shard, part)
     return _concatenate(parts)
+
+
+def shards_of(path: Place) -> list[AnyPath]:
+    """The files of a data set: the file itself, or all `*.parquet` of a folder in name order but hidden ones.
+
+    Raises:
+      FileNotFoundError: no such path, or no shard in the folder.
+    """
+    path = as_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"data set {path} does not exist; give a .parquet file or a folder of them")
+    if not path.is_dir():
+        return [path]
+    # Macs leave a ._NAME beside files on other systems' disks.
+    if shards := sorted(shard for shard in path.glob("*.parquet") if not shard.name.startswith(".")):
+        return shards
+    raise FileNotFoundError(f"data set folder {path} holds no *.parquet file")
 
 
 def stage_columns(

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nla_jax.autoencoder.prompts import build_verbalizer_prompt
-from nla_jax.data.adoption import adopt, sidecars
+from nla_jax.data.adoption import sidecars
 from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
 from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
@@ -20,7 +20,7 @@ from nla_jax.data.splits import SPLITS, split_of
 from nla_jax.data.writers.predictive import PredictiveWriter
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.digests import stage_digest
-from nla_jax.pipeline.documents import check_corpus, check_shards, load_documents, save_record
+from nla_jax.pipeline.documents import check_corpus, check_shards, load_documents, load_rows, save_record
 from nla_jax.pipeline.run import Run
 from nla_jax.sharding.placement import wait_for_all
 
@@ -102,9 +102,10 @@ def _parts(run: Run) -> Iterator[tuple[str, ActivationDataset]]:
     """The rows of each split with their texts; beside all rows, only those of one split are held."""
     config, seed = run.config, run.config.seed
     if config.data.is_given:
-        splits = adopt(config.data.paths, held_out_share=config.corpus.held_out, seed=seed)
+        splits, record = load_rows(run)
         for part in splits.values():
             run.check(part.sidecar)
+        save_record(run, record)
         yield from splits.items()
         return
     base = load_dataset(run.directory / "data" / "base")

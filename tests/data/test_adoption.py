@@ -1,6 +1,8 @@
 """Data sets in the reference's layout, written here by hand, become the splits of a run."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +11,11 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConfig
-from nla_jax.data.adoption import adopt, templates_of
+from nla_jax.data.adoption import adopt, sidecars, templates_of
 from nla_jax.data.batches import verbalizer_rows
 from nla_jax.data.dataset import load_dataset
 from nla_jax.pipeline.digests import stage_digest
+from nla_jax.pipeline.documents import read_record
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.stages import run_stages
 
@@ -125,6 +128,41 @@ def test_a_run_trains_on_them_as_they_are(paths, tiny_lm, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == written
 
 
+def test_data_sets_that_change_under_a_finished_run_are_refused(paths, tiny_lm, tmp_path):
+    documents = [f"rl-{i}" for i in range(4)]
+    mine = write_reference_data(tmp_path, "rl", documents, tiny_lm.tokenizer, model=tiny_lm.name)
+    config = ExperimentConfig(
+        "adopted",
+        model=ModelConfig(tiny_lm.name, layer=LAYER),
+        data=DataConfig(**paths | {"rl": mine}),
+        corpus=CorpusConfig(held_out=0.3),
+        templates=templates_of(paths["av_sft"], paths["ar_sft"]),
+    )
+    run = Run(config, tmp_path / "run")
+    run_stages(run, ("extract", "explain"))
+    record = read_record(run.directory)
+    assert record.documents == 29 and record.corpus.endswith("rl.parquet")
+    os.utime(mine, ns=(1, 1))
+    run_stages(run, ("extract", "explain"))  # It is read, found equal, and its new time is noted.
+    assert read_record(run.directory).digest == record.digest
+    assert read_record(run.directory).state != record.state
+
+    write_reference_data(tmp_path, "rl", [*documents, "rl-4"], tiny_lm.tokenizer, model=tiny_lm.name)
+    with pytest.raises(
+        ValueError,
+        match=r"rl.parquet has changed since .*run was made \(.*rl.parquet has changed\)\. Bring the old",
+    ):
+        run_stages(run, ("extract", "explain"))
+    Path(mine).rename(tmp_path / "moved.parquet")
+    run_stages(run, ("extract", "explain"))
+
+
+def test_hidden_files_in_a_folder_of_shards_are_not_read(tiny_lm, tmp_path):
+    write_reference_data(tmp_path, "rl", ["a", "b"], tiny_lm.tokenizer)
+    (tmp_path / "._rl.parquet").write_bytes(b"\0\5\26\7")
+    assert len(load_dataset(tmp_path)) == 4 and len(sidecars(tmp_path)) == 1
+
+
 def test_data_of_another_model_is_refused_before_anything_is_written(paths, tiny_lm, tmp_path):
     wrong = write_reference_data(tmp_path, "rl", ["a", "b"], tiny_lm.tokenizer, injection_token_id=9)
     config = ExperimentConfig(
@@ -163,8 +201,15 @@ def test_what_cannot_be_adopted_is_named(paths, tmp_path):
         adopt(paths, held_out_share=0.0, seed=0)
     with pytest.raises(ValueError, match="not for data.ar_sft, data.rl; give all three"):
         DataConfig(av_sft="x.parquet")
-    with pytest.raises(FileNotFoundError, match="lacks .*nowhere.parquet.nla_meta.yaml"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere.parquet does not exist; give a .parquet file or a folder"
+    ):
         templates_of(tmp_path / "nowhere.parquet")
+    (tmp_path / "alone.parquet").touch()
+    with pytest.raises(
+        FileNotFoundError, match="lacks .*alone.parquet.nla_meta.yaml; give a .parquet file that"
+    ):
+        templates_of(tmp_path / "alone.parquet")
     with pytest.raises(ValueError, match="name 0 texts for templates.reconstructor, expected one"):
         templates_of(paths["av_sft"])
 

@@ -88,7 +88,7 @@ def test_a_finished_run_of_an_edited_file_is_refused(finished):
     with pytest.raises(
         ValueError,
         match=r"texts has changed since .*run was made \(a.jsonl has changed, b.jsonl is new\). Bring the old files "
-        r"back, .* rename the corpus. The digest .* was \w{16} and is now none, since .*two different texts",
+        r"back, .* rename the new ones. The digest .* was \w{16} and is now none, since .*two different texts",
     ):
         run_stages(finished, STAGES)
     (texts / "b.jsonl").unlink()
