@@ -169,6 +169,16 @@ def test_oracle_and_mean_land_where_they_should(subject):
     assert figure(splice, "AV planted", "share recovered", AR="judge").value == pytest.approx(1, abs=1e-3)
     mean = cheaters.mean(subject)
     assert mean.text_figures("own", mean.texts())["fve"].estimate().value == pytest.approx(0, abs=1e-6)
+
+
+def test_without_an_own_ar_nothing_is_said_of_one(subject):
+    judge = {"judge": subject.reconstructors["judge"]}
+    row = sanity._row("before joint training", dataclasses.replace(subject, reconstructors=judge), "nla")
+    assert row.figures["fve_nrm, own"] is None and row.figures["own minus judge"] is None
+    assert row.figures["fve_nrm, judge"].estimate().n == len(subject.data)
+    own = {"own": subject.reconstructors["own"]}
+    row = sanity._row("without a judge", dataclasses.replace(subject, reconstructors=own), "nla")
+    assert row.figures["fve_nrm, judge"] is None and row.figures["fve_nrm, own"].estimate().value > 0
     assert figure(splice, "training mean", "share recovered").value == 0
 
 
@@ -209,7 +219,7 @@ def test_a_copy_loses_more_by_a_paraphrase_without_quotes_than_plain_words_do(su
     readers = {"own": read, "judge": subject.reconstructors["judge"]}
     copier = dataclasses.replace(cheaters.copier(subject), reconstructors=readers, training=None)
     row = sanity._row("copier", copier, "control")
-    assert row.figures["fve, own"].estimate().value == pytest.approx(1, abs=1e-6)
+    assert row.figures["fve_nrm, own"].estimate().value == pytest.approx(1, abs=1e-6)
     assert row.figures["kept as shuffled words"].estimate().high < 0.2
 
 

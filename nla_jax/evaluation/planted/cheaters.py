@@ -24,7 +24,7 @@ def oracle(subject: Subject) -> Subject:
     def read(texts):
         return np.stack([table.get(text or "", subject.yardstick.mean_D) for text in texts])
 
-    return _replaced(subject, write, dict.fromkeys(subject.reconstructors, read), training=None)
+    return _replaced(subject, write, dict.fromkeys(subject.reconstructors, read), _Raw, training=None)
 
 
 def mean(subject: Subject) -> Subject:
@@ -34,7 +34,7 @@ def mean(subject: Subject) -> Subject:
         return np.broadcast_to(subject.yardstick.mean_D, (len(texts), len(subject.yardstick.mean_D)))
 
     readers = dict.fromkeys(subject.reconstructors, read)
-    return _replaced(subject, lambda h, **_: ["A text."] * len(h), readers, training=None)
+    return _replaced(subject, lambda h, **_: ["A text."] * len(h), readers, _Raw, training=None)
 
 
 def copier(subject: Subject, count: int = 12) -> Subject:
@@ -87,12 +87,19 @@ def private_code(subject: Subject) -> Subject:
     return _replaced(subject, write, {**subject.reconstructors, "own": read})
 
 
-def _replaced(subject: Subject, write, reconstructors, **others) -> Subject:
-    return dataclasses.replace(
-        subject,
-        verbalizers={"planted": write},
-        reconstructors=reconstructors,
-        tokens_of=None,
-        marker=None,
-        **others,
-    )
+class _Raw(Subject):
+    """A subject whose ARs rebuild vectors of true norms."""
+
+    def scale(self, reconstructor: str) -> float:
+        return 1.0
+
+
+def _replaced(subject: Subject, write, reconstructors, kind: type[Subject] = Subject, **others) -> Subject:
+    kept = {field.name: getattr(subject, field.name) for field in dataclasses.fields(subject)}
+    changed = {
+        "verbalizers": {"planted": write},
+        "reconstructors": reconstructors,
+        "tokens_of": None,
+        "marker": None,
+    }
+    return kind(**{**kept, **changed, **others})

@@ -23,28 +23,29 @@ def measure(subject: Subject) -> list[Table]:
         Table(
             name="sanity",
             title="Planted systems",
-            note="The oracle must reach 1 and the mean 0 (on raw fve); the copier must show in copied 3-grams, and in "
-            "what is left of its text when content words are shuffled; the private code in own minus judge and "
-            "in the same.",
+            note="The oracle must reach 1 and the mean 0 (on raw fve, which is not defined for an AV's ARs without "
+            "training rows); the copier must show in copied 3-grams, and in what is left of its text when content "
+            "words are shuffled; the private code in own minus judge and in the same. Without an own AR the judge "
+            "says what is left.",
             rows=rows,
         )
     ]
 
 
 def _row(name: str, subject: Subject, group: str) -> Row:
-    texts, own = subject.texts(), "own" if "own" in subject.reconstructors else subject.judge
-    own_figures, judged = subject.text_figures(own, texts), subject.text_figures(subject.judge, texts)
-    before = own_figures["fve_nrm"]
+    texts, reader = subject.texts(), subject.pair[0]
+    before = {ar: subject.text_figures(ar, texts)["fve_nrm"] for ar in subject.pair}
+    own, judged = before.get("own"), before.get(next(iter(subject.judges), ""))
     changed = rewrites.edited(texts, rewrites.keywords, quotes=False, seed=subject.seed)
-    after = subject.text_figures(own, changed)["fve_nrm"]
+    after = subject.text_figures(reader, changed)["fve_nrm"]
     figures = {
-        "fve, own": own_figures["fve"],
-        "fve_nrm, own": before,
-        "fve_nrm, judge": judged["fve_nrm"],
-        "own minus judge": before.over(judged["fve_nrm"]),
+        "fve": subject.text_figures(reader, texts)["fve"],
+        "fve_nrm, own": own,
+        "fve_nrm, judge": judged,
+        "own minus judge": own.over(judged) if own and judged else None,
         "copied 3-grams": next(r for r in copying(subject).rows if r.group == "nla").figures[
             "copied 3-grams"
         ],
-        "kept as shuffled words": share_kept(before, after),
+        "kept as shuffled words": share_kept(before[reader], after),
     }
     return Row(name, figures, group=group, ids=subject.ids)
