@@ -214,7 +214,7 @@ def test_a_run_is_evaluated_further_and_compared(finished_run, tmp_path):
     ("more", "message"),
     [
         (("--model.layer", "9"), "layer 9 is outside the model: it has blocks 0 to 2"),
-        (("--extraction.min-position", "60000"), "no document is longer than min_position=60000"),
+        (("--extraction.min-position", "60000"), "extraction.min_position is 60000"),
         (("--rl.no-such-field", "1"), "no-such-field"),
         (("--templates.marker", "two words"), "not one token in context"),
         (("--templates.reconstructor", "no slot"), "must contain {explanation} exactly once"),

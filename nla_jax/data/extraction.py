@@ -5,6 +5,7 @@ Shape letters: B documents, T tokens, P positions a document, D model.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,23 @@ class ExtractionConfig:
     shard_documents: int = 256
     """Documents in one parquet shard; a killed extraction loses at most one shard."""
 
+    def __post_init__(self):
+        least = {
+            "min_position": 0,
+            "positions_per_document": 1,
+            "batch_size": 1,
+            "shard_documents": 1,
+            "next_words": 0,
+        }
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"extraction.{name} is {getattr(self, name)}, expected at least {value}")
+        if self.min_position >= self.max_tokens:
+            raise ValueError(
+                f"extraction.min_position is {self.min_position}, and documents are cut after extraction.max_tokens="
+                f"{self.max_tokens} tokens, so that no position is left; raise max_tokens or lower min_position"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -57,7 +75,9 @@ class Context:
 def tokenize(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, config: ExtractionConfig, seed: int
 ) -> list[Context]:
-    """Tokenize documents and choose positions; documents shorter than the minimum position are dropped.
+    """Tokenize documents and choose positions.
+
+    Documents without a token from the minimum position on are left out, and counted in a warning.
 
     Raises:
       ValueError: no document is long enough.
@@ -88,6 +108,12 @@ def tokenize(
         raise ValueError(
             f"no document is longer than min_position={config.min_position} tokens (the longest of "
             f"{len(documents)} has {longest}); use longer documents or lower extraction.min_position"
+        )
+    if short := len(documents) - len(contexts):
+        warnings.warn(
+            f"{short} of {len(documents)} documents have no token from position {config.min_position} on, where "
+            "activations are read, and are left out (extraction.min_position)",
+            stacklevel=2,
         )
     return contexts
 

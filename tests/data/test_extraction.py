@@ -160,3 +160,29 @@ def test_a_continuation_keeps_the_space_before_it(tiny_lm):
     ids = tiny_lm.tokenizer.encode("né", add_special_tokens=False)
     for at in range(1, len(ids)):
         assert text_after(ids[:at], ids[at:], tiny_lm.tokenizer)[-1] in "é\ufffd"
+
+
+def test_documents_that_are_too_short_are_counted(tiny_lm):
+    short = Document("short", "word", "g")
+    with pytest.warns(
+        UserWarning, match="1 of 6 documents have no token from position 5 on, where activations are"
+    ):
+        contexts = tokenize([*DOCUMENTS, short], tiny_lm.tokenizer, CONFIG, seed=0)
+    assert [context.document for context in contexts] == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"max_tokens": 50},
+            "min_position is 50, and documents are cut after extraction.max_tokens=50 tokens, so",
+        ),
+        ({"positions_per_document": 0}, "extraction.positions_per_document is 0, expected at least 1"),
+        ({"shard_documents": 0}, "extraction.shard_documents is 0, expected at least 1"),
+        ({"min_position": -1}, "extraction.min_position is -1, expected at least 0"),
+    ],
+)
+def test_sizes_that_leave_nothing_to_read_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ExtractionConfig(**changes)
