@@ -90,8 +90,8 @@ def second_judge(run: Run) -> None:
     """Warm-start another AR on the same texts in another order, as a judge beside the first."""
     config, steps = run.config.ar_sft, run.config.evaluation.second_judge_steps
     loop = dataclasses.replace(config.loop, steps=steps)
-    decay = config.optimizer.decay_steps and steps
-    optimizer = dataclasses.replace(config.optimizer, decay_steps=decay)
+    decay, warmup = config.optimizer.decay_steps and steps, min(config.optimizer.warmup_steps, steps)
+    optimizer = dataclasses.replace(config.optimizer, decay_steps=decay, warmup_steps=warmup)
     config = dataclasses.replace(config, loop=loop, optimizer=optimizer)
     _train_reconstructor(run, "second_judge", config, run.config.seed + 1)
 

@@ -12,7 +12,10 @@ class GuardError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """Two thresholds of a metric; `stop` lies beyond `warn`, above it if high values are bad, else below."""
+    """Two thresholds of a metric; `stop` lies beyond `warn`, above it if high values are bad, else below.
+
+    An infinite threshold is none: nothing is beyond it, not even NaN.
+    """
 
     warn: float
     stop: float
@@ -27,7 +30,9 @@ class Guard:
             )
 
     def passes(self, value: float, threshold: float) -> bool:
-        """Whether a value is on the good side of a threshold; NaN never is."""
+        """Whether a value is on the good side of a threshold; NaN never is on that of a finite one."""
+        if math.isinf(threshold):
+            return True
         return value < threshold if self.stop > self.warn else value > threshold
 
 

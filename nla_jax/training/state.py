@@ -30,6 +30,14 @@ class OptimizerConfig:
     b2: float = 0.99
     max_grad_norm: float = 1.0
 
+    def __post_init__(self):
+        if self.decay_steps is not None and self.decay_steps < max(self.warmup_steps, 1):
+            raise ValueError(
+                f"decay_steps={self.decay_steps} ends the decay of the learning rate before its warm-up, which takes "
+                f"warmup_steps={self.warmup_steps}; decay over at least as many steps (loop.steps, for instance), or "
+                "warm up for fewer"
+            )
+
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
         # The first update counts as 0 and has a share of the rate already: a rate of zero would waste its batch.

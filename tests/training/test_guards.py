@@ -50,6 +50,9 @@ def test_a_judge_that_falls_while_the_own_ar_rises():
     assert judge_drop({"own_fve_nrm": math.nan, "judge_fve_nrm": 0.1}, highest) == 0
     watch = Watch(GuardConfig())
     assert [len(watch.warnings({"judge_drop": 0.06})) for _ in range(4)] == [0, 1, 0, 0]
+    # A judge that came out as NaN is told, but ends nothing where no end is asked for.
+    watch = Watch(GuardConfig())
+    assert [len(watch.warnings({"judge_drop": math.nan})) for _ in range(4)] == [0, 1, 0, 0]
     watch = Watch(GuardConfig(judge_drop=Guard(warn=0.02, stop=0.05, patience=2)))
     watch.warnings({"judge_drop": 0.06})
     with pytest.raises(GuardError, match="judge_drop is 0.06, beyond 0.05 for 2 times in a row"):

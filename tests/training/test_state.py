@@ -131,9 +131,16 @@ def test_learning_rate_falls_to_a_tenth():
     np.testing.assert_allclose(np.array(sizes)[[0, 1, 3, 5, 7]], [0.05, 0.1, 0.055, 0.01, 0.01], atol=1e-5)
 
 
+def test_a_decay_that_ends_before_the_warm_up_is_refused():
+    with pytest.raises(
+        ValueError, match="decay_steps=5 ends the decay .* warmup_steps=10; decay over at least"
+    ):
+        OptimizerConfig(warmup_steps=10, decay_steps=5)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_warm_up_as_long_as_the_stage_ends_at_the_full_rate(steps):
-    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=steps, decay_steps=steps + 1), steps)
+    sizes = steps_taken(OptimizerConfig(learning_rate=0.1, warmup_steps=steps, decay_steps=steps), steps)
     np.testing.assert_allclose(sizes, 0.1 * np.arange(1, steps + 1) / steps, atol=1e-5)
 
 
