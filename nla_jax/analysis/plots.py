@@ -17,7 +17,7 @@ def plot_tokens(explanations: Explanations, scores: Scores, *, ax: "Axes | None"
     """Plot how much of each token's activation its explanations carry, in the order of the explanations.
 
     A bar is the mean of a token's samples, a dot one of them. The height is `fve_nrm`, or the cosine where the NLA came
-    without a training mean.
+    without a training mean. A failed explanation counts as that mean, and is left out where there is none.
 
     Args:
       explanations: of the tokens of one text, or of plain vectors.
@@ -40,12 +40,12 @@ def plot_tokens(explanations: Explanations, scores: Scores, *, ax: "Axes | None"
         )
     samples = explanations.samples
     rows = explanations.rows()[::samples]
-    by_token = np.asarray(values_N).reshape(len(rows), samples)
+    by_token = np.ma.masked_invalid(np.asarray(values_N).reshape(len(rows), samples))
     if ax is None:
         width = max(4.0, 1.2 + INCHES_A_TOKEN * len(rows))
         _, ax = plt.subplots(figsize=(width, 3), layout="constrained")
     places = np.arange(len(rows))
-    ax.bar(places, by_token.mean(axis=1), color=BAR, width=0.8, alpha=0.8)
+    ax.bar(places, by_token.mean(axis=1).filled(np.nan), color=BAR, width=0.8, alpha=0.8)
     if samples > 1:
         ax.scatter(places.repeat(samples), by_token.ravel(), color=SAMPLE, s=9, zorder=3)
     # Tokens are data: a dollar sign in one is a dollar sign.

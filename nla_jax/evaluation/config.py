@@ -39,6 +39,8 @@ class EvaluationConfig:
     second_judge_steps: int = 0
     """Warm-start steps of a second AR, with another seed, that judges beside the first; 0 trains none."""
     bootstrap_samples: int = 2000
+    """Resamples of documents behind the interval of a share or mean. Differences of two figures take 2,000 always, and
+    AUROC and the FVE for ten tokens 200."""
     examples: int = 20
     """Examples in the report."""
 

@@ -44,6 +44,15 @@ def test_without_a_training_mean_the_cosine_is_drawn_where_it_is_wanted(explanat
     assert own.get_ylabel() == "cosine"
 
 
+def test_a_failed_sample_without_a_training_mean_is_left_out(explanations):
+    values = scores(4, fve_nrm=False)
+    values.cosine_N[1] = values.cosine_N[2] = values.cosine_N[3] = np.nan
+    ax = plot_tokens(explanations, values)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights[0] == 0.5 and np.isnan(heights[1])
+    ax.figure.canvas.draw()
+
+
 def test_scores_of_other_explanations_are_refused(explanations):
     with pytest.raises(ValueError, match="3 scores for 4 explanations"):
         plot_tokens(explanations, scores(3))

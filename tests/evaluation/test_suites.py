@@ -172,6 +172,54 @@ def test_oracle_and_mean_land_where_they_should(subject):
     assert figure(splice, "training mean", "share recovered").value == 0
 
 
+def test_what_is_put_back_has_the_true_norm(subject, monkeypatch):
+    given = []
+
+    def divergence(contexts, vectors_NVD, desc=None):
+        given.append(vectors_NVD)
+        return np.arange(1.0, vectors_NVD.shape[1] + 1)[None].repeat(
+            len(contexts), 0
+        ), subject.data.activations
+
+    monkeypatch.setattr(subject.target, "divergence", divergence)
+    mean = cheaters.mean(subject)
+    lines = {(row.name, row.labels["AR"]): at for at, row in enumerate(reconstruction.splice(mean).rows)}
+    (vectors_NVD,) = given
+    true_N = np.linalg.norm(subject.data.activations, axis=1)
+    mean_ND, told_ND = (
+        vectors_NVD[:, lines["training mean", "-"]],
+        vectors_NVD[:, lines["training mean, at the true norm", "-"]],
+    )
+    np.testing.assert_allclose(mean_ND, subject.yardstick.mean_D[None].repeat(len(true_N), 0))
+    np.testing.assert_allclose(np.linalg.norm(told_ND, axis=1), true_N, rtol=1e-5)
+    # A text that says nothing undoes what the told norm undoes, and no more.
+    np.testing.assert_allclose(vectors_NVD[:, lines["AV planted", "own"]], told_ND, rtol=1e-5, atol=1e-6)
+
+
+def test_slices_of_small_norms_are_told_apart(subject):
+    norms_N = np.linspace(0.011, 0.0449, len(subject.data))
+    small_ND = subject.data.activations / np.linalg.norm(subject.data.activations, axis=1, keepdims=True)
+    data = dataclasses.replace(subject.data, activations=(small_ND * norms_N[:, None]).astype(np.float32))
+    table = reconstruction.slices(dataclasses.replace(subject, data=data))
+    names = [row.name for row in table.rows if row.name.startswith("norm of the activation")]
+    ends = [tuple(map(float, name.split(": ")[1].split(" to "))) for name in names]
+    assert len(ends) == 4 and ends == sorted(ends)
+    assert ends[0][0] == 0.011 and ends[-1][1] == 0.0449
+    assert [high for _, high in ends[:-1]] == [low for low, _ in ends[1:]]
+
+
+def test_a_failed_text_carries_no_bits(subject):
+    def bits(texts):
+        av = dataclasses.replace(subject, verbalizers={"av": lambda h, **_: texts})
+        (name,) = [row.name for row in controls.without_reader(av) if row.name.startswith("PCA code")]
+        return int(name.split()[3])
+
+    texts = ["Ships in the harbor."] * len(subject.data)
+    whole = bits(texts)
+    assert whole > 10 and bits([None] * len(texts)) == 1
+    assert bits([text if i % 2 else None for i, text in enumerate(texts)]) == pytest.approx(whole / 2, abs=1)
+
+
 def test_without_an_own_ar_nothing_is_said_of_one(subject):
     judge = {"judge": subject.reconstructors["judge"]}
     row = sanity._row("before joint training", dataclasses.replace(subject, reconstructors=judge), "nla")

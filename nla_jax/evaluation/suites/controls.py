@@ -112,7 +112,9 @@ def without_reader(subject: Subject) -> list[Row]:
                 data.explanations, taught, training_MD
             )
     nats_N1, _ = subject.target.log_likelihood([""] * len(written), [[f" {text}"] for text in written])
-    bits = max(int(-nats_N1.mean() / np.log(2)), 1)
+    # A failed text carries nothing, whatever the blank that is read in its place costs.
+    carried_N = np.where([bool(text) for text in written], -nats_N1[:, 0], 0)
+    bits = max(int(carried_N.mean() / np.log(2)), 1)
     code = PCACode.fit(training_MD, bits)
     directions[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
     # One scalar takes directions to raw vectors, as it does for the ARs: by least squares, the mean norm over √d.

@@ -106,7 +106,8 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
     for name, found in checked.items():
         margins = entailed(subject, found)
         for kind, meaning in text_analysis.KINDS.items():
-            chosen = [c for c in found if c.claim.kind == kind]
+            numbered = [(i, c) for i, c in enumerate(found) if c.claim.kind == kind]
+            chosen = [c for _, c in numbered]
             if len({docs[c.row] for c in chosen}) < 2:
                 continue
             of = [docs[c.row] for c in chosen]
@@ -118,7 +119,7 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
                 "by stem": Ratio.mean([c.is_true for c in chosen], of),
                 "in another by stem": Ratio.mean([c.exact_elsewhere or c.stem_elsewhere for c in chosen], of),
             }
-            judged = [(margins[i], docs[c.row]) for i, c in enumerate(found) if c in chosen and i in margins]
+            judged = [(margins[i], docs[c.row]) for i, c in numbered if i in margins]
             if len({doc for _, doc in judged}) > 1:
                 hits, of_judged = zip(*judged, strict=True)
                 figures["made likelier"] = Ratio.mean([hit > 0 for hit in hits], of_judged)

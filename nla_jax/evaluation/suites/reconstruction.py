@@ -126,20 +126,20 @@ def slices(subject: Subject) -> Table:
     """Figures by context length, place in the sentence, norm and genre: for which activations the AV does well."""
     data, texts = subject.data, subject.texts()
     columns: dict[str, list[str]] = {
-        "tokens of context": _quantiles(data.n_raw_tokens, "d"),
-        "norm of the activation": _quantiles(np.linalg.norm(data.activations, axis=1), ".0f"),
+        "tokens of context": _quantiles(data.n_raw_tokens),
+        "norm of the activation": _quantiles(np.linalg.norm(data.activations, axis=1)),
     }
     if data.contexts is not None:
         since = [
             len(text_analysis.words(text_analysis.sentences(context or ".")[-1])) for context in data.contexts
         ]
-        columns["words since the sentence began"] = _quantiles(np.array(since), "d")
+        columns["words since the sentence began"] = _quantiles(np.array(since))
     if genres := data.extra.get("genre"):
         rows_of = Counter(genres)
         columns["genre"] = [genre if rows_of[genre] >= len(genres) / 20 else "all others" for genre in genres]
     rows = []
     for title, values in columns.items():
-        for value in dict.fromkeys(sorted(values, key=lambda v: (len(v), v))):
+        for value in sorted(set(values), key=_lower_end):
             chosen = np.array([i for i, other in enumerate(values) if other == value])
             if len({data.doc_ids[i] for i in chosen}) < 2:
                 continue
@@ -154,12 +154,26 @@ def slices(subject: Subject) -> Table:
     )
 
 
-def _quantiles(values_N: np.ndarray, form: str) -> list[str]:
-    """The quantile that each value falls in, as "low to high"."""
+def _quantiles(values_N: np.ndarray) -> list[str]:
+    """The quantile that each value falls in, as "low to high"; ends that are not whole have three digits."""
     edges = np.unique(np.quantile(values_N, np.linspace(0, 1, QUANTILES + 1)).astype(values_N.dtype))
     bins = np.clip(np.searchsorted(edges, values_N, side="right") - 1, 0, max(len(edges) - 2, 0))
     high = edges[1:] if len(edges) > 1 else edges
-    return [f"{edges[b]:{form}} to {high[b]:{form}}" for b in bins]
+
+    def shown(end: np.number) -> str:
+        whole = np.issubdtype(values_N.dtype, np.integer)
+        return str(end) if whole else np.format_float_positional(end, precision=3, fractional=False, trim="-")
+
+    return [f"{shown(edges[b])} to {shown(high[b])}" for b in bins]
+
+
+def _lower_end(label: str) -> tuple[float, str]:
+    """What sorts quantiles by their lower ends, and other labels by their letters."""
+    low, to, _ = label.partition(" to ")
+    try:
+        return (float(low) if to else 0.0), label
+    except ValueError:
+        return 0.0, label
 
 
 def splice(subject: Subject) -> Table:
@@ -168,7 +182,8 @@ def splice(subject: Subject) -> Table:
     norm = np.linalg.norm(data.activations, axis=1, keepdims=True)
     partner_N = np.array(shuffled(range(len(data)), docs, subject.seed))
     vectors: dict[tuple[str, str], np.ndarray] = {
-        ("training mean", "-"): np.broadcast_to(yardstick.mean_D, data.activations.shape)
+        ("training mean", "-"): np.broadcast_to(yardstick.mean_D, data.activations.shape),
+        ("training mean, at the true norm", "-"): _unit(yardstick.mean_D) * norm,
     }
     vectors["another document's activation", "-"] = data.activations[partner_N]
     for ar in subject.reconstructors:
@@ -177,7 +192,7 @@ def splice(subject: Subject) -> Table:
             sources = {"explainer texts": data.explanations} | sources
         for name, texts in sources.items():
             rebuilt = subject.rebuilt(ar, texts)
-            vectors[name, ar] = rebuilt / np.linalg.norm(rebuilt, axis=1, keepdims=True) * norm
+            vectors[name, ar] = _unit(rebuilt) * norm
     stacked_NVD = np.stack(list(vectors.values()), axis=1).astype(np.float32)
     kl_NV, there_ND = subject.target.divergence(data.contexts, stacked_NVD, desc="splice")
     # A stored text that is tokenized in another way than its document has another activation at its end.
@@ -199,8 +214,14 @@ def splice(subject: Subject) -> Table:
         name="splice",
         title="Put back into the model",
         note="The KL divergence of the target's next token when the rebuilt direction, at the true norm, takes the "
-        f"activation's place, and the share of the training mean's damage that it undoes. {len(data) - len(kept)} "
-        f"of {len(data)} rows are left out, whose stored text is read as other tokens.",
+        "activation's place, and the share of the training mean's damage that it undoes. The norm is told, not "
+        "rebuilt: the mean at the true norm says what that alone undoes. "
+        f"{len(data) - len(kept)} of {len(data)} rows are left out, whose stored text is read as other tokens.",
         rows=rows,
         plotted="share recovered",
     )
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """Vectors scaled to norm 1; the zero vector stays zero."""
+    return np.asarray(metrics.normalize(vector)) / np.sqrt(vector.shape[-1])
