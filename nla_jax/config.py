@@ -20,7 +20,7 @@ from nla_jax.lm.lora import LoraConfig
 from nla_jax.sharding.mesh import MeshConfig
 from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
-from nla_jax.training.state import OptimizerConfig
+from nla_jax.training.state import OptimizerConfig, check_pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,9 @@ class WarmStartConfig:
     length_buckets: int = 8
     """Token budgets that are compiled for, see `RLConfig`."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        check_pieces("batch_size", self.batch_size, self.micro_batches, self.length_buckets)
 
 
 @dataclasses.dataclass(frozen=True)

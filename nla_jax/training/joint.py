@@ -34,7 +34,7 @@ from nla_jax.sharding.placement import block_on_simulated_devices, place_process
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, Metrics, States, scalars
-from nla_jax.training.state import OptimizerConfig
+from nla_jax.training.state import OptimizerConfig, check_pieces
 from nla_jax.training.stopwatch import Lap, Stopwatch
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
 
@@ -60,7 +60,7 @@ class RLConfig:
     length_hinge_slope: float = 0.02
     length_buckets: int = 8
     """Programs that an update is compiled to at most, for batches with more or fewer tokens, so that padding costs
-    little; 1 compiles one, for full length, which pays off in short runs. On one device only."""
+    little; 1 compiles one, for full length. On one device only."""
     gather_weights: bool = True
     """Whether the AV that samples is whole along the mesh's fsdp axis: a copy, gathered once a round and not in every
     token step. The embedding, which is looked up, stays split. False saves the copy's memory; what is in compute dtype,
@@ -73,6 +73,7 @@ class RLConfig:
                 f"rl.group={self.group}: advantages compare the explanations of one activation, so a group needs two "
                 "at least; set --rl.group 4, for instance"
             )
+        check_pieces("activations", self.activations, self.micro_batches, self.length_buckets)
 
 
 def sampling_weights(verbalizer: Verbalizer, params: Params, mesh: AnyMesh, *, gather: bool) -> Params:

@@ -189,6 +189,26 @@ def update(
     return TrainState(params, opt_state, state.step + 1, bad_steps), metrics
 
 
+def check_pieces(name: str, rows: int, micro_batches: int, length_buckets: int) -> None:
+    """Refuse a config whose batches cannot be cut into their parts.
+
+    Args:
+      name: the config's field that holds the number of rows.
+      rows: that number.
+      micro_batches: parts that the rows are cut into.
+      length_buckets: token budgets that an update is compiled for at most.
+
+    Raises:
+      ValueError: the parts do not divide the rows, or there is no budget.
+    """
+    if micro_batches < 1 or rows % micro_batches:
+        raise ValueError(
+            f"micro_batches={micro_batches} does not divide {name}={rows}; use a divisor of {rows}"
+        )
+    if length_buckets < 1:
+        raise ValueError(f"length_buckets={length_buckets}; expected 1, which keeps all padding, or more")
+
+
 class TooManyBadSteps(RuntimeError):
     """Too many updates in a row had to be refused."""
 
