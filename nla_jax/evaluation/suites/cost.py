@@ -45,8 +45,8 @@ def measure(subject: Subject) -> list[Table]:
             name="cost",
             title="What an explanation costs",
             note="Tokens, none for a failed explanation; seconds, which are a batch's time over its rows, on this "
-            "machine, with the weights loaded and the programs compiled; and ten times the fve_nrm over the mean number of "
-            "tokens.",
+            "machine, with the weights loaded and the programs compiled; and ten times the fve_nrm over the "
+            "mean number of tokens.",
             rows=rows,
         )
     ]
