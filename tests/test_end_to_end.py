@@ -69,6 +69,26 @@ def test_run_leaves_everything_a_user_expects(finished_run):
     assert len((finished_run / "examples.jsonl").read_text().splitlines()) == 16
 
 
+def test_the_steps_kept_are_the_best_and_other_documents_are_reported(finished_run):
+    from nla_jax.config import read_config
+    from nla_jax.pipeline.run import Run
+
+    metrics = read_metrics(finished_run)
+    evaluated = {
+        stage: {step: metrics[stage, step][name] for step in (0, 3, 6)}
+        for stage, name in (("av_sft", "real_loss"), ("ar_sft", "held_out_fve_nrm"), ("rl", "judge_fve_nrm"))
+    }
+    kept = json.loads((finished_run / "evaluation.json").read_text())["kept_steps"]
+    best = {stage: max(values, key=values.get) for stage, values in evaluated.items()}
+    assert kept == best | {"av_sft": min(evaluated["av_sft"], key=evaluated["av_sft"].get)}
+    for stage, step in kept.items():
+        assert (finished_run / "checkpoints" / stage / str(step)).is_dir()
+    run = Run(read_config(finished_run / "config.json"), finished_run)
+    examples = (finished_run / "examples.jsonl").read_text().splitlines()
+    shown, chose = {json.loads(line)["doc_id"] for line in examples}, set(run.monitored(1000).doc_ids)
+    assert shown and chose and not shown & chose
+
+
 def test_splits_share_no_document(finished_run):
     from nla_jax.data.dataset import load_dataset
 

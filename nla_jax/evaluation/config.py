@@ -12,9 +12,9 @@ class EvaluationConfig:
     suites: tuple[str, ...] = ("reconstruction", "controls")
     """The suites that a run measures at its end; `nla evaluate` takes others."""
     rows: int = 256
-    """Held-out activations of the final evaluation."""
+    """Held-out activations of the final evaluation, of documents that chose none of the steps that are kept."""
     monitor_rows: int = 128
-    """Held-out activations of the evaluations during training."""
+    """Held-out activations of the evaluations during training, of the other documents."""
     batch_size: int = 64
     temperature: float = 0.0
     """Temperature of the evaluated explanations; 0 takes the likeliest token."""
