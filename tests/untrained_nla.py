@@ -7,9 +7,10 @@ import optax
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.config import ExperimentConfig, ModelConfig, save_config
-from nla_jax.data.dataset import stage_columns, write_shard
+from nla_jax.data.dataset import write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS
+from nla_jax.data.stage_texts import stage_columns
 from nla_jax.pipeline.run import Run
 from nla_jax.training.state import TrainState
 

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder.prompts import build_verbalizer_prompt
 from nla_jax.data.adoption import sidecars
-from nla_jax.data.dataset import ActivationDataset, load_dataset, stage_columns, write_shard
+from nla_jax.data.dataset import ActivationDataset, load_dataset, write_shard
 from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
 from nla_jax.data.splits import SPLITS, split_of
+from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.writers.predictive import PredictiveWriter
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.digests import stage_digest

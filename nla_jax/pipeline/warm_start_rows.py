@@ -9,7 +9,8 @@ import numpy as np
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.prompts import encode_reconstructor, encode_responses
 from nla_jax.data.batches import reconstructor_rows, verbalizer_rows
-from nla_jax.data.dataset import ActivationDataset, holds_a_tag, load_dataset
+from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.stage_texts import holds_a_tag
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.make_data import write_rows
 from nla_jax.pipeline.run import Run

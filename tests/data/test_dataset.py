@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from nla_jax.autoencoder.metrics import direction_mse
-from nla_jax.data.dataset import load_dataset, stage_columns, write_shard
+from nla_jax.data.dataset import load_dataset, write_shard
 from nla_jax.data.sidecar import (
     CorpusSlice,
     Extraction,
@@ -16,6 +16,7 @@ from nla_jax.data.sidecar import (
     SidecarTemplates,
     sidecar_path_for,
 )
+from nla_jax.data.stage_texts import stage_columns
 
 TOKENS = PromptIds("㊗", 16, 101, 102, (7, 8))
 TEMPLATES = SidecarTemplates("Explain {injection_char}, {please}.", "<text>{explanation}</text> Goes on:")
