@@ -84,21 +84,21 @@ def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", "AnyP
     return config, run_dir
 
 
-def run(arguments: list[str], *, stages: Sequence[str] = (), program: str, description: str) -> None:
+def run(arguments: list[str], *, stages: Sequence[str] = (), program: str, description: str | None) -> None:
     """Run stages as a command line says.
 
     Args:
       arguments: what stands after the command.
       stages: names in `nla_jax.pipeline.stages.STAGE_NAMES`; all of them if none is given.
       program: the command, for the help.
-      description: what it does, for the help.
+      description: what it does, for the help; a docstring is None under `python -OO`.
 
     Raises:
       SystemExit: status 0 or 2 after the help, `PREEMPTED` after SIGTERM, else with the message of an error.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         configs = textwrap.fill(", ".join(shipped_configs()), 110, subsequent_indent=" " * 10)
-        print(_USAGE.format(program=program, description=description, configs=configs))
+        print(_USAGE.format(program=program, description=description or "", configs=configs))
         raise SystemExit(0 if arguments else 2)
     if not arguments[0].startswith("-"):
         # A name that is not there is answered at once: what follows takes seconds.

@@ -19,7 +19,7 @@ STAGES = {
 
 _USAGE = f"""usage: nla stage NAME CONFIG [--run-dir DIR] [--FIELD VALUE ...]
 
-{__doc__}
+{__doc__ or ""}
 
 NAME is one of these; they take the arguments of `nla train`, which runs all of them:
 {chr(10).join(f"  {name:9} {line}" for name, line in STAGES.items())}

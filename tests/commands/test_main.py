@@ -30,6 +30,14 @@ def test_the_help_names_every_command_and_imports_nothing_that_takes_long():
         assert f"  {name:11} {line}\n" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["train", "stage", "evaluate"])
+def test_help_without_docstrings_says_nothing_of_none(name):
+    """Python -OO takes docstrings away, and with them the descriptions of the commands."""
+    command = [sys.executable, "-OO", "-m", "nla_jax", name, "--help"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"usage: nla {name}") and "None" not in said
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     command = importlib.import_module(f"nla_jax.commands.{name}")
