@@ -59,7 +59,8 @@ def load_corpus(
         kept = unique.setdefault(document.id, document)
         if kept.text != document.text:
             raise ValueError(
-                f"{source}: two different texts have the id {document.id!r}; make the ids unique"
+                f"{source}: two different texts have the id {document.id!r}; make the ids unique, or leave them out: "
+                "rows without one are named by a hash of their text"
             )
     found = "; ".join(f"{what}: {count}" for what, count in notices.items())
     if not unique:

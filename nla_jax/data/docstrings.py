@@ -1,6 +1,7 @@
 """The built-in corpus: the prose in the docstrings of installed packages and of the standard library."""
 
 import ast
+import functools
 import importlib.metadata
 import platform
 import re
@@ -85,6 +86,7 @@ def docstring_documents() -> Iterator[Document]:
             yield document
 
 
+@functools.cache
 def docstring_versions() -> dict[str, str]:
     """The versions of Python and of the distributions that are read: with others the documents are others."""
     distributions = {d.metadata["Name"]: d.version for d in _required_distributions()}
