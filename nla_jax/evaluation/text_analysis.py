@@ -73,10 +73,10 @@ def repeated_ngrams(text: str, n: int = 2) -> tuple[int, int]:
     return len(runs) - len(set(runs)), len(runs)
 
 
-def share(pairs: Iterable[tuple[int, int]]) -> float:
-    """Hits over totals of (hits, total) pairs; 0 where there is nothing to count."""
+def share(pairs: Iterable[tuple[int, int]]) -> float | None:
+    """Hits over totals of (hits, total) pairs; None where there is nothing to count."""
     hits, total = np.array([*pairs, (0, 0)]).sum(axis=0)
-    return float(hits / total) if total else 0.0
+    return float(hits / total) if total else None
 
 
 def boilerplate(texts: Sequence[str], documents: Sequence[str], n: int = 4) -> list[tuple[int, int]]:

@@ -93,7 +93,9 @@ def rl(run: Run) -> None:
             row["copied"] = text_analysis.share(
                 text_analysis.copied_ngrams(text or "", context) for text, context in pairs
             )
-        return row | {"judge_drop": judge_drop(row, highest)}
+        # A share of nothing, as of texts that all failed, is not logged.
+        known = {name: value for name, value in row.items() if value is not None}
+        return known | {"judge_drop": judge_drop(known, highest)}
 
     rows = {"activations_BD": run.data("rl").activations}
     run_stage(

@@ -110,6 +110,17 @@ def test_tokens_are_those_of_the_texts_at_every_temperature(subject, temperature
     assert figure(degeneracy.readability(av), "AV av", "read as other tokens").value == 1
 
 
+def test_rewrites_that_leave_nothing_are_counted(subject):
+    texts = [(None, '"ships"', '"ships" on ice.')[i % 3] for i in range(len(subject.data))]
+    config = dataclasses.replace(subject.config, rewrite_rows=15, generated_rows=0)
+    av = dataclasses.replace(subject, verbalizers={"av": lambda h, **_: texts}, config=config)
+    table = degeneracy.rewriting(av)
+    kept, taken = (
+        figure(table, "unchanged", "empty", quotes=quotes, AR="own").value for quotes in ("kept", "taken out")
+    )
+    assert (kept, taken) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+
 def test_failed_texts_do_not_count_as_fluent(subject):
     texts = ["Ships in the harbor."] * len(subject.data)
 

@@ -54,6 +54,11 @@ def test_claims_by_rule():
     assert text_analysis.claims("") == []
 
 
+def test_a_share_of_nothing_is_not_zero():
+    assert text_analysis.share([(1, 2), (0, 2)]) == 0.25 and text_analysis.share([(0, 3), (0, 0)]) == 0
+    assert text_analysis.share([]) is None and text_analysis.share([(0, 0)]) is None
+
+
 def test_frame_words_are_what_all_texts_share():
     texts = [f'Ends "w{i}". Topic t{i}.' for i in range(10)]
     assert text_analysis.frame_words(texts) == {"ends", "topic"}

@@ -72,7 +72,11 @@ def rewriting(subject: Subject) -> Table:
             rows.append(
                 Row(
                     name,
-                    {"fve_nrm": after, "kept": share_kept(before, after)},
+                    {
+                        "fve_nrm": after,
+                        "kept": share_kept(before, after),
+                        "empty": Ratio.mean([not text for text in changed], after.doc_ids),
+                    },
                     group="nla",
                     labels=labels,
                     ids=subject.ids[:count],
@@ -94,7 +98,8 @@ def rewriting(subject: Subject) -> Table:
         title="The same meaning in other words",
         note="FVE of rewritten explanations, and the share of the original's that is kept. A text that means what it "
         "says survives its order and wording being changed; a private code does not. A weak model's paraphrases "
-        "lose meaning too: compare own and judge.",
+        "lose meaning too: compare own and judge. Empty: the share of texts of which nothing is left, or that had "
+        "failed before.",
         rows=rows,
     )
 
