@@ -201,11 +201,18 @@ def local_folder(place: Place) -> Iterator[Path]:
 
 
 def download(path: AnyPath, file: Path) -> None:
-    """Copy an object to a file here."""
+    """Copy an object to a file here.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+    """
     import fsspec
 
     store, key = fsspec.url_to_fs(str(path))
-    store.get_file(key, str(file))
+    try:
+        store.get_file(key, str(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no object {path}") from error
 
 
 def fingerprint(path: AnyPath) -> str:

@@ -39,14 +39,22 @@ def path_argument(text: str) -> "AnyPath":
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+_STORE_CLIENTS = ("gcsfs", "google", "s3fs", "botocore", "aiohttp")
+"""Packages that reach object stores, and whose errors share no class: a refused login, a bucket that is not there."""
+
+
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn the errors that a wrong input raises into one line on stderr, "error: MESSAGE", and exit status 1.
 
     Raises:
-      SystemExit: the block raised ValueError, OSError, RuntimeError or ModuleNotFoundError.
+      SystemExit: the block raised ValueError, OSError, RuntimeError, ModuleNotFoundError or an object store's error.
     """
     try:
         yield
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in _STORE_CLIENTS:
+            raise
+        raise SystemExit(f"error: the object store refused: {error}") from error

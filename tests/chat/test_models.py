@@ -12,6 +12,7 @@ from tiny_model import write_tiny_model
 
 from nla_jax.chat.models import CachedChat, open_chat_model
 from nla_jax.evaluation.config import EvaluationConfig
+from nla_jax.files import as_path
 
 PROVIDERS = ("anthropic", "openai")
 AT_ONCE = {"retry-after-ms": "1"}
@@ -232,3 +233,20 @@ def test_a_base_model_cannot_be_asked(tiny_model_dir, tmp_path):
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="has no chat template.*instruction-tuned"):
         open_chat_model(f"local:{base}", tmp_path / "c")(["x"], max_tokens=5)
+
+
+def test_answers_in_a_bucket_outlive_an_error_and_are_paid_once(bucket):
+    asked = []
+
+    def backend(prompts, max_tokens):
+        for prompt in prompts:
+            asked.append(prompt)
+            if prompt == "c" and asked.count("c") == 1:
+                raise RuntimeError("no connection")
+            yield prompt, f"<{prompt}>"
+
+    path = as_path(f"{bucket}/run/evaluation/chat.sqlite")
+    with pytest.raises(RuntimeError, match="no connection"):
+        CachedChat("m", backend, path)(["a", "b", "c"], max_tokens=5)
+    assert CachedChat("m", backend, path)(["c", "b", "a"], max_tokens=5) == ["<c>", "<b>", "<a>"]
+    assert asked == ["a", "b", "c", "c"]

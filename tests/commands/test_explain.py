@@ -3,6 +3,7 @@ import json
 import pytest
 
 from nla_jax.commands import explain
+from nla_jax.files import as_path, write_text
 
 TEXT = "The array has a shape and a type."
 
@@ -82,3 +83,20 @@ def test_what_does_not_go_together_is_refused(run_explain, arguments):
     with pytest.raises(SystemExit) as stop:
         run_explain(*arguments)
     assert stop.value.code == 2
+
+
+def test_texts_and_results_in_a_bucket(run_explain, bucket):
+    rows = [{"id": name, "text": f"{name} {TEXT}"} for name in ("one", "two")]
+    write_text(f"{bucket}/texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    arguments = "--file", f"{bucket}/texts.jsonl", "--out", f"{bucket}/out.jsonl", "--position", "-1"
+    run_explain(*arguments)
+    lines = as_path(f"{bucket}/out.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["id"] for line in lines] == ["one", "two"]
+    write_text(f"{bucket}/out.jsonl", lines[0])
+    printed = run_explain(*arguments, "--html", f"{bucket}/pages/page.html")
+    assert (
+        "1 of 2 texts were explained before" in printed.err
+        and "open gs://bucket/pages/page.html" in printed.err
+    )
+    assert as_path(f"{bucket}/out.jsonl").read_text() == "".join(lines)
+    assert "two" in as_path(f"{bucket}/pages/page.html").read_text()

@@ -7,7 +7,7 @@ import pytest
 from processes import ROOT
 
 from nla_jax.__main__ import COMMANDS, main
-from nla_jax.commands import evaluate, stage
+from nla_jax.commands import evaluate, plain_errors, stage
 from nla_jax.commands.experiment import parse
 from nla_jax.pipeline.stages import STAGE_NAMES
 
@@ -113,3 +113,44 @@ def test_every_script_is_a_cover_of_a_command(script):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout.startswith("usage: nla "), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "foo://a/run"),
+        ("train", TINY, "--run-dir", "foo://a/run"),
+        ("train", TINY, "--model.path", "foo://a/run"),
+        ("stage", "explain", "foo://a/run"),
+        ("evaluate", "foo://a/run"),
+        ("evaluate", "--av", "a", "--ar", "b", "--target", "c", "--data", "foo://a/run", "--out", "d"),
+        ("explain", "foo://a/run", "text"),
+        ("explain", "demo", "--file", "foo://a/run"),
+        ("compare", "foo://a/run", "foo://a/run"),
+        ("convert", "foo://a/run", "exported"),
+        ("inspect", "foo://a/run"),
+        ("plan", "foo://a/run", "--devices", "1"),
+        ("plan", TINY, "--devices", "1", "--held", "--model.path", "foo://a/run"),
+    ],
+)
+def test_an_address_of_an_unknown_kind_is_refused_before_anything_is_made(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    said = f"{stop.value.code} {capsys.readouterr().err}"
+    assert "foo://a/run has the scheme foo://, and only file://, gs://, s3:// can be read" in said
+    assert not list(tmp_path.glob("*foo*"))
+
+
+def test_the_error_of_an_object_store_is_one_line():
+    class HttpError(Exception):
+        """As gcsfs raises it; its package need not be here."""
+
+    HttpError.__module__ = "gcsfs.retry"
+    with pytest.raises(SystemExit, match="error: the object store refused: Anonymous caller"), plain_errors():
+        raise HttpError("Anonymous caller does not have storage.objects.get access")
+    HttpError.__module__ = "elsewhere"
+    with pytest.raises(HttpError), plain_errors():
+        raise HttpError

@@ -4,9 +4,11 @@ from unittest import mock
 
 import huggingface_hub
 import pytest
+from bucket import Bucket
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects
 
+from nla_jax.files import as_path, upload, write_text
 from nla_jax.lm.files.sources import hub_name, resolve
 from nla_jax.lm.files.weights import load_language_model
 
@@ -220,3 +222,53 @@ def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"(?s)org/name is not a directory .*refused.* check"):
         resolve("org/name")
+
+
+def test_a_model_in_a_bucket_is_copied_once_and_again_when_it_changes(bucket, tiny_model_dir):
+    place = f"{bucket}/models/tiny"
+    for file in tiny_model_dir.iterdir():
+        upload(file, as_path(f"{place}/{file.name}"))
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "inner/model.safetensors"):
+        write_text(f"{place}/{name}", "")
+    copy = resolve(place)
+    assert {file.name for file in copy.iterdir()} == {file.name for file in tiny_model_dir.iterdir()}
+    lm = load_language_model(place)
+    assert (lm.name, lm.config) == (place, load_language_model(tiny_model_dir).config)
+    before = (copy / "config.json").stat().st_mtime_ns
+    assert resolve(as_path(place)) == copy and (copy / "config.json").stat().st_mtime_ns == before
+    assert not list(resolve(place, weights=False).glob("*.safetensors"))
+    write_text(f"{place}/generation_config.json", "{}")
+    assert (changed := resolve(place)) != copy and (changed / "generation_config.json").is_file()
+    # Nothing half downloaded is left in the cache.
+    assert all(len(folder.name) == 24 for folder in copy.parent.iterdir())
+
+
+def test_a_gguf_file_in_a_bucket(bucket):
+    write_text(f"{bucket}/models/m.gguf", "GGUF")
+    found = resolve(f"{bucket}/models/m.gguf")
+    assert (found.name, found.read_text()) == ("m.gguf", "GGUF")
+
+
+def test_a_download_that_fails_leaves_nothing(bucket, tmp_path, monkeypatch):
+    for name in ("config.json", "tokenizer.json"):
+        write_text(f"{bucket}/m/{name}", "{}")
+
+    def break_off(store, path, mode="rb", **_):
+        if path.endswith("tokenizer.json"):
+            raise OSError("connection lost")
+        return opened(store, path, mode)
+
+    opened = Bucket._open
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="connection lost"):
+        patch.setattr(Bucket, "_open", break_off)
+        resolve(f"{bucket}/m")
+    assert list((tmp_path / ".cache" / "nla_jax" / "models").iterdir()) == []
+    assert {file.name for file in resolve(f"{bucket}/m").iterdir()} == {"config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.gguf"])
+def test_nothing_in_a_bucket(bucket, name):
+    with pytest.raises(
+        FileNotFoundError, match=f"there is no model at gs://bucket/{name}: expected a .gguf file, or"
+    ):
+        resolve(f"{bucket}/{name}")
