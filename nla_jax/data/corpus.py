@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from nla_jax.data.corpus_files import corpus_files, file_documents
 from nla_jax.data.docstrings import docstring_documents, docstring_versions
 from nla_jax.data.documents import Document, documents_of_rows
 from nla_jax.data.splits import hash_fraction
+from nla_jax.process import warn
 
 STREAMED_ROWS = 10
 """Rows of a Hugging Face data set that are read for each of `max_documents`."""
@@ -66,7 +66,7 @@ def load_corpus(
     if not unique:
         raise ValueError(f"{source}: no documents with text; expected at least one{found and f' ({found})'}")
     if found:
-        warnings.warn(f"{source}: {found}", stacklevel=2)
+        warn(f"{source}: {found}")
     ordered = sorted(unique.values(), key=lambda d: (hash_fraction(d.id, seed=seed, purpose="corpus"), d.id))
     return ordered[:max_documents]
 

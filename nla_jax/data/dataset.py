@@ -1,7 +1,6 @@
 """Data sets of activations: parquet shards, each with its sidecar, read into memory as numpy columns."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Float32, Int64
 from nla_jax.data.sidecar import CorpusSlice, Sidecar, sidecar_path_for
 from nla_jax.data.stage_texts import explanations_of
 from nla_jax.files import AnyPath, Place, as_path, local_copy, write_atomically
+from nla_jax.process import warn
 
 _REQUIRED_COLUMNS = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id")
 _KNOWN_COLUMNS = {*_REQUIRED_COLUMNS, "detokenized_text_truncated", "api_explanation", "prompt", "response"}
@@ -214,10 +214,9 @@ def _activations(table: pa.Table, sidecar: Sidecar, path: AnyPath) -> Float32[np
             f"float32, the first in row {rows[0]}; leave these rows out, or write the shard again"
         )
     if len(rows := np.flatnonzero(~activations.any(axis=1))):
-        warnings.warn(
+        warn(
             f"shard {path}: {len(rows)} of {len(activations)} activations are all zeros, the first in row {rows[0]}; "
-            "they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant",
-            stacklevel=2,
+            "they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant"
         )
     return activations
 

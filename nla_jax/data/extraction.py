@@ -5,7 +5,6 @@ Shape letters: B documents, T tokens, P positions a document, D model.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.tokenized import starts_with_bos, without_second_bos
 from nla_jax.lm.transformer import Params
+from nla_jax.process import warn
 from nla_jax.sharding.placement import shard_batch, to_host
 
 CONTINUATION_TOKENS = 16
@@ -110,10 +110,9 @@ def tokenize(
             f"{len(documents)} has {longest}); use longer documents or lower extraction.min_position"
         )
     if short := len(documents) - len(contexts):
-        warnings.warn(
+        warn(
             f"{short} of {len(documents)} documents have no token from position {config.min_position} on, where "
-            "activations are read, and are left out (extraction.min_position)",
-            stacklevel=2,
+            "activations are read, and are left out (extraction.min_position)"
         )
     return contexts
 

@@ -6,8 +6,9 @@ versions, so the documents are identified by a digest, which every data set that
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Mapping
+
+import numpy as np
 
 from nla_jax.data.adoption import adopt, data_state, splits_digest
 from nla_jax.data.corpus import corpus_state, load_corpus
@@ -16,6 +17,8 @@ from nla_jax.data.documents import Document, documents_digest
 from nla_jax.data.sidecar import Sidecar
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.run import Run
+from nla_jax.process import warn
+from nla_jax.sharding.placement import to_host
 
 RECORD = "data/corpus.json"
 
@@ -60,6 +63,20 @@ def load_rows(run: Run) -> tuple[dict[str, ActivationDataset], CorpusRecord]:
     documents = {doc_id for part in splits.values() for doc_id in part.doc_ids}
     names = ", ".join(filter(None, config.data.paths.values()))
     return splits, CorpusRecord(names, len(documents), splits_digest(splits), state or {})
+
+
+def check_processes(record: CorpusRecord) -> None:
+    """Compare the documents of all processes, each of which has to call this.
+
+    Raises:
+      ValueError: they differ, as where machines have other files or other versions of packages.
+    """
+    digests = to_host(np.frombuffer(bytes.fromhex(record.digest), np.uint8)[None])
+    if len(np.unique(digests, axis=0)) > 1:
+        raise ValueError(
+            f"the processes of this run find other documents in {record.corpus} (here {record.documents} with the "
+            f"digest {record.digest}); give all machines the same files and the same versions of packages"
+        )
 
 
 def check_shards(run: Run, folder: AnyPath, record: CorpusRecord) -> None:
@@ -116,10 +133,9 @@ def check_corpus(run: Run) -> None:
     built_in = not is_given and record.corpus == "docstrings"
     changes = _changes(record.state, state, versions=built_in)
     if built_in:
-        warnings.warn(
+        warn(
             f"the built-in corpus has changed since {run.directory} was made{changes}; the run goes on with its "
-            f"own {record.documents} documents (digest {record.digest})",
-            stacklevel=2,
+            f"own {record.documents} documents (digest {record.digest})"
         )
         return
     try:

@@ -21,7 +21,7 @@ from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.writers.predictive import PredictiveWriter
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.digests import stage_digest
-from nla_jax.pipeline.documents import check_corpus, check_shards, load_documents, load_rows, save_record
+from nla_jax.pipeline.documents import check_processes, check_shards, load_documents, load_rows, save_record
 from nla_jax.pipeline.run import Run
 from nla_jax.sharding.placement import wait_for_all
 
@@ -37,6 +37,7 @@ def extract(run: Run) -> None:
     # Templates that do not fit the tokenizer fail here, before anything is computed.
     build_verbalizer_prompt(run.models.lm.tokenizer, run.config.templates)
     documents, record = load_documents(run)
+    check_processes(record)
     check_shards(run, folder, record)
     run.models.lm_config.check_layer(run.config.model.layer)
     contexts = tokenize(documents, run.models.lm.tokenizer, config, run.config.seed)
@@ -106,6 +107,7 @@ def _parts(run: Run) -> Iterator[tuple[str, ActivationDataset]]:
         splits, record = load_rows(run)
         for part in splits.values():
             run.check(part.sidecar)
+        check_processes(record)
         save_record(run, record)
         yield from splits.items()
         return
@@ -121,13 +123,10 @@ def data_is_written(run: Run) -> bool:
     """Whether the data of all splits are there.
 
     Raises:
-      ValueError: they are there, but of another config, or of a corpus that has changed since.
+      ValueError: they are there, but of another config.
     """
     digest = stage_digest(run.config, "explain")
-    is_written = all([run.is_written(path, digest) for path in run.split_paths().values()])
-    if is_written:
-        check_corpus(run)
-    return is_written
+    return all([run.is_written(path, digest) for path in run.split_paths().values()])
 
 
 def write_rows(run: Run, path: AnyPath, part: ActivationDataset, *, stage: str, digest: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from nla_jax.config import save_config
+from nla_jax.pipeline.documents import check_corpus
 from nla_jax.pipeline.evaluate import evaluate, is_evaluated, report
 from nla_jax.pipeline.make_data import data_is_written, explain, extract
 from nla_jax.pipeline.run import Run
@@ -49,10 +50,13 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     """Run stages in order, skipping what is done and noting how long each took.
 
     Raises:
-      ValueError: the directory holds results of another config; nothing in it is touched then.
+      ValueError: the directory holds results of another config, or of a corpus that has changed since; nothing in it is
+        touched then.
     """
     for stage in STAGES:
         stage.is_done(run)
+    if data_is_written(run):
+        check_corpus(run)
     run.directory.mkdir(parents=True, exist_ok=True)
     wait_for_all("checked")
     if jax.process_index() == 0:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
@@ -149,13 +151,24 @@ def test_another_field_is_another_corpus(finished):
         run_stages(Run(other, finished.directory), STAGES)
 
 
-def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypatch):
+def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypatch, capsys):
     path = finished.directory / "data" / "corpus.json"
     state = {**documents.corpus_state("docstrings"), "numpy": "1.0"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": "docstrings", "state": state}))
     _forbid_reading(monkeypatch)
-    with pytest.warns(
-        UserWarning,
-        match=r"the built-in corpus has changed .* \(numpy 1.0 is now .*\); the run goes .* 24 documents",
+    capsys.readouterr()
+    run_stages(finished, STAGES)
+    (line,) = capsys.readouterr().err.splitlines()  # once, however many stages are asked for
+    assert re.search(
+        r"the built-in corpus has changed .* \(numpy 1.0 is now .*\); the run goes .* 24 documents", line
+    )
+
+
+def test_processes_that_find_other_documents_are_refused(finished, monkeypatch):
+    record = documents.read_record(finished.directory)
+    documents.check_processes(record)
+    monkeypatch.setattr(documents, "to_host", lambda own: np.concatenate([own, own + 1]))
+    with pytest.raises(
+        ValueError, match=r"find other documents in .*texts \(here 24 with .* give all machines the"
     ):
-        documents.check_corpus(finished)
+        documents.check_processes(record)
