@@ -31,7 +31,14 @@ from nla_jax.lm.language_model import LanguageModel
 from nla_jax.pipeline.export import export_run
 from nla_jax.pipeline.run import Run
 
-LONG = ("test_end_to_end.py", "test_distributed.py", "test_lora_run.py", "test_plan.py", "test_memory.py")
+LONG = (
+    "test_end_to_end.py",
+    "test_distributed.py",
+    "test_run_in_bucket.py",
+    "test_lora_run.py",
+    "test_plan.py",
+    "test_memory.py",
+)
 """Files that run whole programs, the longest first."""
 
 

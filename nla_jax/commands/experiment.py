@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nla_jax.commands import plain_errors
-from nla_jax.files import absolute, as_path
+from nla_jax.files import absolute, as_path, in_bucket
 from nla_jax.shipped import find_config, shipped_configs
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ def locate(name: str) -> "AnyPath":
     path = as_path(name)
     if path.is_dir() and (name not in shipped_configs() or (path / "config.json").exists()):
         return path
+    if in_bucket(path):
+        raise FileNotFoundError(
+            f"there is no run at {path}; give the address of one, or a config on this machine: files of Python are "
+            "not run from a bucket"
+        )
     return find_config(name)
 
 

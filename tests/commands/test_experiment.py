@@ -5,6 +5,7 @@ from processes import ROOT
 
 from nla_jax.commands.experiment import parse
 from nla_jax.config import save_config
+from nla_jax.files import write_text
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
@@ -62,3 +63,17 @@ def test_a_config_that_is_not_there_is_named_with_those_that_are(tmp_path):
 def test_a_run_directory_that_is_left_out_is_asked_for():
     with pytest.raises(ValueError, match="--run-dir needs a directory"):
         parse([TINY, "--run-dir"], "nla train")
+
+
+def test_a_run_in_a_bucket_is_given_by_its_address(bucket):
+    config, run_dir = parse([TINY, "--run-dir", f"{bucket}/run"], "nla train")
+    assert str(run_dir) == "gs://bucket/run"
+    save_config(dataclasses.replace(config, seed=17), run_dir / "config.json")
+    config, run_dir = parse([f"{bucket}/run"], "nla train")
+    assert (config.seed, str(run_dir)) == (17, "gs://bucket/run")
+    write_text(f"{bucket}/mine.py", "")
+    for name in ("mine.py", "nothing"):
+        with pytest.raises(
+            FileNotFoundError, match=f"no run at gs://bucket/{name}; .* not run from a bucket"
+        ):
+            parse([f"{bucket}/{name}"], "nla train")
