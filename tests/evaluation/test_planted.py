@@ -26,6 +26,15 @@ def test_texts_never_repeat_and_labels_take_turns(task):
         assert max(counts) - min(counts) <= 1
 
 
+def test_texts_of_two_evaluations_have_one_name_only_where_they_are_the_same():
+    first, again, other = (
+        {example.id: example.context for example in tasks()[1].examples(96, seed)} for seed in (0, 0, 1)
+    )
+    assert first == again and len(first) == 96
+    assert all(first[name] == other[name] for name in first.keys() & other.keys())
+    assert len(first.keys() & other.keys()) < 10
+
+
 def test_a_task_without_enough_fillers_says_so():
     with pytest.raises(ValueError, match="too few fillers.*evaluation.task_examples"):
         dataclasses.replace(tasks()[0], write=lambda draw, label: "same").examples(2, 0)

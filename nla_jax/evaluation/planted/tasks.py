@@ -7,6 +7,7 @@ probe share no filler with those that are asked about.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,11 @@ class Example:
 
     context: str
     label: str
+
+    @property
+    def id(self) -> str:
+        """A short hash of the text: equal in two evaluations only where the text is."""
+        return hashlib.blake2b(self.context.encode(), digest_size=4).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,14 @@ from nla_jax.evaluation.baselines import (
     nearest_by_text,
     ridge_from_words,
 )
+from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import Row, Table
 
 FIXED_TEXT = "This text is about a general topic and goes on with common words."
 """The same sentence for every activation, as a control."""
 LENS_WORDS = 8
+PCA_CODE = "PCA code of as many bits as the texts carry"
 
 
 def measure(subject: Subject) -> list[Table]:
@@ -27,7 +29,8 @@ def measure(subject: Subject) -> list[Table]:
             name="controls",
             title="Controls and baselines",
             note="Controls know nothing of the activation and must be low. Baselines do without a writer, without a "
-            "reader or without words: they say what an explanation of this length is up against.",
+            "reader or without words: they say what an explanation of this length is up against. Bits: the target LM's "
+            "surprise at a text.",
             rows=[*without_information(subject), *other_texts(subject), *without_reader(subject)],
             plotted="fve_nrm",
         )
@@ -114,16 +117,17 @@ def without_reader(subject: Subject) -> list[Row]:
     nats_N1, _ = subject.target.log_likelihood([""] * len(written), [[f" {text}"] for text in written])
     # A failed text carries nothing, whatever the blank that is read in its place costs.
     carried_N = np.where([bool(text) for text in written], -nats_N1[:, 0], 0)
-    bits = max(int(carried_N.mean() / np.log(2)), 1)
-    code = PCACode.fit(training_MD, bits)
-    directions[f"PCA code of {bits} bits, as the texts carry"] = code(data.activations)
+    bits_N = carried_N / np.log(2)
+    code = PCACode.fit(training_MD, max(int(bits_N.mean()), 1))
+    directions[PCA_CODE] = code(data.activations)
     # One scalar takes directions to raw vectors, as it does for the ARs: by least squares, the mean norm over √d.
     norms = [np.linalg.norm(rows_BD, axis=1) for rows_BD in row_chunks(training_MD)]
     scale = float(np.concatenate(norms).mean() / np.sqrt(training_MD.shape[1]))
     return [
         Row(
             name,
-            subject.figures(vector_ND, scale=factor),
+            subject.figures(vector_ND, scale=factor)
+            | ({"bits": Ratio.mean(bits_N, data.doc_ids)} if name == PCA_CODE else {}),
             group="baseline",
             labels={"AR": "-"},
             ids=subject.ids,

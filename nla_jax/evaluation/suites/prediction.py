@@ -132,8 +132,7 @@ def questions(subject: Subject) -> Table:
     count, rows = subject.config.task_examples, []
     for task in tasks():
         asked, taught = (_planted(subject, task, teaching) for teaching in (False, True))
-        docs = [f"{task.name} {i}" for i in range(count)]
-        rows += _answer(subject, task, asked, taught, docs=docs, ids=docs)
+        rows += _answer(subject, task, asked, taught, docs=asked.ids, ids=asked.ids)
     genres = subject.data.extra.get("genre")
     if genres and subject.training is not None and subject.data.contexts is not None:
         common = sorted({genre for genre in genres if genres.count(genre) >= len(genres) / 12})
@@ -189,6 +188,8 @@ class _Labelled:
     """Numbers of tokens."""
     contexts: Sequence[str] | None
     """The texts themselves, which only those that are asked about need."""
+    ids: Sequence[str] | None = None
+    """Names of planted texts, which are their own documents."""
 
 
 def _planted(subject: Subject, task: Task, teaching: bool) -> _Labelled:
@@ -200,6 +201,7 @@ def _planted(subject: Subject, task: Task, teaching: bool) -> _Labelled:
         activations_ND=subject.target.activations(contexts)[:, 0],
         lengths_N=np.array([len(subject.target.encode(context)) for context in contexts]),
         contexts=contexts,
+        ids=[f"{task.name} {example.id}" for example in examples],
     )
 
 
