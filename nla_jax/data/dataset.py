@@ -1,7 +1,8 @@
 """Data sets of activations: parquet shards, each with its sidecar, read into memory as numpy columns."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
+from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
 from nla_jax.data.sidecar import CorpusSlice, Sidecar, sidecar_path_for
 from nla_jax.data.stage_texts import explanations_of
 from nla_jax.files import AnyPath, Place, as_path, local_copy, write_atomically
 from nla_jax.process import warn
 
 _REQUIRED_COLUMNS = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id")
+_READ_BYTES = 1 << 20
 _KNOWN_COLUMNS = {*_REQUIRED_COLUMNS, "detokenized_text_truncated", "api_explanation", "prompt", "response"}
 
 
@@ -40,17 +43,17 @@ class ActivationDataset:
         return len(self.doc_ids)
 
     def take(self, indices: Any) -> "ActivationDataset":
-        """Select rows by anything that indexes a numpy axis: positions, a mask or a slice."""
+        """Select rows by anything that indexes a numpy axis; those of a slice share their activations with all rows."""
         rows = np.arange(len(self))[indices]
 
         def pick(column: list | None) -> list | None:
             return None if column is None else [column[row] for row in rows]
 
         return ActivationDataset(
-            activations=self.activations[rows],
+            activations=self.activations[indices],
             explanations=pick(self.explanations),
             doc_ids=pick(self.doc_ids),
-            n_raw_tokens=self.n_raw_tokens[rows],
+            n_raw_tokens=self.n_raw_tokens[indices],
             contexts=pick(self.contexts),
             extra={name: pick(column) for name, column in self.extra.items()},
             sidecar=dataclasses.replace(self.sidecar, row_count=len(rows)),
@@ -86,9 +89,8 @@ def write_shard(path: Place, columns: Mapping[str, Any], sidecar: Sidecar) -> No
             f"{path}: activation_vector has shape {activations.shape}, the sidecar says "
             f"({sidecar.row_count}, {width})"
         )
-    if not np.isfinite(activations).all():
-        row = int(np.flatnonzero(~np.isfinite(activations).all(axis=1))[0])
-        raise ValueError(f"{path}: the activation of row {row} is not finite; extract in a wider dtype")
+    if len(rows := _rows_where(activations, lambda rows_BD: ~np.isfinite(rows_BD).all(axis=1))):
+        raise ValueError(f"{path}: the activation of row {rows[0]} is not finite; extract in a wider dtype")
     _check_layer(columns["activation_layer"], sidecar, path)
     table = {name: pa.array(column) for name, column in columns.items() if name != "activation_vector"}
     for name in ("n_raw_tokens", "activation_layer"):
@@ -97,7 +99,13 @@ def write_shard(path: Place, columns: Mapping[str, Any], sidecar: Sidecar) -> No
 
     sidecar_path_for(path).unlink(missing_ok=True)  # an old sidecar must not vouch for new rows
     with write_atomically(path) as temporary:
-        pq.write_table(pa.table({name: table[name] for name in columns}), temporary)
+        # Vectors never repeat, so that a dictionary of them would only take memory; groups are written one at a time.
+        pq.write_table(
+            pa.table({name: table[name] for name in columns}),
+            temporary,
+            row_group_size=CHUNK_ROWS,
+            use_dictionary=[name for name in columns if name != "activation_vector"],
+        )
     sidecar.save(sidecar_path_for(path))
 
 
@@ -112,10 +120,18 @@ def load_dataset(path: Place) -> ActivationDataset:
         stage, extraction, tokens, templates or columns.
     """
     shards = shards_of(path)
-    parts = [_load_shard(shard) for shard in shards]
+    sidecars = [_sidecar_of(shard) for shard in shards]
+    for shard, sidecar in zip(shards[1:], sidecars[1:], strict=True):
+        _check_agreement(shards[0], _contract(sidecars[0], sidecar), shard, _contract(sidecar, sidecars[0]))
+    counts = [sidecar.row_count for sidecar in sidecars]
+    activations_ND = np.empty((sum(counts), sidecars[0].extraction.d_model), np.float32)
+    parts = [
+        _load_shard(shard, sidecar, activations_ND[end - count : end])
+        for shard, sidecar, count, end in zip(shards, sidecars, counts, np.cumsum(counts), strict=True)
+    ]
     for shard, part in zip(shards[1:], parts[1:], strict=True):
-        _check_agreement(shards[0], parts[0], shard, part)
-    return _concatenate(parts)
+        _check_agreement(shards[0], _columns(parts[0]), shard, _columns(part))
+    return parts[0] if len(parts) == 1 else _joined(parts, activations_ND)
 
 
 def shards_of(path: Place) -> list[AnyPath]:
@@ -135,31 +151,48 @@ def shards_of(path: Place) -> list[AnyPath]:
     raise FileNotFoundError(f"data set folder {path} holds no *.parquet file")
 
 
-def _load_shard(path: AnyPath) -> ActivationDataset:
+def _sidecar_of(path: AnyPath) -> Sidecar:
     sidecar_path = sidecar_path_for(path)
     if not sidecar_path.exists():
         raise FileNotFoundError(
             f"shard {path} has no sidecar: expected {sidecar_path}; copy it along, or if the write was "
             "interrupted, write the shard again"
         )
-    sidecar = Sidecar.load(sidecar_path)
+    return Sidecar.load(sidecar_path)
+
+
+def _load_shard(
+    path: AnyPath, sidecar: Sidecar, activations_ND: Float32[np.ndarray, "N D"]
+) -> ActivationDataset:
+    """Read a shard; its activations are written into `activations_ND`, so that all shards together have one copy."""
     try:
-        with local_copy(path) as file:
-            table = pq.ParquetFile(file).read()
+        # Without a buffer, the bytes of a whole row group are read before the first row.
+        with local_copy(path) as file, pq.ParquetFile(file, buffer_size=_READ_BYTES) as shard:
+            names, rows = shard.schema_arrow.names, shard.metadata.num_rows
+            if rows != sidecar.row_count:
+                raise ValueError(f"shard {path} has {rows} rows, its sidecar says {sidecar.row_count}")
+            if missing := [name for name in _REQUIRED_COLUMNS if name not in names]:
+                raise ValueError(f"shard {path} lacks the columns {missing}")
+            # The AV's prompts are those of the templates.
+            unread = {"activation_vector"} | ({"prompt"} if sidecar.stage != "ar_sft" else set())
+            table = shard.read([name for name in names if name not in unread])
+            start = 0
+            for column in _vector_columns(file, shard.metadata):
+                rows_BD = _vectors(column, sidecar, path)
+                with np.errstate(over="ignore"):
+                    activations_ND[start : start + len(rows_BD)] = rows_BD
+                start += len(rows_BD)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"shard {path} is truncated or not parquet ({error}); copy or write it again"
         ) from error
-    if table.num_rows != sidecar.row_count:
-        raise ValueError(f"shard {path} has {table.num_rows} rows, its sidecar says {sidecar.row_count}")
-    if missing := [name for name in _REQUIRED_COLUMNS if name not in table.column_names]:
-        raise ValueError(f"shard {path} lacks the columns {missing}")
-    if nulls := [name for name in _REQUIRED_COLUMNS if table[name].null_count]:
+    if nulls := [name for name in _REQUIRED_COLUMNS[1:] if table[name].null_count]:
         raise ValueError(f"shard {path} has empty cells in {nulls}")
     _check_layer(_whole_numbers(table, "activation_layer", path), sidecar, path)
+    _check_activations(activations_ND, path)
     text_column = "detokenized_text_truncated"
     return ActivationDataset(
-        activations=_activations(table, sidecar, path),
+        activations=activations_ND,
         explanations=explanations_of(table, sidecar, path),
         doc_ids=[str(doc_id) for doc_id in table["doc_id"].to_pylist()],
         n_raw_tokens=_whole_numbers(table, "n_raw_tokens", path),
@@ -169,6 +202,14 @@ def _load_shard(path: AnyPath) -> ActivationDataset:
         extra={name: table[name].to_pylist() for name in table.column_names if name not in _KNOWN_COLUMNS},
         sidecar=sidecar,
     )
+
+
+def _vector_columns(file: Path, metadata: pq.FileMetaData) -> Iterator[pa.Array]:
+    """The activations of a shard, some rows at a time; a reader keeps what it has read, so each group gets its own."""
+    for group in range(metadata.num_row_groups):
+        with pq.ParquetFile(file, metadata=metadata, buffer_size=_READ_BYTES) as reader:
+            batches = reader.iter_batches(1024, row_groups=[group], columns=["activation_vector"])
+            yield from (batch.column(0) for batch in batches)
 
 
 def _whole_numbers(table: pa.Table, name: str, path: AnyPath) -> Int64[np.ndarray, "N"]:
@@ -187,9 +228,8 @@ def _check_layer(layers: Any, sidecar: Sidecar, path: AnyPath) -> None:
         raise ValueError(f"shard {path} holds activations of layers {other}, its sidecar says {expected}")
 
 
-def _activations(table: pa.Table, sidecar: Sidecar, path: AnyPath) -> Float32[np.ndarray, "N D"]:
-    # Row by row, a column of lists becomes millions of Python floats; its flat buffer is the matrix already.
-    column = table["activation_vector"].combine_chunks()
+def _vectors(column: pa.Array, sidecar: Sidecar, path: AnyPath) -> np.ndarray:
+    """Rows of a column of lists of numbers, of the dtype that they are stored in, without a copy where there can be."""
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if not (is_list or pa.types.is_fixed_size_list(column.type)) or not (
         pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
@@ -197,56 +237,73 @@ def _activations(table: pa.Table, sidecar: Sidecar, path: AnyPath) -> Float32[np
         raise ValueError(
             f"shard {path}: the column 'activation_vector' is of type {column.type}, expected lists of numbers"
         )
+    flat = column.flatten()
+    if column.null_count or flat.null_count:
+        raise ValueError(f"shard {path} has empty cells in ['activation_vector']")
     lengths = np.unique(pc.list_value_length(column).to_numpy()).tolist()
     width = sidecar.extraction.d_model
     if lengths not in ([], [width]):
         raise ValueError(
             f"shard {path} holds activations of length {lengths}, its sidecar says d_model {width}"
         )
-    flat = column.flatten()
-    if flat.null_count:
-        raise ValueError(f"shard {path} has empty cells in ['activation_vector']")
-    with np.errstate(over="ignore"):
-        activations = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
-    if len(rows := np.flatnonzero(~np.isfinite(activations).all(axis=1))):
+    # Row by row, a column of lists becomes millions of Python floats; its flat buffer is the matrix already.
+    return flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def _rows_where(
+    activations_ND: Float32[np.ndarray, "N D"], test: Callable[[np.ndarray], np.ndarray]
+) -> Int64[np.ndarray, "M"]:
+    """The rows that a test is true of; it is asked about some of them at a time."""
+    return np.flatnonzero(np.concatenate([np.zeros(0, bool), *map(test, row_chunks(activations_ND))]))
+
+
+def _check_activations(activations_ND: Float32[np.ndarray, "N D"], path: AnyPath) -> None:
+    if len(rows := _rows_where(activations_ND, lambda rows_BD: ~np.isfinite(rows_BD).all(axis=1))):
         raise ValueError(
-            f"shard {path}: {len(rows)} of {len(activations)} activations hold NaN, infinity or a number beyond "
+            f"shard {path}: {len(rows)} of {len(activations_ND)} activations hold NaN, infinity or a number beyond "
             f"float32, the first in row {rows[0]}; leave these rows out, or write the shard again"
         )
-    if len(rows := np.flatnonzero(~activations.any(axis=1))):
+    if len(rows := _rows_where(activations_ND, lambda rows_BD: ~rows_BD.any(axis=1))):
         warn(
-            f"shard {path}: {len(rows)} of {len(activations)} activations are all zeros, the first in row {rows[0]}; "
-            "they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant"
+            f"shard {path}: {len(rows)} of {len(activations_ND)} activations are all zeros, the first in row "
+            f"{rows[0]}; they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant"
         )
-    return activations
+
+
+def _contract(sidecar: Sidecar, other: Sidecar) -> dict[str, Any]:
+    """What two shards of a data set have in common by their sidecars."""
+    # Shards that were written before there were digests fit any.
+    digests = [one.extraction.corpus_digest for one in (sidecar, other)]
+    unknown = {"corpus_digest": None, "corpus_documents": None} if None in digests else {}
+    return {
+        "stage": sidecar.stage,
+        "extraction": dataclasses.replace(sidecar.extraction, corpus_slice=CorpusSlice(0, 0), **unknown),
+        "tokens": sidecar.tokens,
+        "prompt_templates": sidecar.prompt_templates,
+    }
+
+
+def _columns(part: ActivationDataset) -> dict[str, Any]:
+    """The columns that all shards of a data set have or lack."""
+    return {
+        "columns": sorted([*part.extra, *["explanation"] * (part.explanations is not None)]),
+        "contexts": part.contexts is not None,
+    }
 
 
 def _check_agreement(
-    first_path: AnyPath, first: ActivationDataset, path: AnyPath, other: ActivationDataset
+    first_path: AnyPath, first: dict[str, Any], path: AnyPath, other: dict[str, Any]
 ) -> None:
-    # Shards that were written before there were digests fit any.
-    digests = [part.sidecar.extraction.corpus_digest for part in (first, other)]
-    unknown = {"corpus_digest": None, "corpus_documents": None} if None in digests else {}
-
-    def contract(part: ActivationDataset) -> dict[str, Any]:
-        sidecar = part.sidecar
-        return {
-            "stage": sidecar.stage,
-            "extraction": dataclasses.replace(sidecar.extraction, corpus_slice=CorpusSlice(0, 0), **unknown),
-            "tokens": sidecar.tokens,
-            "prompt_templates": sidecar.prompt_templates,
-            "columns": sorted([*part.extra, *["explanation"] * (part.explanations is not None)]),
-            "contexts": part.contexts is not None,
-        }
-
-    values = [(name, value, contract(other)[name]) for name, value in contract(first).items()]
+    values = [(name, value, other[name]) for name, value in first.items()]
     if wrong := [
         f"{name}: {value} and {other_value}" for name, value, other_value in values if value != other_value
     ]:
         raise ValueError(f"shards {first_path} and {path} differ in {'; '.join(wrong)}; load them apart")
 
 
-def _concatenate(parts: Sequence[ActivationDataset]) -> ActivationDataset:
+def _joined(
+    parts: Sequence[ActivationDataset], activations_ND: Float32[np.ndarray, "N D"]
+) -> ActivationDataset:
     first = parts[0]
 
     def join(columns: Sequence[list | None]) -> list | None:
@@ -256,7 +313,7 @@ def _concatenate(parts: Sequence[ActivationDataset]) -> ActivationDataset:
     start = min(s.start for s in slices)
     span = CorpusSlice(start, max(s.start + s.length for s in slices) - start)
     return ActivationDataset(
-        activations=np.concatenate([part.activations for part in parts]),
+        activations=activations_ND,
         explanations=join([part.explanations for part in parts]),
         doc_ids=join([part.doc_ids for part in parts]),
         n_raw_tokens=np.concatenate([part.n_raw_tokens for part in parts]),
