@@ -124,9 +124,9 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
 
 def corpus(run: Mapping[str, Any]) -> str:
     """What a run's documents were."""
-    if "documents" not in run:
+    if "corpus digest" not in run:
         return run["corpus"]
-    return f"{run['corpus']}: {run['documents']} documents, digest {run['corpus digest']}"
+    return f"{run['corpus']}: {run['corpus documents']:,} documents, digest {run['corpus digest']}"
 
 
 def table_of(evaluation: Mapping[str, Any], name: str) -> Mapping[str, Any]:

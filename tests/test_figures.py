@@ -46,7 +46,13 @@ def test_blocks_say_what_the_evaluation_says(figures):
         return {"name": name, "title": "Title", "note": "Note.", "rows": lines}
 
     evaluation = {
-        "run": {"corpus": "docstrings", "machine": "a machine", "code": "0.1"},
+        "run": {
+            "corpus": "docstrings",
+            "corpus documents": 6234,
+            "corpus digest": "ab12",
+            "machine": "a machine",
+            "code": "0.1",
+        },
         "timings": {"extract": 84.4, "rl": 480.2},
         "kept_steps": {"av_sft": 140, "rl": 16, "second_judge": 260},
         "suites": {
@@ -69,6 +75,7 @@ def test_blocks_say_what_the_evaluation_says(figures):
     assert "| nearest training activation, no text at all | 0.34 [0.29, 0.39] |  |" in blocks["round-trip"]
     assert "| 256, of 120 documents |" in blocks["run"] and "| 0.280 (8) |" in blocks["run"]
     assert "| the AV's warm start 140, joint training 16 |" in blocks["run"]
+    assert "| docstrings: 6,234 documents, digest ab12 |" in blocks["run"]
     assert "| extraction 84, joint training 480 |" in blocks["run"]
     page = figures.evaluation_page(evaluation)
     assert "## Reconstruction\n" in page and "| AV after RL | own | 0.312 [0.262, 0.362] |" in page

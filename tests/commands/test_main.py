@@ -11,7 +11,12 @@ from nla_jax.commands import evaluate, plain_errors, stage
 from nla_jax.commands.experiment import parse
 from nla_jax.pipeline.stages import STAGE_NAMES
 
-SCRIPTS = [path for path in sorted((ROOT / "experiments").glob("*.py")) if "benchmark" not in path.name]
+# The others measure the library, or write what was measured.
+SCRIPTS = [
+    path
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "benchmark" not in path.name and path.name != "write_figures.py"
+]
 TINY = str(ROOT / "configs" / "tiny.py")
 
 
