@@ -43,6 +43,11 @@ def test_a_chat_model_defines_the_evaluation_but_not_every_suite(tmp_path):
     assert evaluation_digest(Run(plain, tmp_path)) != evaluation_digest(Run(asking, tmp_path))
 
 
+def test_sizes_of_an_evaluation_are_positive():
+    with pytest.raises(ValueError, match=r"evaluation\.rows is 0; expected a positive number"):
+        EvaluationConfig(rows=0)
+
+
 def test_missing_config_lists_its_neighbors():
     with pytest.raises(FileNotFoundError, match=r"configs/no\.py does not exist; there are: .*tiny\.py"):
         load_config(CONFIGS[0].parent / "no.py")

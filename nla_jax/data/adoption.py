@@ -9,7 +9,7 @@ import numpy as np
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.data.dataset import ActivationDataset, load_dataset, shards_of
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
-from nla_jax.data.splits import SPLITS, hash_fraction
+from nla_jax.data.splits import SPLITS, check_documents, hash_fraction
 from nla_jax.files import Place, fingerprint
 
 
@@ -27,7 +27,7 @@ def adopt(
     Raises:
       FileNotFoundError: as `load_dataset`.
       ValueError: as `load_dataset`; or a supervised split lacks explanations, held-out documents are in another split
-        too, or a split has fewer than 2 documents.
+        too, or a split has too few documents.
     """
     splits = {split: load_dataset(path) for split, path in paths.items() if path is not None}
     for split, data in splits.items():
@@ -40,11 +40,7 @@ def adopt(
         _check_disjoint(splits)
     else:
         splits = _hold_out(splits, held_out_share, seed)
-    if small := [split for split in SPLITS if len(set(splits[split].doc_ids)) < 2]:
-        raise ValueError(
-            f"fewer than 2 documents are left for the splits {small}; give more data, or another share of "
-            "held-out documents (corpus.held_out)"
-        )
+    check_documents({split: len(set(data.doc_ids)) for split, data in splits.items()})
     return {split: splits[split] for split in SPLITS}
 
 

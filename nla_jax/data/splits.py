@@ -24,6 +24,10 @@ MONITOR_SHARE = 1 / 3
 """Share of the held-out documents that training is watched on, and that choose the steps that are kept."""
 
 
+FEWEST_DOCUMENTS = {**dict.fromkeys(SPLITS, 2), "held_out": 4}
+"""Documents that a split has at least: those that are held out are divided again, see `monitor_documents`."""
+
+
 def hash_fraction(key: str, *, seed: int, purpose: str) -> float:
     """Map `key` to a uniform number in [0, 1), independent for every (seed, purpose).
 
@@ -67,6 +71,21 @@ def split_of(doc_id: str, fractions: Mapping[str, float], seed: int) -> str:
         if position < edge:
             return name
     return used[-1]  # the shares may sum to a hair less than 1
+
+
+def check_documents(counts: Mapping[str, int]) -> None:
+    """Check how many documents each split has.
+
+    Raises:
+      ValueError: a split has fewer than `FEWEST_DOCUMENTS`.
+    """
+    small = {split: counts[split] for split, fewest in FEWEST_DOCUMENTS.items() if counts[split] < fewest}
+    if small:
+        found = ", ".join(f"{split} has {count}" for split, count in small.items())
+        raise ValueError(
+            f"there are too few documents: {found}, and every split needs 2, held_out 4; use more documents or larger "
+            "shares (corpus.held_out and its neighbors)"
+        )
 
 
 def monitor_documents(doc_ids: Iterable[str], seed: int) -> set[str]:

@@ -45,5 +45,8 @@ class EvaluationConfig:
     """Examples in the report."""
 
     def __post_init__(self):
+        for name in ("rows", "monitor_rows", "batch_size", "samples", "bootstrap_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; expected a positive number")
         if self.chat_model:
             split_name(self.chat_model)

@@ -16,7 +16,7 @@ from nla_jax.data.dataset import ActivationDataset, load_dataset, write_shard
 from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
-from nla_jax.data.splits import SPLITS, split_of
+from nla_jax.data.splits import SPLITS, check_documents, split_of
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.writers.predictive import PredictiveWriter
 from nla_jax.files import AnyPath
@@ -167,13 +167,7 @@ def _check_splits(run: Run, doc_ids: list[str]) -> None:
     counts = dict.fromkeys(SPLITS, 0)
     for doc_id in doc_ids:
         counts[split_of(doc_id, run.config.corpus.fractions, run.config.seed)] += 1
-    # Held-out documents are divided again: some choose the steps that are kept, figures are of the others.
-    needed = {**dict.fromkeys(SPLITS, 2), "held_out": 4}
-    if small := [f"{split} has {counts[split]}" for split in SPLITS if counts[split] < needed[split]]:
-        raise ValueError(
-            f"{len(doc_ids)} documents are too few: {', '.join(small)}, and every split needs 2, held_out 4; "
-            "use more documents or larger shares (corpus.held_out and its neighbors)"
-        )
+    check_documents(counts)
 
 
 def git_commit() -> str:

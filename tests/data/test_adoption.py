@@ -187,9 +187,9 @@ def test_held_out_documents_are_nowhere_else(paths, tiny_lm, tmp_path):
     assert adopted["held_out"].doc_ids == again["held_out"].doc_ids
     assert adopted["held_out"].doc_ids != adopt(paths, held_out_share=0.3, seed=2)["held_out"].doc_ids
     # Given, they must be of other documents.
-    given = write_reference_data(tmp_path, "av_sft", ["h0", "h1"], tiny_lm.tokenizer)
+    given = write_reference_data(tmp_path, "av_sft", ["h0", "h1", "h2", "h3"], tiny_lm.tokenizer)
     kept = adopt({**paths, "held_out": given}, held_out_share=0.3, seed=1)
-    assert len(kept["av_sft"]) == 40 and set(kept["held_out"].doc_ids) == {"h0", "h1"}
+    assert len(kept["av_sft"]) == 40 and set(kept["held_out"].doc_ids) == {"h0", "h1", "h2", "h3"}
     with pytest.raises(ValueError, match="20 held-out documents are in av_sft too, for instance 'av_sft-0'"):
         adopt({**paths, "held_out": paths["av_sft"]}, held_out_share=0.3, seed=1)
 
@@ -197,7 +197,7 @@ def test_held_out_documents_are_nowhere_else(paths, tiny_lm, tmp_path):
 def test_what_cannot_be_adopted_is_named(paths, tmp_path):
     with pytest.raises(ValueError, match="of stage 'rl' and holds no explanations, which ar_sft needs"):
         adopt({**paths, "ar_sft": paths["rl"]}, held_out_share=0.3, seed=0)
-    with pytest.raises(ValueError, match=r"fewer than 2 documents are left for the splits \['held_out'\]"):
+    with pytest.raises(ValueError, match=r"too few documents: held_out has 0, and every split needs 2"):
         adopt(paths, held_out_share=0.0, seed=0)
     with pytest.raises(ValueError, match="not for data.ar_sft, data.rl; give all three"):
         DataConfig(av_sft="x.parquet")

@@ -3,7 +3,15 @@ import hashlib
 import numpy as np
 import pytest
 
-from nla_jax.data.splits import SPLITS, hash_fraction, monitor_documents, numbered, shuffled, split_of
+from nla_jax.data.splits import (
+    SPLITS,
+    check_documents,
+    hash_fraction,
+    monitor_documents,
+    numbered,
+    shuffled,
+    split_of,
+)
 
 QUARTERS = dict.fromkeys(SPLITS, 0.25)
 
@@ -99,3 +107,9 @@ def test_partners_of_a_document_that_has_most_rows():
     doc_ids = ["a"] * 50 + ["b"] * 3
     partners = shuffled(doc_ids, doc_ids, 0)
     assert partners == ["b"] * 50 + ["a"] * 3
+
+
+def test_a_split_with_too_few_documents_is_named():
+    check_documents({"av_sft": 2, "ar_sft": 2, "rl": 2, "held_out": 4})
+    with pytest.raises(ValueError, match="too few documents: rl has 1, held_out has 3, and every split"):
+        check_documents({"av_sft": 2, "ar_sft": 2, "rl": 1, "held_out": 3})
