@@ -153,7 +153,7 @@ def pieces(data: ActivationDataset, folder: Path) -> Mapping[str, Piece]:
             text_analysis.longest_copied_span(*pair)
 
     return {
-        "corpus": lambda: load_corpus(str(folder / "corpus.jsonl")),
+        "corpus": lambda: load_corpus(str(folder / "documents.jsonl")),
         "write_shard": lambda: write(data, folder / "written" / "rows.parquet"),
         "load_dataset": lambda: load_dataset(shard),
         "adopt": lambda: adopt(
@@ -197,7 +197,7 @@ def measure_all(rows: int, width: int, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         write(data, path / "rows" / "rows.parquet")
-        with (path / "corpus.jsonl").open("w") as file:
+        with (path / "documents.jsonl").open("w") as file:
             for doc, text, _ in documents(rows):
                 file.write(json.dumps({"id": doc, "text": " ".join(text)}) + "\n")
         for name, piece in pieces(data, path).items():
