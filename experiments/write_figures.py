@@ -161,7 +161,7 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
     """Every table of an evaluation in Markdown."""
     parts = []
     for suite, measured in evaluation["suites"].items():
-        parts.append(f"## {suite.capitalize()}\n\nMeasured in {measured['seconds']:.0f} seconds.\n")
+        parts.append(f"## {suite.capitalize()}\n")
         for table in measured["tables"]:
             labels = list(dict.fromkeys(label for row in table["rows"] for label in row["labels"]))
             columns = list(dict.fromkeys(name for row in table["rows"] for name in row["figures"]))
