@@ -35,7 +35,6 @@ STAGES = {
     "av_sft": "the AV's warm start",
     "ar_sft": "the AR's warm start",
     "rl": "joint training",
-    "evaluate": "the evaluation",
 }
 STEPS = {
     "av_sft": "AV warm start, {} examples",

@@ -109,7 +109,7 @@ PANELS = (
     ),
     Panel(
         "rl",
-        "RL: KL from the warm-start AV (nats per token)",
+        "RL: KL to the warm start (nats a token)",
         {"kl": "KL"},
         "How far the policy has moved. A jump often comes before garbled text.",
         in_overview=True,
