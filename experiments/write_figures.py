@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nla_jax.evaluation.report import columns, find_table, read_evaluation, read_metrics, save_overview
+from nla_jax.evaluation.report_plots import curve
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/performance.md", "docs/cpu_run.md")
 """The pages that hold measured blocks."""
@@ -44,7 +47,7 @@ STEPS = {
 
 
 def digest(text: str) -> str:
-    """What a block's marker says of its text."""
+    """The digest that a block's marker gives of its text."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
@@ -86,11 +89,7 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
     ]
     run, seconds, kept = evaluation["run"], evaluation["timings"], evaluation["kept_steps"]
     measured = systems[0]["figures"]["fve_nrm"]
-    judged = [
-        (row["step"], row["judge_fve_nrm"])
-        for row in metrics
-        if row["stage"] == "rl" and "judge_fve_nrm" in row
-    ]
+    judged = zip(*curve(metrics, "rl", "judge_fve_nrm"), strict=True)
     gains = {
         row["labels"]["AR"]: interval(row["figures"]["fve_nrm"], 3)
         for row in table_of(evaluation, "gains")["rows"]
@@ -122,7 +121,7 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
 
 
 def corpus(run: Mapping[str, Any]) -> str:
-    """What a run's documents were."""
+    """The documents of a run: the corpus, how many were chosen, and their digest."""
     if "corpus digest" not in run:
         return run["corpus"]
     return f"{run['corpus']}: {run['corpus documents']:,} documents, digest {run['corpus digest']}"
@@ -130,18 +129,17 @@ def corpus(run: Mapping[str, Any]) -> str:
 
 def table_of(evaluation: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The table of that name, of whichever suite has it."""
-    tables = [table for suite in evaluation["suites"].values() for table in suite["tables"]]
-    found = [table for table in tables if table["name"] == name]
-    if not found:
+    table = find_table(evaluation, name)
+    if not table["rows"]:
         raise ValueError(
-            f"the evaluation has no table {name!r}, only {', '.join(table['name'] for table in tables)}; "
-            "evaluate the run with the suites reconstruction and controls"
+            f"the evaluation of the suites {', '.join(evaluation['suites'])} has no table {name!r}; evaluate the run "
+            "with the suites reconstruction and controls"
         )
-    return found[0]
+    return table
 
 
 def step_block(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
-    """What a step of each stage took: the median, and the slowest, which compiled most."""
+    """The table of seconds that a step of each stage took: the median, and the slowest, which compiled most."""
     sizes = {
         "av_sft": [config["av_sft"]["batch_size"]],
         "ar_sft": [config["ar_sft"]["batch_size"]],
@@ -162,18 +160,17 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
     for suite, measured in evaluation["suites"].items():
         parts.append(f"## {suite.capitalize()}\n")
         for table in measured["tables"]:
-            labels = list(dict.fromkeys(label for row in table["rows"] for label in row["labels"]))
-            columns = list(dict.fromkeys(name for row in table["rows"] for name in row["figures"]))
+            labels, names = columns(table)
             rows = [
                 [
                     row["name"],
                     *(row["labels"].get(label, "") for label in labels),
-                    *(interval(row["figures"].get(column), 3) for column in columns),
+                    *(interval(row["figures"].get(name), 3) for name in names),
                 ]
                 for row in table["rows"]
             ]
             parts.append(f"### {table['title']}\n\n{table['note']}\n")
-            parts.append(markdown_table(["", *labels, *columns], rows))
+            parts.append(markdown_table(["", *labels, *names], rows))
     return "\n".join(parts)
 
 
@@ -218,8 +215,6 @@ def main() -> None:
     args = parser.parse_args()
     blocks: dict[str, str] = {}
     if args.run:
-        from nla_jax.evaluation.report import read_evaluation, read_metrics, save_overview
-
         evaluation, metrics = read_evaluation(args.run), read_metrics(args.run)
         blocks |= readme_blocks(evaluation, metrics)
         blocks["steps"] = step_block(metrics, json.loads((args.run / "config.json").read_text()))

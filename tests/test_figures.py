@@ -80,7 +80,9 @@ def test_blocks_say_what_the_evaluation_says(figures):
     page = figures.evaluation_page(evaluation)
     assert "## Reconstruction\n" in page and "| AV after RL | own | 0.312 [0.262, 0.362] |" in page
     evaluation["suites"].pop("controls")
-    with pytest.raises(ValueError, match="no table 'controls', only systems, gains; evaluate the run"):
+    with pytest.raises(
+        ValueError, match="of the suites reconstruction has no table 'controls'; evaluate the run"
+    ):
         figures.readme_blocks(evaluation, metrics)
 
 

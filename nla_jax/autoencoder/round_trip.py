@@ -161,7 +161,7 @@ class RoundTrip:
 
 
 def finite(reader: str, rebuilt_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """What an AR has rebuilt, as it is.
+    """Return the vectors that an AR rebuilt, after a check that all of them are finite.
 
     Args:
       reader: names the AR in messages, as in "the AR 'judge'".

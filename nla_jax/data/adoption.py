@@ -83,7 +83,7 @@ def sidecars(path: Place) -> list[Sidecar]:
 
 
 def data_state(paths: Mapping[str, str | None]) -> dict[str, str] | None:
-    """What changes with every shard of data sets, by its name; None where a data set is not there any more."""
+    """Fingerprints of all shards of data sets by their paths; None where a data set is not there any more."""
     given = [path for path in paths.values() if path is not None]
     try:
         return {str(shard): fingerprint(shard) for path in given for shard in shards_of(path)}

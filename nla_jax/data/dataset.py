@@ -60,6 +60,20 @@ class ActivationDataset:
         )
 
 
+def base_columns(data: ActivationDataset) -> dict[str, Any]:
+    """The columns of rows as `stage_columns` and `write_shard` take them; those that the rows lack are left out."""
+    columns = {
+        "activation_vector": data.activations,
+        "n_raw_tokens": data.n_raw_tokens,
+        "activation_layer": [data.sidecar.extraction.layer_index] * len(data),
+        "doc_id": data.doc_ids,
+        "detokenized_text_truncated": data.contexts,
+        "api_explanation": data.explanations,
+        **data.extra,
+    }
+    return {name: column for name, column in columns.items() if column is not None}
+
+
 def write_shard(path: Place, columns: Mapping[str, Any], sidecar: Sidecar) -> None:
     """Write one parquet shard and then its sidecar, each atomically.
 

@@ -54,7 +54,8 @@ def evaluate_nla(nla: NLA, data: ActivationDataset, directory: Place, config: Ev
     Raises:
       ValueError: see `subject_of_nla`.
     """
-    (directory := as_path(directory)).mkdir(parents=True, exist_ok=True)
+    directory = as_path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     subject = subject_of_nla(nla, data, config)
     digest = _nla_digest(nla, subject)
     about = _Evaluated(nla.name, nla.target.name, nla.layer, subject.yardstick.description, config)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nla_jax.autoencoder.prompts import build_verbalizer_prompt
 from nla_jax.data.adoption import sidecars
-from nla_jax.data.dataset import ActivationDataset, load_dataset, write_shard
+from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
 from nla_jax.data.extraction import extract as extract_contexts
 from nla_jax.data.extraction import tokenize
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, SidecarTemplates
@@ -140,16 +140,6 @@ def write_rows(run: Run, path: AnyPath, part: ActivationDataset, *, stage: str, 
 
 
 def _write_rows(run: Run, path: AnyPath, part: ActivationDataset, stage: str, digest: str) -> None:
-    columns = {
-        "activation_vector": part.activations,
-        "n_raw_tokens": part.n_raw_tokens,
-        "activation_layer": [run.config.model.layer] * len(part),
-        "doc_id": part.doc_ids,
-        "detokenized_text_truncated": part.contexts,
-        "api_explanation": part.explanations,
-        **part.extra,
-    }
-    columns = {name: column for name, column in columns.items() if column is not None}
     templates = SidecarTemplates(run.config.templates.verbalizer, run.config.templates.reconstructor)
     path.parent.mkdir(parents=True, exist_ok=True)
     sidecar = dataclasses.replace(
@@ -160,7 +150,7 @@ def _write_rows(run: Run, path: AnyPath, part: ActivationDataset, stage: str, di
         prompt_templates=templates,
         parent_datasets=(part.sidecar.dataset_id,),
     )
-    write_shard(path, stage_columns(stage, columns, templates), sidecar)
+    write_shard(path, stage_columns(stage, base_columns(part), templates), sidecar)
 
 
 def _check_splits(run: Run, doc_ids: list[str]) -> None:

@@ -29,7 +29,7 @@ class _RunVerbalizer:
         Args:
           run: the AV's.
           stage: the training stage that it is taken from.
-          step: of that stage; the latest if None.
+          step: of that stage; the best if None.
           held: a cache of one entry that all AVs of the run share, because each is as large as the target.
         """
         self.run, self.stage, self.step, self.held = run, stage, step, held

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nla_jax.evaluation import report
+from nla_jax.evaluation import report, report_plots
 
 ATTACK = '</p><script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -216,7 +216,7 @@ def test_curve_takes_the_later_of_two_rows_for_a_step():
         {"stage": "rl", "step": 3, "kl": None},
         {"stage": "ar_sft", "step": 4, "kl": 7.0},
     ]
-    assert report.curve(rows, "rl", "kl") == ([1, 2], [0.1, 0.2])
+    assert report_plots.curve(rows, "rl", "kl") == ([1, 2], [0.1, 0.2])
 
 
 def test_a_metrics_line_cut_short_is_tolerated_at_the_end_alone(run_dir):

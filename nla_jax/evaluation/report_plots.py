@@ -1,0 +1,225 @@
+"""The plots of a report: curves of metrics over steps, and figures of tables as bars."""
+
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+COLORS = ("#2a6db0", "#d9782d", "#3a8f6b")
+GROUPS = {
+    "nla": ("NLA", COLORS[0]),
+    "gold": ("sees the context", "#d3a02c"),
+    "baseline": ("baseline", COLORS[2]),
+    "control": ("control", "#a3abb6"),
+}
+"""Group of a table's line -> its name in the legend and its color."""
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#9aa3ae",
+    "axes.grid": True,
+    "axes.labelcolor": "#4b5563",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "grid.color": "#e6e9ee",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": "#1f2933",
+    # Names come from data: a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One plot over the steps of a stage; the report leaves it out if the run has no such numbers."""
+
+    stage: str
+    title: str
+    lines: Mapping[str, str]
+    """Key in `metrics.jsonl` -> its name in the legend; a panel with one line has no legend."""
+    note: str
+    """A sentence that says what to look for."""
+    spread: str | None = None
+    """Key of the standard deviation that is drawn around the first line."""
+    in_overview: bool = False
+
+
+PANELS = (
+    Panel("ar_sft", "AR warm start: direction MSE", {"loss": "training"}, "0 is exact, 2 is orthogonal."),
+    Panel(
+        "ar_sft",
+        "AR warm start: held-out FVE",
+        {"held_out_fve_nrm": "held out"},
+        "What the AR rebuilds from the warm-start texts: the level that explanations can reach before RL.",
+        in_overview=True,
+    ),
+    Panel(
+        "av_sft",
+        "AV warm start: loss (nats per token)",
+        {"loss": "training", "real_loss": "held out, own activation", "shuffled_loss": "held out, shuffled"},
+        "An AV that reads its activation loses when it is given another text's.",
+        in_overview=True,
+    ),
+    Panel(
+        "av_sft",
+        "AV warm start: shuffled minus real loss",
+        {"gap": "gap"},
+        "How much the activation helps. At 0 the AV ignores it, however low its loss.",
+    ),
+    Panel(
+        "rl",
+        "RL: FVE of the round trip",
+        {"judge_fve_nrm": "judge", "own_fve_nrm": "own", "shuffled_fve_nrm": "judge, shuffled"},
+        "Own above judge, and growing apart: the pair agrees on habits that only its own AR understands.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: reward",
+        {"reward_mean": "mean"},
+        "The band is the standard deviation among the explanations of one activation, averaged over activations.",
+        spread="reward_std",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: KL to the warm start (nats a token)",
+        {"kl": "KL"},
+        "How far the policy has moved. A jump often comes before garbled text.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: explanation length (tokens)",
+        {"length_mean": "mean"},
+        "With the tokens that close an explanation. Growth towards the cap is padding unless FVE grows with it.",
+        in_overview=True,
+    ),
+    Panel(
+        "rl",
+        "RL: failed and clipped fractions",
+        {"failed_fraction": "failed explanations", "clip_fraction": "clipped ratios"},
+        "Failed: no closing tag, or empty. Clipped: tokens whose probability ratio lies outside the clipping band, "
+        "whatever the sign of their advantage. A round makes one update, with the weights that sampled, so rounding "
+        "alone can bring it above 0.",
+    ),
+    Panel(
+        "rl",
+        "RL: copying and repetition",
+        {"copied": "3-grams from the context", "repeated": "2-grams said twice"},
+        "Shares of the texts' runs of words. Copying that grows is reciting; repetition that grows is decay.",
+    ),
+    Panel("rl", "RL: AR loss", {"ar_loss": "direction MSE"}, "The AR learning from the AV's own texts."),
+    Panel(
+        "rl",
+        "RL: AV loss",
+        {"av_loss": "policy loss"},
+        "The advantages of a group sum to zero, so this stays near zero however much is learned.",
+    ),
+    Panel("rl", "RL: entropy (nats per token)", {"entropy": "entropy"}, "Falling to zero means collapse."),
+    Panel(
+        "rl",
+        "RL: sampler against trainer",
+        {"sampler_trainer_logprob_diff": "log-prob difference"},
+        "Two ways to compute one number: anything but rounding here is a bug.",
+    ),
+)
+
+
+def curve(rows: Sequence[Row], stage: str, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one number; where a resumed run logged a step twice, the later row counts."""
+    values = {row["step"]: row[key] for row in rows if row.get("stage") == stage and row.get(key) is not None}
+    return sorted(values), [values[step] for step in sorted(values)]
+
+
+def has_data(panel: Panel, rows: Sequence[Row]) -> bool:
+    """Whether any line of the panel has a point."""
+    return any(curve(rows, panel.stage, key)[0] for key in panel.lines)
+
+
+def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], kept: int | None = None) -> None:
+    """Draw the lines of a panel, and mark the step that was kept of its stage."""
+    drawn = [(name, *curve(rows, panel.stage, key)) for key, name in panel.lines.items()]
+    for color, (name, steps, values) in zip(COLORS, drawn, strict=False):
+        if steps:
+            marker = "o" if len(steps) <= 40 else ""
+            label = name if len(drawn) > 1 else None
+            ax.plot(steps, values, color=color, label=label, marker=marker, markersize=3)
+    if panel.spread:
+        _, steps, means = drawn[0]
+        spreads = dict(zip(*curve(rows, panel.stage, panel.spread), strict=True))
+        spread = np.array([spreads.get(step, np.nan) for step in steps])
+        ax.fill_between(steps, means - spread, means + spread, color=COLORS[0], alpha=0.15, linewidth=0)
+    if kept is not None:
+        ax.axvline(kept, color="#6b7280", linestyle=":", linewidth=1.2, label=f"kept: step {kept}")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)
+    ax.set(title=panel.title, xlabel="step")
+    ax.margins(x=0.02)
+
+
+def draw_table(ax: Axes, table: Mapping[str, Any]) -> None:
+    """Draw the plotted figure of each line as a bar with its 95% interval, top to bottom in the order given."""
+    plotted = table["plotted"]
+    shown = [row for row in table["rows"] if row["figures"].get(plotted)]
+    for position, row in enumerate(shown):
+        figure = row["figures"][plotted]
+        ax.barh(position, figure["value"], height=0.62, color=GROUPS[row["group"]][1])
+        ax.plot([figure["low"], figure["high"]], [position, position], color="#1f2933", linewidth=1.2)
+        ax.annotate(
+            number(figure["value"], 2),
+            (max(figure["high"], 0), position),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    ax.set_yticks(range(len(shown)), [line_name(row) for row in shown])
+    ax.axvline(0, color="#4b5563", linewidth=1)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.1)
+    ax.set(title=table["title"], xlabel=f"{plotted}, 95% intervals")
+
+
+def line_name(row: Row) -> str:
+    """A line's name with its labels, such as the AR that measured it."""
+    labels = [value for value in row["labels"].values() if value != "-"]
+    return f"{row['name']} ({', '.join(labels)})" if labels else row["name"]
+
+
+def svg(name: str, size: tuple[float, float], draw: Callable[..., None], *args: Any) -> Markup:
+    """Draw one plot (size in inches) as an `<svg>` element without prolog, metadata or fixed size."""
+    # The salt makes element ids reproducible, and different from those of the page's other plots.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot(), *args)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    tag = rf'<svg role="img" aria-label="{escape(name)}" viewBox="\1">'
+    return Markup(
+        re.sub(r'.*?<svg [^>]*viewBox="([^"]*)"[^>]*>', tag, buffer.getvalue(), count=1, flags=re.S)
+    )
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A figure as the report writes it, with a dash where it is undefined."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}".replace("-", "−")
