@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from nla_jax.commands.startup import silence_libtpu
 from nla_jax.process import machine_class
 
 TEXT = "The Eiffel Tower stands in the city of"
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    silence_libtpu()
     main()
