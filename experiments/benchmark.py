@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-from nla_jax.commands.startup import use_huge_pages
+from nla_jax.commands.startup import silence_libtpu, use_huge_pages
 from nla_jax.lm.files.weights import export_hf
 from nla_jax.process import use_compilation_cache
 
@@ -130,4 +130,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
+    silence_libtpu()
     main()
