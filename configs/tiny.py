@@ -9,6 +9,7 @@ from nla_jax.config import (
     WarmStartConfig,
 )
 from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.training.guards import GuardConfig
@@ -24,7 +25,7 @@ def get_config() -> ExperimentConfig:
         corpus=CorpusConfig(max_documents=64, av_sft=0.3, ar_sft=0.3, rl=0.2, held_out=0.2),
         extraction=ExtractionConfig(max_tokens=64, batch_size=8, shard_documents=32),
         # A small tokenizer spells words letter by letter; longer texts would not fit into an answer.
-        explainer=PredictiveConfig(ending_words=1, next_words=1, topic_words=0),
+        writer=WriterConfig(predictive=PredictiveConfig(ending_words=1, next_words=1, topic_words=0)),
         templates=PromptTemplates(closing="<|im_end|>"),
         max_explanation_tokens=40,
         max_reconstructor_tokens=96,

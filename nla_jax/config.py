@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.data.writers.predictive import PredictiveConfig
+from nla_jax.data.writers.config import WriterConfig
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.files import Place, as_path, write_text
 from nla_jax.lm.config import LMConfig
@@ -141,7 +141,7 @@ class ExperimentConfig:
     corpus: CorpusConfig = CorpusConfig()
     data: DataConfig = DataConfig()
     extraction: ExtractionConfig = ExtractionConfig()
-    explainer: PredictiveConfig = PredictiveConfig()
+    writer: WriterConfig = WriterConfig()
     templates: PromptTemplates = PromptTemplates()
     injection: InjectionConfig = InjectionConfig()
     max_explanation_tokens: int = 48
@@ -197,7 +197,10 @@ def read_config(path: Place) -> ExperimentConfig:
         raise FileNotFoundError(
             f"{path} does not exist: {path.parent} is not a run directory; start one with `nla train CONFIG`"
         )
-    return _build(ExperimentConfig, json.loads(path.read_bytes()))
+    values = json.loads(path.read_bytes())
+    if "explainer" in values:  # Earlier versions had one writer, and its options under this name.
+        values["writer"] = {"predictive": values.pop("explainer")}
+    return _build(ExperimentConfig, values)
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ in their places.
 """
 
 import importlib.metadata
+import subprocess
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -64,3 +65,22 @@ def _there(name: str, in_checkout: str) -> Path:
     """A folder of the package; a checkout on a system without links has it elsewhere."""
     inside = _PACKAGE / name
     return inside.resolve() if inside.is_dir() else _PACKAGE.parent / in_checkout
+
+
+def git_commit() -> str:
+    """The commit that the library runs from; empty outside a checkout.
+
+    A repository around an installed copy, such as that of a project with a virtual environment in it, is not the
+    library's: only one that tracks this very file answers.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -9,7 +9,7 @@ from nla_jax.data.splits import MONITOR_SHARE
 
 STAGE_FIELDS = {
     "extract": ("seed", "model", "corpus", "data", "extraction"),
-    "explain": ("explainer", "templates"),
+    "explain": ("writer", "templates"),
     "av_sft": ("injection", "lora", "max_explanation_tokens", "av_sft"),
     "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
     "rl": ("rl",),
@@ -31,6 +31,11 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         fields |= {field: plain(getattr(config, field)) for field in own}
         if name == stage:
             break
+    if "writer" in fields:
+        written_by = fields.pop("writer")
+        # Runs of the predictive writer keep the digest that they had when there was no other.
+        name = "explainer" if written_by["name"] == "predictive" else "writer"
+        fields[name] = written_by["predictive"]
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
     if config.corpus.field == "text":

@@ -18,11 +18,11 @@ from nla_jax.evaluation.report import write_report
 from nla_jax.evaluation.subject import Subject
 from nla_jax.files import AnyPath, Place, as_path, write_json, write_text
 from nla_jax.pipeline.digests import stage_digest
-from nla_jax.pipeline.make_data import git_commit
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.subject import subject_of, subject_of_nla
 from nla_jax.pipeline.warm_starts import second_judge, second_judge_is_trained
 from nla_jax.process import machine_class
+from nla_jax.shipped import git_commit
 
 PROBE_TEXTS = ("A text about arrays that ends in words.", "About nothing. Next words: the, a.")
 PROBE_ROWS = 4

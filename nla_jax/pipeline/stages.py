@@ -15,7 +15,8 @@ import jax
 from nla_jax.config import save_config
 from nla_jax.pipeline.documents import check_corpus
 from nla_jax.pipeline.evaluate import evaluate, is_evaluated, report
-from nla_jax.pipeline.make_data import data_is_written, explain, extract
+from nla_jax.pipeline.explain import data_is_written, explain
+from nla_jax.pipeline.extract import extract
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.train import is_trained, rl
 from nla_jax.pipeline.warm_starts import ar_sft, av_sft

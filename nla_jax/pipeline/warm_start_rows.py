@@ -12,7 +12,7 @@ from nla_jax.data.batches import reconstructor_rows, verbalizer_rows
 from nla_jax.data.dataset import ActivationDataset, load_dataset
 from nla_jax.data.stage_texts import holds_a_tag
 from nla_jax.pipeline.digests import stage_digest
-from nla_jax.pipeline.make_data import write_rows
+from nla_jax.pipeline.explain import write_rows
 from nla_jax.pipeline.run import Run
 from nla_jax.process import warn
 from nla_jax.randomness import key_for
@@ -36,7 +36,7 @@ def closed_answers(codec: Autoencoder, data: ActivationDataset, batch_size: int)
     if (~cut_N).sum() < batch_size:
         raise ValueError(
             f"av_sft: {share} max_explanation_tokens={limit}, and the others do not fill a batch of {batch_size}; "
-            "raise max_explanation_tokens, or have shorter texts written (explainer)"
+            "raise max_explanation_tokens, or have shorter texts written (writer)"
         )
     warn(
         f"av_sft: {share} max_explanation_tokens={limit}. The AV is not trained on them: cut, they would teach it not "

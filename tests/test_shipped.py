@@ -2,7 +2,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from nla_jax.pipeline import make_data
+from nla_jax import shipped
 
 
 def test_only_a_repository_that_tracks_the_library_names_its_commit(tmp_path, monkeypatch):
@@ -11,23 +11,23 @@ def test_only_a_repository_that_tracks_the_library_names_its_commit(tmp_path, mo
         command = ["git", "-C", str(tmp_path), *author, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    installed = tmp_path / "venv" / "site-packages" / "nla_jax" / "pipeline" / "make_data.py"
+    installed = tmp_path / "venv" / "site-packages" / "nla_jax" / "shipped.py"
     installed.parent.mkdir(parents=True)
-    shutil.copy(make_data.__file__, installed)
-    monkeypatch.setattr(make_data, "__file__", str(installed))
-    assert make_data.git_commit() == ""
+    shutil.copy(shipped.__file__, installed)
+    monkeypatch.setattr(shipped, "__file__", str(installed))
+    assert shipped.git_commit() == ""
     git("init", "-q")
     (tmp_path / "mine.txt").write_text("of the user")
     git("add", "mine.txt")
     git("commit", "-q", "-m", "of the user")
     assert len(git("rev-parse", "HEAD")) == 40
-    assert make_data.git_commit() == ""
+    assert shipped.git_commit() == ""
     git("add", str(installed.relative_to(tmp_path)))
     git("commit", "-q", "-m", "of the library")
-    assert make_data.git_commit() == git("rev-parse", "HEAD")
+    assert shipped.git_commit() == git("rev-parse", "HEAD")
 
 
 def test_the_checkout_names_its_commit():
-    root = Path(make_data.__file__).parents[2]
+    root = Path(shipped.__file__).parents[1]
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert make_data.git_commit() == head.stdout.strip()
+    assert shipped.git_commit() == head.stdout.strip()
