@@ -24,6 +24,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "65536")
 import numpy as np
 from benchmarks.measure import exponent, markdown, progress
 
+from nla_jax import text_analysis
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.prompts import PromptTemplates, build_reconstructor_prompt, build_verbalizer_prompt
 from nla_jax.autoencoder.reconstructor import Reconstructor
@@ -35,7 +36,7 @@ from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, 
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
-from nla_jax.evaluation import baselines, text_analysis
+from nla_jax.evaluation import baselines
 from nla_jax.evaluation.estimates import Ratio, bootstrap
 from nla_jax.evaluation.tables import Row, Table, paired, read_ratios, write_ratios
 from nla_jax.lm.files.weights import load_language_model

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nla_jax.evaluation import text_analysis
+from nla_jax import text_analysis
 
 Edit = Callable[[str, np.random.Generator], str]
 Writer = Callable[[Sequence[str]], list[str]]

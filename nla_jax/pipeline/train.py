@@ -2,10 +2,10 @@
 
 import functools
 
+from nla_jax import text_analysis
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.data.batches import training_batches
 from nla_jax.data.splits import shuffled
-from nla_jax.evaluation import text_analysis
 from nla_jax.pipeline.run import Run
 from nla_jax.process import warn
 from nla_jax.randomness import key_for

@@ -5,7 +5,7 @@ import pytest
 
 from nla_jax.evaluation.planted import fillers
 from nla_jax.evaluation.planted.tasks import tasks
-from nla_jax.evaluation.text_analysis import sentences, words
+from nla_jax.text_analysis import sentences, words
 
 TASKS = pytest.mark.parametrize("task", tasks(), ids=lambda task: task.name)
 LAST_WORDS = 8

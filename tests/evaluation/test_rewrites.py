@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nla_jax.evaluation import rewrites
-from nla_jax.evaluation.text_analysis import words
+from nla_jax.text_analysis import words
 
 TEXT = 'It ends with "the red fox". Likely next: jumps, runs, sits. About a story of animals.'
 

@@ -22,7 +22,7 @@ from nla_jax.evaluation.suites import (
     sanity,
 )
 from nla_jax.evaluation.tables import paired, read_ratios, row_key
-from nla_jax.evaluation.text_analysis import quotes, words
+from nla_jax.text_analysis import quotes, words
 
 
 def figure(table, row, name, **labels):

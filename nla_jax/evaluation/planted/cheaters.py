@@ -6,7 +6,7 @@ import numpy as np
 
 from nla_jax.autoencoder import metrics
 from nla_jax.evaluation.subject import Subject
-from nla_jax.evaluation.text_analysis import words
+from nla_jax.text_analysis import words
 
 CODE_BITS = 64
 """Number of principal directions whose signs the private code writes down."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nla_jax.evaluation import rewrites, text_analysis
+from nla_jax import text_analysis
+from nla_jax.evaluation import rewrites
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table

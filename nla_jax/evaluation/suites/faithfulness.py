@@ -12,9 +12,10 @@ from itertools import chain
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from nla_jax import text_analysis
 from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import shuffled
-from nla_jax.evaluation import chat_questions, text_analysis
+from nla_jax.evaluation import chat_questions
 from nla_jax.evaluation.estimates import Estimate, Ratio, bootstrap
 from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table

@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 
+from nla_jax import text_analysis
 from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import shuffled
-from nla_jax.evaluation import text_analysis
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.evaluation.tables import Row, Table

@@ -1,6 +1,6 @@
 import pytest
 
-from nla_jax.evaluation import text_analysis
+from nla_jax import text_analysis
 
 CONTEXT = "The cat sat on the mat. Nobody had seen the Fulton County jury in 1958, it said."
 
