@@ -1,13 +1,15 @@
 """A loaded language model that answers prompts, each with its likeliest continuation."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from nla_jax.lm.chat_template import end_token, render_chat
+from nla_jax.lm.chat_template import end_token, render_chat, render_messages
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.language_model import LanguageModel
 from nla_jax.lm.prompt_batches import batches_by_length, filled, pad, positions
@@ -31,18 +33,24 @@ class LocalLM:
         self._params = None
         self._write = jax.jit(self._write_after, static_argnames="max_tokens")
 
-    def encode(self, prompt: str) -> list[int]:
-        """The tokens after which an answer to a prompt begins."""
+    def encode(self, prompt: str, instruction: str = "") -> list[int]:
+        """The tokens after which an answer to a prompt begins.
+
+        An instruction is the system message, or stands before the prompt where there is no place for one.
+        """
         tokenizer = self.lm.tokenizer
         if self.has_template:
-            return tokenizer.encode(render_chat(tokenizer, prompt), add_special_tokens=False)
-        return tokenizer.encode(f"{prompt}\n")
+            text = render_with_instruction(tokenizer, prompt, instruction)
+            return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(f"{_before(instruction, prompt)}\n")
 
-    def __call__(self, prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
+    def __call__(
+        self, prompts: Sequence[str], max_tokens: int, *, instruction: str = ""
+    ) -> Iterator[tuple[str, str]]:
         """Yield each prompt with its answer up to the end of the turn or `max_tokens`, similar lengths together."""
         if self._params is None:
             self._params = jit_aliasing(functools.partial(for_decoding, config=self.config))(self.lm.params)
-        read = [self.encode(prompt) for prompt in prompts]
+        read = [self.encode(prompt, instruction) for prompt in prompts]
         for chosen, size, length in batches_by_length(
             list(map(len, read)), self.batch_tokens, most_rows=ROWS
         ):
@@ -74,3 +82,26 @@ class LocalLM:
             temperature=0.0,
         )
         return answers.tokens_BT, answers.lengths_B
+
+
+def render_with_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, instruction: str) -> str:
+    """A user message with a generation prompt, after an instruction, as the chat template writes them.
+
+    The instruction is the system message; if the template refuses or drops system messages, it opens the user message.
+
+    Raises:
+      ValueError: no chat template, or one that refuses the user message.
+    """
+    user = {"role": "user", "content": prompt}
+    if instruction:
+        with contextlib.suppress(ValueError):
+            text = render_messages(
+                tokenizer, [{"role": "system", "content": instruction}, user], add_generation_prompt=True
+            )
+            if instruction.strip() in text:
+                return text
+    return render_chat(tokenizer, _before(instruction, prompt))
+
+
+def _before(instruction: str, prompt: str) -> str:
+    return f"{instruction}\n\n{prompt}" if instruction else prompt

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_model import write_tiny_model
 
-from nla_jax.chat.local import LocalLM
+from nla_jax.chat.local import LocalLM, render_with_instruction
 from nla_jax.lm.chat_template import render_chat
 from nla_jax.lm.files.weights import load_language_model
 from nla_jax.lm.logits import logits
@@ -54,3 +54,36 @@ def test_a_base_model_goes_on_in_a_new_line(tiny_lm):
     tokenizer.chat_template = None
     base = LocalLM(dataclasses.replace(tiny_lm, tokenizer=tokenizer), tiny_lm.config)
     assert base.encode("A") == tiny_lm.tokenizer.encode("A\n")
+    assert base.encode("A", "Count.") == tiny_lm.tokenizer.encode("Count.\n\nA\n")
+
+
+TURN = "<{{ message.role }}>{{ message.content }}"
+
+
+@pytest.mark.parametrize(
+    "for_system, text",
+    [
+        (TURN, "<system>Count.<user>A"),
+        ("{{ raise_exception('no system messages') }}", "<user>Count.\n\nA"),
+        ("", "<user>Count.\n\nA"),
+    ],
+    ids=["taken", "refused", "dropped"],
+)
+def test_an_instruction_is_the_system_message_where_the_template_has_one(tiny_lm, for_system, text):
+    tokenizer = copy.deepcopy(tiny_lm.tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        f"{for_system}{{% else %}}{TURN}{{% endif %}}{{% endfor %}}"
+    )
+    assert render_with_instruction(tokenizer, "A", "Count.") == text
+    assert render_with_instruction(tokenizer, "A", "") == "<user>A"
+
+
+def test_an_instruction_is_read_before_the_prompt(talker):
+    model = LocalLM(talker, talker.config)
+    ((_, answer),) = model(
+        ["Parse one argument"], 5, instruction="Count the words of every text that you are given."
+    )
+    ids = model.encode("Parse one argument", "Count the words of every text that you are given.")
+    assert answer == talker.tokenizer.decode(greedy(talker, ids, 5), skip_special_tokens=True).strip()
+    assert ids != model.encode("Parse one argument")
