@@ -1,22 +1,19 @@
 """A text or a conversation as tokens that know where they stand: characters, role and turn.
 
 A conversation is rendered once through the chat template and then encoded without further special tokens, so that a
-template which writes a BOS gets no second one. Where the contents of the messages stand in it is told by a second
-rendering with marks in their place, since the template may hold the same words as a message.
+template which writes a BOS gets no second one.
 """
 
-import bisect
 import dataclasses
 import functools
 import re
+import weakref
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from nla_jax.lm.chat_template import PLACEHOLDER, Message, render_messages
-
-Span = tuple[int, int]
-"""Start and end, in characters of a text."""
+from nla_jax.lm.chat_template import Message, render_messages
+from nla_jax.lm.chat_turns import Span, contents_in, header_end, turn_ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +35,10 @@ class TokenizedText:
     turns: tuple[int | None, ...]
     """The index of the message a token is in, counted from 0; the generation prompt opens one more."""
     in_content: tuple[bool, ...]
-    """Whether a token is part of a message's content, and not of what the template writes around it or of whitespace
-    at the content's ends. In plain text every token but a BOS is content."""
+    """Whether a token is part of a message's content or of its tool calls, and not of what the template writes around
+    them or of whitespace at the content's ends. In plain text every token but a BOS is content."""
+    opens_answer: bool = False
+    """Whether the text ends with what the template writes before an assistant's answer."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,14 +112,38 @@ def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedTex
     Raises:
       ValueError: a text without a token.
     """
-    text = as_unicode(text)
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = without_second_bos(encoded["input_ids"], tokenizer)
+    (source,) = tokenize_texts(tokenizer, [text])
+    if len(source) == source.starts_with_bos:
+        raise ValueError(f"the text {source.text!r} has no tokens; give at least one word")
+    return source
+
+
+def tokenize_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], most_tokens: int | None = None
+) -> list[TokenizedText]:
+    """Encode plain texts as `tokenize_text` does, each cut after `most_tokens` tokens; a text may have no token."""
+    texts = [as_unicode(text) for text in texts]
+    encoded = tokenizer(texts, return_offsets_mapping=True)
+    return [
+        _plain(tokenizer, text, ids, offsets, most_tokens)
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _plain(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[Span],
+    most_tokens: int | None,
+) -> TokenizedText:
+    ids = without_second_bos(ids, tokenizer)
+    offsets = offsets[len(offsets) - len(ids) :]
+    if most_tokens is not None and len(ids) > most_tokens:
+        text, ids, offsets = text[: offsets[most_tokens][0]], ids[:most_tokens], offsets[:most_tokens]
     bos = starts_with_bos(ids, tokenizer)
-    if len(ids) == bos:
-        raise ValueError(f"the text {text!r} has no tokens; give at least one word")
     tokens, nothing = _decoded(ids, tokenizer), (None,) * len(ids)
-    spans = _covering(encoded["offset_mapping"][-len(ids) :], tokens, text)
+    spans = _covering(offsets, tokens, text)
     content = tuple(end > start and not (bos and i == 0) for i, (start, end) in enumerate(spans))
     return TokenizedText(text, tuple(ids), tokens, spans, bos, nothing, nothing, content)
 
@@ -128,13 +151,14 @@ def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenizedTex
 def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> TokenizedText:
     """Encode a conversation through the chat template; after a user's turn the assistant's opening follows.
 
-    Contents are made valid by `as_unicode`.
+    Contents are made valid by `as_unicode`. A message with tool calls needs no content of its own.
 
     Raises:
       ValueError: no messages, a message without role or content, or a template that refuses them.
     """
     for index, message in enumerate(messages):
-        if missing := {"role", "content"} - set(message):
+        needed = {"role"} if message.get("tool_calls") else {"role", "content"}
+        if missing := needed - set(message):
             raise ValueError(
                 f"message {index} has no {' and no '.join(sorted(missing))}; it holds {sorted(message)}: give "
                 '{"role": ..., "content": ...}'
@@ -142,7 +166,8 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     if not messages:
         raise ValueError("there are no messages; give at least one")
     messages = [
-        {name: as_unicode(value) if isinstance(value, str) else value for name, value in message.items()}
+        {"content": ""}
+        | {name: as_unicode(value) if isinstance(value, str) else value for name, value in message.items()}
         for message in messages
     ]
     opens_answer = messages[-1]["role"] != "assistant"
@@ -151,10 +176,17 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     ids = encoded["input_ids"]
     tokens = _decoded(ids, tokenizer)
     spans = _covering(encoded["offset_mapping"], tokens, text)
-    contents = _contents_in(text, messages, tokenizer, opens_answer)
-    ends = _turn_ends(text, messages, tokenizer, contents, [start for start, _ in spans])
+    contents = contents_in(text, messages, tokenizer, opens_answer)
+    ends = turn_ends(text, messages, tokenizer, contents, [start for start, _ in spans])
     turns = [next((turn for last, turn in ends if start < last), len(messages)) for start, _ in spans]
     roles = [messages[turn]["role"] if turn < len(messages) else "assistant" for turn in turns]
+    inside = [any(start < last and first < end for first, last in contents.values()) for start, end in spans]
+    for turn, message in enumerate(messages):
+        if message.get("tool_calls"):
+            first = header_end(text, messages, turn, tokenizer)
+            of_turn = [i for i, at in enumerate(turns) if at == turn and spans[i][0] >= first]
+            for i in _without_ending(of_turn, ids, tokens, tokenizer):
+                inside[i] = True
     return TokenizedText(
         text,
         tuple(ids),
@@ -163,122 +195,25 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         bool(ids) and ids[0] == tokenizer.bos_token_id and spans[0][1] <= len(tokenizer.bos_token or ""),
         tuple(roles),
         tuple(turns),
-        tuple(any(start < last and first < end for first, last in contents.values()) for start, end in spans),
+        tuple(inside),
+        opens_answer,
     )
 
 
-_MARK = re.compile(f"{PLACEHOLDER}(\\d+){PLACEHOLDER}")
-"""What is rendered in place of the content of the message of that number."""
+def _without_ending(
+    indices: list[int], ids: Sequence[int], tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Tokens of a turn without the special tokens and the whitespace that the template ends it with."""
+    special = special_ids(tokenizer)
+    while indices and (ids[indices[-1]] in special or not tokens[indices[-1]].strip()):
+        indices = indices[:-1]
+    return indices
 
 
-def _words(message: Message) -> str:
-    """The content of a message without whitespace around it; empty where it is no text."""
-    content = message["content"]
-    return content.strip() if isinstance(content, str) else ""
-
-
-def _marked(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, opens_answer: bool
-) -> tuple[list[str], list[int]]:
-    """What the template writes around contents, and the message whose content follows each part but the last.
-
-    Messages without words have no content to find. Where the template refuses marks, all that is known is that the
-    contents stand in order.
-    """
-    named = [index for index, message in enumerate(messages) if _words(message)]
-    marked = [
-        {**message, "content": f"{PLACEHOLDER}{index}{PLACEHOLDER}"} if index in named else message
-        for index, message in enumerate(messages)
-    ]
-    try:
-        parts = _MARK.split(render_messages(tokenizer, marked, add_generation_prompt=opens_answer))
-    except ValueError:
-        return [""] * (len(named) + 1), named
-    return parts[::2], [int(index) for index in parts[1::2]]
-
-
-def _contents_in(
-    text: str, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, opens_answer: bool
-) -> dict[int, Span]:
-    """The span of each message's content in the rendered text, by the message's number, in their order there.
-
-    Where the template writes something else in place of a content (some drop the thoughts before an answer), the span
-    is that of what it writes.
-    """
-    around, order = _marked(messages, tokenizer, opens_answer)
-    spans: dict[int, Span] = {}
-    at = 0  # where the part before the next content begins
-    for index, before, after in zip(order, around[:-1], around[1:], strict=True):
-        content, words = messages[index]["content"], _words(messages[index])
-        # What the template writes before a content may depend on it: as much counts as agrees.
-        first = at + _agreement(before, text[at:])
-        ways = (content, words, content.lstrip(), content.rstrip())
-        followed = [way + following for following in (after, after[:1]) for way in ways]
-        fitting = [
-            way for way, whole in zip(ways * 2, followed, strict=True) if text.startswith(whole, first)
-        ]
-        if fitting:
-            written = fitting[0]
-        elif after and (until := text.find(after, first)) >= 0:
-            written = text[first:until]
-        elif (place := text.find(words, first)) >= 0:
-            written = text[first : place + len(words)]
-        else:
-            written = ""
-        if words not in written:
-            words = written.strip()
-        start = first + written.find(words)
-        spans[index] = start, start + len(words)
-        at = first + len(written)
-    return spans
-
-
-def _turn_ends(
-    text: str,
-    messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    contents: dict[int, Span],
-    token_starts: Sequence[int],
-) -> list[tuple[int, int]]:
-    """Where turns end in the rendered text, with their numbers, in their order there.
-
-    A turn ends where the rendering of the messages up to it ends, as far as the text agrees with that rendering. Where
-    it differs before the turn's content (some templates write an earlier turn otherwise than a last one), what follows
-    the content in that rendering still tells; where the template refuses to stop there, the content's end does.
-    """
-
-    def agreeing(rendered: str, at: int) -> int:
-        """Where a rendering ceases to agree with the text from `at` on, at the start of a token."""
-        last = at + _agreement(rendered, text[at:])
-        if last == len(text):
-            return last
-        return max(token_starts[max(bisect.bisect_right(token_starts, last) - 1, 0)], at)
-
-    ends = []
-    for turn in range(len(messages)):
-        some = messages[: turn + 1]
-        content_end = contents.get(turn, (0, 0))[1]
-        try:
-            end = agreeing(render_messages(tokenizer, some, add_generation_prompt=False), 0)
-            if end < content_end:
-                around, order = _marked(some, tokenizer, opens_answer=False)
-                after = around[-1] if order[-1:] == [turn] else ""
-                end = agreeing(after, content_end)
-        except ValueError:  # some templates refuse a conversation that ends there
-            end = content_end
-        following = [
-            contents[later][0] for later in contents if later > turn and contents[later][0] >= content_end
-        ]
-        ends.append((max(content_end, min([end, *following])), turn))
-    return sorted(ends)
-
-
-def _agreement(left: str, right: str) -> int:
-    """How many characters two texts have in common from their beginnings."""
-    if right.startswith(left):
-        return len(left)
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of tokens that are no part of a text: those with a role, and those that are only declared special."""
+    declared = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.all_special_ids, *declared}
 
 
 def starts_with_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -292,9 +227,16 @@ def without_second_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase
     return tokens[1:] if starts_with_bos(tokens, tokenizer) and tokens[1:2] == tokens[:1] else tokens
 
 
+_SPELLED: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = weakref.WeakKeyDictionary()
+"""For each tokenizer: token id -> what it decodes to alone, for the ids that occurred."""
+
+
 def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    alone = [[index] for index in ids]
-    return tuple(tokenizer.batch_decode(alone, clean_up_tokenization_spaces=False))
+    spelled = _SPELLED.setdefault(tokenizer, {})
+    if missing := [index for index in {*ids} if index not in spelled]:
+        alone = tokenizer.batch_decode([[index] for index in missing], clean_up_tokenization_spaces=False)
+        spelled.update(zip(missing, alone, strict=True))
+    return tuple(spelled[index] for index in ids)
 
 
 def _covering(offsets: Sequence[Span], tokens: Sequence[str], text: str) -> tuple[Span, ...]:

@@ -289,10 +289,15 @@ def test_tool_messages(tokenizers):
         {"role": "assistant", "content": "4"},
     ]
     source = tokenize_chat(tokenizer, messages)
-    assert contents(source) == {0: "sum", 2: "4", 3: "4"}
+    # A call is what the assistant wrote, as a content is.
+    assert contents(source) == {0: "sum", 1: "[call sum]", 2: "4", 3: "4"}
     assert turns(source)[1] == "<|im_start|>assistant\n[call sum]<|im_end|>\n"
     assert spelled(source, source.with_role("tool")) == "4"
-    assert [source.turns[i] for i in source.last_of_turns()] == [0, 2, 3]
+    assert [source.turns[i] for i in source.last_of_turns()] == [0, 1, 2, 3]
+    del messages[1]["content"]
+    assert tokenize_chat(tokenizer, messages) == source
+    messages[1]["content"] = "I add."
+    assert contents(tokenize_chat(tokenizer, messages))[1] == "I add.[call sum]"
 
 
 def test_whitespace_around_a_content_is_not_content(tokenizers):
