@@ -35,7 +35,7 @@ from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
 from nla_jax.evaluation import baselines
 from nla_jax.evaluation.estimates import Ratio, bootstrap
 from nla_jax.evaluation.tables import Row, Table, paired, read_ratios, write_ratios
@@ -128,7 +128,7 @@ def pieces(data: ActivationDataset, folder: Path) -> Mapping[str, Piece]:
         return [data.take(split_N == split) for split in splits.SPLITS]
 
     def explain():
-        PredictiveWriter(PredictiveConfig(), seed=0, background=data.contexts).explain(data)
+        PredictiveWriter(PredictiveConfig(), seed=0, words=WordCounts(data.contexts)).explain(data)
 
     def draw():
         drawn = batches.training_batches({"activations_BD": data.activations}, 64, 0)

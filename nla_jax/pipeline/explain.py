@@ -11,7 +11,7 @@ from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, 
 from nla_jax.data.sidecar import SidecarTemplates
 from nla_jax.data.splits import SPLITS, split_of
 from nla_jax.data.stage_texts import stage_columns
-from nla_jax.data.writers.predictive import PredictiveWriter
+from nla_jax.data.writers.predictive import PredictiveWriter, WordCounts
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.documents import check_processes, load_rows, save_record
@@ -49,7 +49,7 @@ def _parts(run: Run) -> Iterator[tuple[str, ActivationDataset]]:
         yield from splits.items()
         return
     base = load_dataset(run.directory / "data" / "base")
-    writer = PredictiveWriter(config.writer.predictive, seed=seed, background=base.contexts)
+    writer = PredictiveWriter(config.writer.predictive, seed=seed, words=WordCounts(base.contexts))
     explained = dataclasses.replace(base, explanations=writer.explain(base))
     split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
     for split in SPLITS:

@@ -9,10 +9,12 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction
+from nla_jax.data.writers.reports import Tally
 
 _ABOUT_FIRST = 0.25
 """Share of the texts that begin with topic and source."""
@@ -41,14 +43,33 @@ _ABOUT = ("About {}.", "On {}.", "Topic {}.")
 _ABOUT_FROM = ("About {}, from {}.", "On {}, from {}.", "Topic {}; source {}.")
 
 
+class WordCounts:
+    """In how many texts each word occurs, counted text by text: rare words mark a topic."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        """Count the given texts; `add` counts more of them, with the same result as all at once."""
+        self.texts = 0
+        self.frequency: Counter[str] = Counter()
+        self.add(texts)
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Count further texts."""
+        for text in texts:
+            self.texts += 1
+            self.frequency.update(set(_words(text)))
+
+    def rarity(self, word: str) -> float:
+        """The inverse document frequency: log((texts + 1) / (texts with the word + 1))."""
+        return math.log((self.texts + 1) / (self.frequency[word] + 1))
+
+
 class PredictiveWriter:
     """A writer of explanations for rows that have the columns `next_words` and `genre`."""
 
-    def __init__(self, config: PredictiveConfig, *, seed: int, background: Sequence[str]):
-        """Count in how many of the `background` texts each word occurs: rare words mark a topic."""
-        self.config, self.seed = config, seed
-        self.texts = len(background)
-        self.frequency = Counter(word for text in background for word in set(_words(text)))
+    def __init__(self, config: PredictiveConfig, *, seed: int, words: WordCounts):
+        """Take the parts of a text, the seed of its wording, and the words of all contexts."""
+        self.config, self.seed, self.words = config, seed, words
+        self.tally = Tally()
 
     def explain(self, rows: ActivationDataset) -> list[str]:
         """Write one explanation for each row.
@@ -58,11 +79,11 @@ class PredictiveWriter:
         """
         if missing := [name for name in ("next_words", "genre") if name not in rows.extra]:
             raise ValueError(
-                f"the predictive explainer needs the columns {missing}; extract with extraction.next_words > 0"
+                f"the predictive writer needs the columns {missing}; extract with extraction.next_words > 0"
             )
         if rows.contexts is None:
-            raise ValueError("the predictive explainer needs the column detokenized_text_truncated")
-        return [
+            raise ValueError("the predictive writer needs the column detokenized_text_truncated")
+        texts = [
             self._text(f"{doc_id} {n}", context, expected, genre)
             for doc_id, n, context, expected, genre in zip(
                 rows.doc_ids,
@@ -73,13 +94,20 @@ class PredictiveWriter:
                 strict=True,
             )
         ]
+        self.tally.count(texts)
+        return texts
+
+    def prompts(self, rows: ActivationDataset) -> None:
+        """None: no model is asked."""
+
+    def report(self) -> dict[str, Any]:
+        """How many texts were written."""
+        return self.tally.report(writer="predictive")
 
     def topic(self, context: str) -> list[str]:
         """The words with the highest tf-idf in a context, best first."""
         counts = Counter(_words(context))
-        score = {
-            word: n * math.log((self.texts + 1) / (self.frequency[word] + 1)) for word, n in counts.items()
-        }
+        score = {word: n * self.words.rarity(word) for word, n in counts.items()}
         return sorted(score, key=lambda word: (-score[word], word))[: self.config.topic_words]
 
     def _text(self, key: str, context: str, expected: Sequence[str], genre: str) -> str:

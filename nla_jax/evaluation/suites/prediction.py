@@ -16,7 +16,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import shuffled
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
 from nla_jax.evaluation import continuations
 from nla_jax.evaluation.continuations import Continuation
 from nla_jax.evaluation.estimates import Ratio
@@ -48,7 +48,7 @@ def suffixes(subject: Subject) -> Table:
     background = subject.data.contexts
     if subject.training is not None and subject.training.contexts is not None:
         background = subject.training.contexts
-    writer = PredictiveWriter(PredictiveConfig(topic_words=3), seed=0, background=background)
+    writer = PredictiveWriter(PredictiveConfig(topic_words=3), seed=0, words=WordCounts(background))
     texts = subject.texts()
     table = []
     for origin, options in sets.items():

@@ -5,7 +5,7 @@ import pytest
 
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
 
 CONTEXTS = [
     "the engine burns diesel while the diesel engine turns over",
@@ -30,7 +30,7 @@ def rows(contexts=CONTEXTS) -> ActivationDataset:
 @pytest.fixture
 def explainer() -> PredictiveWriter:
     config = PredictiveConfig(ending_words=2, ending_characters=14, next_words=2, topic_words=1)
-    return PredictiveWriter(config, seed=0, background=CONTEXTS)
+    return PredictiveWriter(config, seed=0, words=WordCounts(CONTEXTS))
 
 
 def test_texts_carry_ending_expectation_topic_and_source(explainer):
@@ -45,7 +45,7 @@ def test_texts_carry_ending_expectation_topic_and_source(explainer):
 @pytest.mark.parametrize("words", [1, 3])
 def test_as_many_last_words_as_asked_for(words):
     config = PredictiveConfig(ending_words=words, ending_characters=40)
-    texts = PredictiveWriter(config, seed=0, background=CONTEXTS).explain(rows())
+    texts = PredictiveWriter(config, seed=0, words=WordCounts(CONTEXTS)).explain(rows())
     for text, context in zip(texts, CONTEXTS, strict=True):
         assert f'"{" ".join(context.split()[-words:])}"' in text
 
@@ -55,7 +55,7 @@ def test_parts_are_left_out_on_request():
 
     def texts(**change):
         config = PredictiveConfig(ending_words=1, **change)
-        return " ".join(PredictiveWriter(config, seed=0, background=CONTEXTS).explain(data))
+        return " ".join(PredictiveWriter(config, seed=0, words=WordCounts(CONTEXTS)).explain(data))
 
     assert "manuals" in texts() and "diesel" in texts() and "then" in texts()
     assert "manuals" not in texts(source=False) and "diesel" in texts(source=False)
