@@ -4,6 +4,7 @@ A conversation is rendered once through the chat template and then encoded witho
 template which writes a BOS gets no second one.
 """
 
+import bisect
 import dataclasses
 import functools
 import re
@@ -177,10 +178,15 @@ def tokenize_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     tokens = _decoded(ids, tokenizer)
     spans = _covering(encoded["offset_mapping"], tokens, text)
     contents = contents_in(text, messages, tokenizer, opens_answer)
-    ends = turn_ends(text, messages, tokenizer, contents, [start for start, _ in spans])
-    turns = [next((turn for last, turn in ends if start < last), len(messages)) for start, _ in spans]
+    starts, stops = [start for start, _ in spans], [end for _, end in spans]
+    ends = turn_ends(text, messages, tokenizer, contents, starts)
+    order = [*(turn for _, turn in ends), len(messages)]
+    turns = [order[bisect.bisect_right(ends, (start, len(messages)))] for start in starts]
     roles = [messages[turn]["role"] if turn < len(messages) else "assistant" for turn in turns]
-    inside = [any(start < last and first < end for first, last in contents.values()) for start, end in spans]
+    inside = [False] * len(spans)
+    for first, last in contents.values():
+        for i in range(bisect.bisect_right(stops, first), bisect.bisect_left(starts, last)):
+            inside[i] = True
     for turn, message in enumerate(messages):
         if message.get("tool_calls"):
             first = header_end(text, messages, turn, tokenizer)
@@ -248,6 +254,10 @@ def _covering(offsets: Sequence[Span], tokens: Sequence[str], text: str) -> tupl
     spans: list[Span] = []
     at, holder = 0, None
     for (start, end), token in zip(offsets, tokens, strict=True):
+        if start == at < end:  # nothing is left out
+            holder, at = len(spans), end
+            spans.append((start, end))
+            continue
         between = text[at:start]
         leading, spaces = len(token) - len(token.lstrip(" ")), len(between) - len(between.rstrip(" "))
         start -= min(leading, spaces)
