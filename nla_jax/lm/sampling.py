@@ -49,6 +49,11 @@ def sample_token(
     Draws by inverse CDF in two levels (first a bin of tokens, then a token in it), which needs one uniform number
     a row where Gumbel noise needs one a token.
 
+    Args:
+      key: one random key for all rows, or one for each: a row's draw then does not depend on the rows beside it.
+      logits_BV: logits of the next token.
+      temperature: 0 is greedy.
+
     Returns:
       ids, and their log-probabilities under the distribution drawn from (temperature 1 for greedy draws).
     """
@@ -70,7 +75,8 @@ def sample_token(
 
     def draw() -> Array:
         edges_BC = jnp.cumsum(share_BC, axis=-1)
-        target_B = jax.random.uniform(key, peak_B.shape) * edges_BC[:, -1]
+        uniform_B = jax.vmap(jax.random.uniform)(key) if key.ndim else jax.random.uniform(key, peak_B.shape)
+        target_B = uniform_B * edges_BC[:, -1]
         bin_B = jnp.minimum(jnp.sum(edges_BC <= target_B[:, None], axis=-1), edges_BC.shape[1] - 1)
         before_B = jnp.where(bin_B > 0, _row(edges_BC, jnp.maximum(bin_B - 1, 0)), 0)
         inside_BV = jnp.cumsum(_row(weight_BCV, bin_B), axis=-1)
@@ -140,7 +146,7 @@ def sample(
       past: per block, the prompt's segments, whose row counts divide N; stacked if the blocks are.
       final_ND: the prompt's last final-norm output, from which the first token is drawn.
       first_position: position of the first sampled token, one for all prompts or one each.
-      key: random key; token t of the loop uses fold_in(key, t).
+      key: random key, one for all rows or one for each of the B; token t of the loop uses fold_in(key, t).
       group: number of continuations a prompt.
       max_tokens: most tokens of a row; a row that reaches it is cut without being closed.
       closing: token sequence that ends a row as complete.
@@ -166,10 +172,13 @@ def sample(
             return tuple(empty() for _ in range(config.num_layers))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_layers, *x.shape)), empty())
 
+    def key_of_step(t: Array) -> Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(key, t) if key.ndim else jax.random.fold_in(key, t)
+
     def step(carry):
         t, final_BD, buffers, tokens, log_probs, lengths, closed, ended = carry
         logits_BV = constrain_vocabulary(logits(params, config, constrain_batch(final_BD)))
-        drawn, log_prob = sample_token(jax.random.fold_in(key, t), logits_BV, temperature)
+        drawn, log_prob = sample_token(key_of_step(t), logits_BV, temperature)
         drawn, log_prob = jnp.where(ended, 0, drawn), jnp.where(ended, 0.0, log_prob)
         # `tokens` is led by `margin` impossible ids, so that the last tokens can be compared from the start.
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t + margin, axis=1)

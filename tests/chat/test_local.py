@@ -87,3 +87,34 @@ def test_an_instruction_is_read_before_the_prompt(talker):
     ids = model.encode("Parse one argument", "Count the words of every text that you are given.")
     assert answer == talker.tokenizer.decode(greedy(talker, ids, 5), skip_special_tokens=True).strip()
     assert ids != model.encode("Parse one argument")
+
+
+def test_sampled_answers_depend_on_their_own_prompt_alone(talker):
+    model = LocalLM(talker, talker.config)
+    together = dict(model(PROMPTS, 5, temperature=1.0))
+    alone = dict(model(PROMPTS[2:], 5, temperature=1.0))
+    assert alone == {PROMPTS[2]: together[PROMPTS[2]]}
+    assert together != dict(model(PROMPTS, 5))
+
+
+def test_rows_of_a_batch_are_sampled_by_their_own_seeds(talker):
+    model = LocalLM(talker, talker.config)
+    ids = model.encode(PROMPTS[0])
+    seeds = [3, 5, 3, 8]
+    answers = model.write([ids] * 4, length=128, max_tokens=5, temperature=1.0, seeds=seeds)
+    assert answers[0] == answers[2] and len({*answers}) == 3
+    backwards = model.write([ids] * 4, length=128, max_tokens=5, temperature=1.0, seeds=seeds[::-1])
+    assert backwards == answers[::-1]
+
+
+def test_an_answer_says_whether_the_model_ended_it(talker):
+    model = LocalLM(talker, talker.config)
+    ids = model.encode(PROMPTS[0])
+    written = greedy(talker, ids, 12)
+    # The last token that is new among them stands in for the one that ends a turn.
+    last = max(i for i, token in enumerate(written) if token not in written[:i])
+    model.end_token = written[last]
+    ((_, ended),) = model.write([ids], length=128, max_tokens=last + 1)
+    ((text, cut),) = model.write([ids], length=128, max_tokens=last)
+    assert last > 0 and ended and not cut
+    assert text == talker.tokenizer.decode(written[:last], skip_special_tokens=True).strip()
