@@ -7,6 +7,7 @@ differences.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -107,6 +108,9 @@ def write_atomically(place: Place) -> Iterator[Path]:
 
     Here the temporary file lies beside `place` and is renamed; into a bucket it is uploaded, and the object store shows
     no object before it is whole. A block that raises leaves `place` as it was and nothing beside it.
+
+    Raises:
+      OSError: the disk is full; the message tells what to do.
     """
     path = as_path(place)
     if in_bucket(path):
@@ -118,6 +122,14 @@ def write_atomically(place: Place) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full and does not hold {path}; free some space and start the same command again: what is "
+            "finished stays, and it goes on from there",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

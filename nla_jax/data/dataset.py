@@ -1,25 +1,31 @@
 """Data sets of activations: parquet shards, each with its sidecar, read into memory as numpy columns."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
+from nla_jax.data.shards import (
+    DTYPES,
+    REQUIRED_COLUMNS,
+    Shard,
+    check_activations,
+    check_layer,
+    rows_where,
+    sha256_of,
+    shards_of,
+    sidecar_of,
+    whole_numbers,
+    write_table,
+)
 from nla_jax.data.sidecar import CorpusSlice, Sidecar, sidecar_path_for
 from nla_jax.data.stage_texts import explanations_of
-from nla_jax.files import AnyPath, Place, as_path, local_copy, write_atomically
-from nla_jax.process import warn
+from nla_jax.files import AnyPath, Place, as_path, write_atomically
 
-_REQUIRED_COLUMNS = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id")
-_READ_BYTES = 1 << 20
-_KNOWN_COLUMNS = {*_REQUIRED_COLUMNS, "detokenized_text_truncated", "api_explanation", "prompt", "response"}
+_KNOWN_COLUMNS = {*REQUIRED_COLUMNS, "detokenized_text_truncated", "api_explanation", "prompt", "response"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,196 +98,135 @@ def write_shard(path: Place, columns: Mapping[str, Any], sidecar: Sidecar) -> No
     path = as_path(path)
     if path.suffix != ".parquet":
         raise ValueError(f"shard {path} must end in .parquet, or the loader will not see it")
-    if missing := [name for name in _REQUIRED_COLUMNS if name not in columns]:
+    if missing := [name for name in REQUIRED_COLUMNS if name not in columns]:
         raise ValueError(f"{path}: missing columns {missing}")
     if wrong := {name: len(c) for name, c in columns.items() if len(c) != sidecar.row_count}:
         raise ValueError(f"{path}: the sidecar says {sidecar.row_count} rows, the columns have {wrong}")
-    activations = np.ascontiguousarray(columns["activation_vector"], np.float32)
-    width = sidecar.extraction.d_model
+    width, dtype = sidecar.extraction.d_model, DTYPES[sidecar.storage]
+    with np.errstate(over="ignore"):
+        activations = np.ascontiguousarray(columns["activation_vector"], dtype)
+    if not sidecar.row_count:
+        activations = activations.reshape(0, width)
     if activations.shape != (sidecar.row_count, width):
         raise ValueError(
             f"{path}: activation_vector has shape {activations.shape}, the sidecar says "
             f"({sidecar.row_count}, {width})"
         )
-    if len(rows := _rows_where(activations, lambda rows_BD: ~np.isfinite(rows_BD).all(axis=1))):
+    if len(rows := rows_where(activations, lambda rows_BD: ~np.isfinite(rows_BD).all(axis=1))):
         raise ValueError(f"{path}: the activation of row {rows[0]} is not finite; extract in a wider dtype")
-    _check_layer(columns["activation_layer"], sidecar, path)
-    table = {name: pa.array(column) for name, column in columns.items() if name != "activation_vector"}
-    for name in ("n_raw_tokens", "activation_layer"):
-        table[name] = table[name].cast(pa.int64())
-    table["activation_vector"] = pa.FixedSizeListArray.from_arrays(pa.array(activations.ravel()), width)
-
+    check_layer(columns["activation_layer"], sidecar, path)
     sidecar_path_for(path).unlink(missing_ok=True)  # an old sidecar must not vouch for new rows
     with write_atomically(path) as temporary:
-        # Vectors never repeat, so that a dictionary of them would only take memory; groups are written one at a time.
-        pq.write_table(
-            pa.table({name: table[name] for name in columns}),
-            temporary,
-            row_group_size=CHUNK_ROWS,
-            use_dictionary=[name for name in columns if name != "activation_vector"],
+        write_table(temporary, {**columns, "activation_vector": activations}, sidecar.storage, width)
+        written = dataclasses.replace(
+            sidecar, file_bytes=temporary.stat().st_size, file_sha256=sha256_of(temporary)
         )
-    sidecar.save(sidecar_path_for(path))
+        _check_mapping(Shard(temporary, written), activations)
+    written.save(sidecar_path_for(path))
+
+
+def _check_mapping(shard: Shard, activations_ND: np.ndarray) -> None:
+    """Make sure that the vectors lie in the file where they will be looked for, whatever version wrote it."""
+    if not shard.is_mappable:
+        return
+    first, last = shard.vectors(0), shard.vectors(shard.metadata.num_row_groups - 1)
+    if not (
+        np.array_equal(first, activations_ND[: len(first)])
+        and np.array_equal(last, activations_ND[len(activations_ND) - len(last) :])
+    ):
+        raise RuntimeError(
+            f"{shard.path}: this version of pyarrow ({pa.__version__}) lays vectors out in another way than expected; "
+            "install the version that pyproject.toml names"
+        )
 
 
 def load_dataset(path: Place) -> ActivationDataset:
-    """Read a shard, or all shards `*.parquet` of a folder in name order.
+    """Read a shard, or all shards `*.parquet` of a folder in name order, into memory.
 
-    The result's sidecar is the first shard's, with the rows of all shards counted.
+    The result's sidecar is the first shard's, with the rows of all shards counted. `store.open_dataset` opens what is
+    too large for that.
 
     Raises:
       FileNotFoundError: no such path, no shard in the folder, or a shard without its sidecar.
       ValueError: a shard that is unreadable, does not fit its sidecar, or differs from the first shard in
         stage, extraction, tokens, templates or columns.
     """
-    shards = shards_of(path)
-    sidecars = [_sidecar_of(shard) for shard in shards]
-    for shard, sidecar in zip(shards[1:], sidecars[1:], strict=True):
-        _check_agreement(shards[0], _contract(sidecars[0], sidecar), shard, _contract(sidecar, sidecars[0]))
+    paths = shards_of(path)
+    sidecars = [sidecar_of(shard) for shard in paths]
+    check_contracts(paths, sidecars)
     counts = [sidecar.row_count for sidecar in sidecars]
     activations_ND = np.empty((sum(counts), sidecars[0].extraction.d_model), np.float32)
     parts = [
-        _load_shard(shard, sidecar, activations_ND[end - count : end])
-        for shard, sidecar, count, end in zip(shards, sidecars, counts, np.cumsum(counts), strict=True)
+        _load_shard(Shard(shard, sidecar), activations_ND[end - count : end])
+        for shard, sidecar, count, end in zip(paths, sidecars, counts, np.cumsum(counts), strict=True)
     ]
-    for shard, part in zip(shards[1:], parts[1:], strict=True):
-        _check_agreement(shards[0], _columns(parts[0]), shard, _columns(part))
-    return parts[0] if len(parts) == 1 else _joined(parts, activations_ND)
+    filled = [(shard, part) for shard, part in zip(paths, parts, strict=True) if len(part)]
+    for shard, part in filled[1:]:
+        _check_agreement(filled[0][0], _columns(filled[0][1]), shard, _columns(part))
+    return parts[0] if len(parts) == 1 else joined([part for _, part in filled] or parts[:1], activations_ND)
 
 
-def shards_of(path: Place) -> list[AnyPath]:
-    """The files of a data set: the file itself, or all `*.parquet` of a folder in name order but hidden ones.
+def _load_shard(shard: Shard, activations_ND: Float32[np.ndarray, "N D"]) -> ActivationDataset:
+    """Read a shard; its activations are written into `activations_ND`, so that all shards together have one copy."""
+    start = 0
+    for _, rows_BD in shard.pieces([], vectors=True):
+        with np.errstate(over="ignore"):
+            activations_ND[start : start + len(rows_BD)] = rows_BD
+        start += len(rows_BD)
+    check_activations(activations_ND, shard.path)
+    names = text_columns(shard)
+    tables = [shard.table(group, names) for group in range(shard.metadata.num_row_groups)]
+    # Columns of a shard without rows, or of null in all rows of a group, have no type of their own.
+    table = pa.concat_tables(tables, promote_options="permissive") if tables else shard.empty_table(names)
+    return rows_of(table, activations_ND, shard.sidecar, shard.path)
+
+
+def text_columns(shard: Shard) -> list[str]:
+    """The columns that rows in memory are made of, but the vectors; an AV's prompts are those of the templates."""
+    unread = {"activation_vector"} | ({"prompt"} if shard.sidecar.stage != "ar_sft" else set())
+    return [name for name in shard.names if name not in unread]
+
+
+def rows_of(
+    table: pa.Table, activations_ND: Float32[np.ndarray, "N D"], sidecar: Sidecar, path: AnyPath
+) -> ActivationDataset:
+    """Rows in memory from what a shard holds of them.
+
+    Args:
+      table: the columns that `text_columns` names, of these rows.
+      activations_ND: their activations.
+      sidecar: of the shard; its row count becomes the number of these rows.
+      path: the shard's, for messages.
 
     Raises:
-      FileNotFoundError: no such path, or no shard in the folder.
+      ValueError: cells that are empty or hold something else than their column's meaning.
     """
-    path = as_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"data set {path} does not exist; give a .parquet file or a folder of them")
-    if not path.is_dir():
-        return [path]
-    # Macs leave a ._NAME beside files on other systems' disks.
-    if shards := sorted(shard for shard in path.glob("*.parquet") if not shard.name.startswith(".")):
-        return shards
-    raise FileNotFoundError(f"data set folder {path} holds no *.parquet file")
-
-
-def _sidecar_of(path: AnyPath) -> Sidecar:
-    sidecar_path = sidecar_path_for(path)
-    if not sidecar_path.exists():
-        raise FileNotFoundError(
-            f"shard {path} has no sidecar: expected {sidecar_path}; copy it along, or if the write was "
-            "interrupted, write the shard again"
-        )
-    return Sidecar.load(sidecar_path)
-
-
-def _load_shard(
-    path: AnyPath, sidecar: Sidecar, activations_ND: Float32[np.ndarray, "N D"]
-) -> ActivationDataset:
-    """Read a shard; its activations are written into `activations_ND`, so that all shards together have one copy."""
-    try:
-        # Without a buffer, the bytes of a whole row group are read before the first row.
-        with local_copy(path) as file, pq.ParquetFile(file, buffer_size=_READ_BYTES) as shard:
-            names, rows = shard.schema_arrow.names, shard.metadata.num_rows
-            if rows != sidecar.row_count:
-                raise ValueError(f"shard {path} has {rows} rows, its sidecar says {sidecar.row_count}")
-            if missing := [name for name in _REQUIRED_COLUMNS if name not in names]:
-                raise ValueError(f"shard {path} lacks the columns {missing}")
-            # The AV's prompts are those of the templates.
-            unread = {"activation_vector"} | ({"prompt"} if sidecar.stage != "ar_sft" else set())
-            table = shard.read([name for name in names if name not in unread])
-            start = 0
-            for column in _vector_columns(file, shard.metadata):
-                rows_BD = _vectors(column, sidecar, path)
-                with np.errstate(over="ignore"):
-                    activations_ND[start : start + len(rows_BD)] = rows_BD
-                start += len(rows_BD)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"shard {path} is truncated or not parquet ({error}); copy or write it again"
-        ) from error
-    if nulls := [name for name in _REQUIRED_COLUMNS[1:] if table[name].null_count]:
+    if nulls := [name for name in REQUIRED_COLUMNS[1:] if table[name].null_count]:
         raise ValueError(f"shard {path} has empty cells in {nulls}")
-    _check_layer(_whole_numbers(table, "activation_layer", path), sidecar, path)
-    _check_activations(activations_ND, path)
+    check_layer(whole_numbers(table, "activation_layer", path), sidecar, path)
     text_column = "detokenized_text_truncated"
     return ActivationDataset(
         activations=activations_ND,
         explanations=explanations_of(table, sidecar, path),
         doc_ids=[str(doc_id) for doc_id in table["doc_id"].to_pylist()],
-        n_raw_tokens=_whole_numbers(table, "n_raw_tokens", path),
+        n_raw_tokens=whole_numbers(table, "n_raw_tokens", path),
         contexts=[text or "" for text in table[text_column].to_pylist()]
         if text_column in table.column_names
         else None,
         extra={name: table[name].to_pylist() for name in table.column_names if name not in _KNOWN_COLUMNS},
-        sidecar=sidecar,
+        sidecar=dataclasses.replace(sidecar, row_count=len(table)),
     )
 
 
-def _vector_columns(file: Path, metadata: pq.FileMetaData) -> Iterator[pa.Array]:
-    """The activations of a shard, some rows at a time; a reader keeps what it has read, so each group gets its own."""
-    for group in range(metadata.num_row_groups):
-        with pq.ParquetFile(file, metadata=metadata, buffer_size=_READ_BYTES) as reader:
-            batches = reader.iter_batches(1024, row_groups=[group], columns=["activation_vector"])
-            yield from (batch.column(0) for batch in batches)
+def check_contracts(paths: Sequence[AnyPath], sidecars: Sequence[Sidecar]) -> None:
+    """Refuse shards that are not of one data set by their sidecars.
 
-
-def _whole_numbers(table: pa.Table, name: str, path: AnyPath) -> Int64[np.ndarray, "N"]:
-    try:
-        return table[name].cast(pa.int64()).to_numpy()
-    except pa.ArrowException as error:
-        raise ValueError(
-            f"shard {path}: the column {name!r} of type {table[name].type} holds something else than whole numbers "
-            f"({error})"
-        ) from error
-
-
-def _check_layer(layers: Any, sidecar: Sidecar, path: AnyPath) -> None:
-    expected = sidecar.extraction.layer_index
-    if other := sorted({int(layer) for layer in layers} - {expected}):
-        raise ValueError(f"shard {path} holds activations of layers {other}, its sidecar says {expected}")
-
-
-def _vectors(column: pa.Array, sidecar: Sidecar, path: AnyPath) -> np.ndarray:
-    """Rows of a column of lists of numbers, of the dtype that they are stored in, without a copy where there can be."""
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if not (is_list or pa.types.is_fixed_size_list(column.type)) or not (
-        pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
-    ):
-        raise ValueError(
-            f"shard {path}: the column 'activation_vector' is of type {column.type}, expected lists of numbers"
-        )
-    flat = column.flatten()
-    if column.null_count or flat.null_count:
-        raise ValueError(f"shard {path} has empty cells in ['activation_vector']")
-    lengths = np.unique(pc.list_value_length(column).to_numpy()).tolist()
-    width = sidecar.extraction.d_model
-    if lengths not in ([], [width]):
-        raise ValueError(
-            f"shard {path} holds activations of length {lengths}, its sidecar says d_model {width}"
-        )
-    # Row by row, a column of lists becomes millions of Python floats; its flat buffer is the matrix already.
-    return flat.to_numpy(zero_copy_only=False).reshape(-1, width)
-
-
-def _rows_where(
-    activations_ND: Float32[np.ndarray, "N D"], test: Callable[[np.ndarray], np.ndarray]
-) -> Int64[np.ndarray, "M"]:
-    """The rows that a test is true of; it is asked about some of them at a time."""
-    return np.flatnonzero(np.concatenate([np.zeros(0, bool), *map(test, row_chunks(activations_ND))]))
-
-
-def _check_activations(activations_ND: Float32[np.ndarray, "N D"], path: AnyPath) -> None:
-    if len(rows := _rows_where(activations_ND, lambda rows_BD: ~np.isfinite(rows_BD).all(axis=1))):
-        raise ValueError(
-            f"shard {path}: {len(rows)} of {len(activations_ND)} activations hold NaN, infinity or a number beyond "
-            f"float32, the first in row {rows[0]}; leave these rows out, or write the shard again"
-        )
-    if len(rows := _rows_where(activations_ND, lambda rows_BD: ~rows_BD.any(axis=1))):
-        warn(
-            f"shard {path}: {len(rows)} of {len(activations_ND)} activations are all zeros, the first in row "
-            f"{rows[0]}; they have no direction, so whatever is rebuilt has the error 1: leave out what is not meant"
-        )
+    Raises:
+      ValueError: two differ in stage, extraction, tokens or templates.
+    """
+    first = sidecars[0]
+    for path, sidecar in zip(paths[1:], sidecars[1:], strict=True):
+        _check_agreement(paths[0], _contract(first, sidecar), path, _contract(sidecar, first))
 
 
 def _contract(sidecar: Sidecar, other: Sidecar) -> dict[str, Any]:
@@ -315,9 +260,10 @@ def _check_agreement(
         raise ValueError(f"shards {first_path} and {path} differ in {'; '.join(wrong)}; load them apart")
 
 
-def _joined(
+def joined(
     parts: Sequence[ActivationDataset], activations_ND: Float32[np.ndarray, "N D"]
 ) -> ActivationDataset:
+    """The rows of parts of one data set, one after another, whose activations are given."""
     first = parts[0]
 
     def join(columns: Sequence[list | None]) -> list | None:

@@ -17,6 +17,8 @@ from nla_jax.files import AnyPath, Place, as_path, write_text
 KIND = "nla_dataset"
 SCHEMA_VERSION = 1
 STAGES = ("base", "av_sft", "ar_sft", "rl")
+STORAGES = ("float32", "bfloat16")
+"""The dtypes in which activations may lie on disk; the first is the one of the shared format."""
 
 Part = TypeVar("Part")
 
@@ -110,6 +112,12 @@ class Sidecar:
     """ISO 8601, UTC."""
     created_by: str = "nla_jax"
     git_commit: str = ""
+    storage: str = "float32"
+    """One of `STORAGES`. Rows are float32 in memory, whatever they are on disk."""
+    file_bytes: int | None = None
+    """Size of the shard's file; None where it was not recorded, like the digest."""
+    file_sha256: str | None = None
+    """SHA-256 of the shard's file, as hexadecimal digits."""
     kind: str = KIND
     schema_version: int = SCHEMA_VERSION
 
@@ -124,6 +132,8 @@ class Sidecar:
             )
         if self.stage not in STAGES:
             raise ValueError(f"unknown stage {self.stage!r}; the stages are {', '.join(STAGES)}")
+        if self.storage not in STORAGES:
+            raise ValueError(f"unknown storage {self.storage!r}; this version reads {', '.join(STORAGES)}")
         needed = {
             "tokens": self.stage != "base" and self.tokens is None,
             "prompt_templates.actor": self.stage in ("av_sft", "rl") and self.prompt_templates.actor is None,

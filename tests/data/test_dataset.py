@@ -8,6 +8,7 @@ import yaml
 
 from nla_jax.autoencoder.metrics import direction_mse
 from nla_jax.data.dataset import load_dataset, write_shard
+from nla_jax.data.shards import sha256_of
 from nla_jax.data.sidecar import (
     CorpusSlice,
     Extraction,
@@ -49,6 +50,12 @@ def shard(tmp_path):
     return tmp_path / "s0.parquet"
 
 
+def forget_digest(shard):
+    """Make the sidecar one of a writer that records no digest, so that the file may be changed."""
+    sidecar = dataclasses.replace(Sidecar.load(sidecar_path_for(shard)), file_bytes=None, file_sha256=None)
+    sidecar.save(sidecar_path_for(shard))
+
+
 def test_sidecar_file_has_the_shared_keys(tmp_path):
     SIDECAR.save(tmp_path / "s.yaml")
     assert yaml.safe_load((tmp_path / "s.yaml").read_text(encoding="utf-8")) == {
@@ -78,6 +85,7 @@ def test_sidecar_file_has_the_shared_keys(tmp_path):
         "created_at": "2026-01-02T03:04:05+00:00",
         "created_by": "nla_jax",
         "git_commit": "",
+        "storage": "float32",
     }
     assert Sidecar.load(tmp_path / "s.yaml") == SIDECAR
 
@@ -186,7 +194,8 @@ def test_round_trip(shard):
     assert data.contexts == ["one two", "drei\nvier é"]
     assert data.explanations == ["First.", "Second,\nin two lines."]
     assert data.extra == {"genre": ["news", "law"], "next_words": [["x", "y"], []]}
-    assert data.sidecar == SIDECAR
+    written = {"file_bytes": shard.stat().st_size, "file_sha256": sha256_of(shard)}
+    assert data.sidecar == dataclasses.replace(SIDECAR, **written)
     assert sorted(p.name for p in shard.parent.iterdir()) == ["s0.parquet", "s0.parquet.nla_meta.yaml"]
 
 
@@ -202,6 +211,7 @@ def test_variable_length_lists_are_read_as_well(shard):
     table = pq.read_table(shard)
     lists = pa.array(ACTIVATIONS.tolist(), pa.list_(pa.float32()))
     pq.write_table(table.set_column(0, "activation_vector", lists), shard)
+    forget_digest(shard)
     np.testing.assert_array_equal(load_dataset(shard).activations, ACTIVATIONS)
 
 
@@ -272,6 +282,12 @@ def test_truncated_shard(shard, kept):
     whole = shard.read_bytes()
     shard.write_bytes(whole[:kept])
     with pytest.raises(
+        ValueError,
+        match=r"shard .*s0.parquet has \d+ bytes, and had \d+ when it was written: it is truncated or was changed",
+    ):
+        load_dataset(shard)
+    forget_digest(shard)
+    with pytest.raises(
         ValueError, match=r"shard .*s0.parquet is truncated or not parquet .*; copy or write it"
     ):
         load_dataset(shard)
@@ -280,6 +296,7 @@ def test_truncated_shard(shard, kept):
 def _swap(shard, name, values):
     table = pq.read_table(shard)
     pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), shard)
+    forget_digest(shard)
 
 
 @pytest.mark.parametrize(
