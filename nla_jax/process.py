@@ -58,6 +58,12 @@ def warn(message: str) -> None:
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
+def tell(message: str) -> None:
+    """Print a line of information on stderr as `warn` prints its warnings."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
+
+
 def return_freed_memory() -> None:
     """Hand freed memory back to the system: glibc keeps the gigabytes that compiling a step takes and frees."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

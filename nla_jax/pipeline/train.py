@@ -13,7 +13,7 @@ from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import process_row_indices
 from nla_jax.training.guards import judge_drop
 from nla_jax.training.joint import Round, optimizers
-from nla_jax.training.loop import Best, abstract, run_stage
+from nla_jax.training.loop import Best, abstract, run_stage, tell_epochs
 from nla_jax.training.state import TrainState, restart
 
 
@@ -98,6 +98,7 @@ def rl(run: Run) -> None:
         return known | {"judge_drop": judge_drop(known, highest)}
 
     rows = {"activations_BD": run.data("rl").activations}
+    tell_epochs("rl", config.loop.steps, len(rows["activations_BD"]), config.activations)
     run_stage(
         "rl",
         config.loop,

@@ -17,7 +17,7 @@ from nla_jax.pipeline.models import ModelName
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.warm_start_rows import closed_answers, partly_verbalized, reconstructor_prompts
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
-from nla_jax.training.loop import Best, Metrics, States, run_stage, scalars
+from nla_jax.training.loop import Best, Metrics, States, run_stage, scalars, tell_epochs
 from nla_jax.training.stopwatch import Stopwatch
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -170,6 +170,7 @@ class WarmStart:
     def train(self) -> None:
         """Train until the config's last step, going on from the last checkpoint if there is one."""
         run, batch_size = self.run, self.config.batch_size
+        tell_epochs(self.stage, self.config.loop.steps, len(self.rows["lengths_B"]), batch_size)
         stopwatch = Stopwatch(run.config.model.dtype)
         run_stage(
             self.stage,

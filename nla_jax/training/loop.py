@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from nla_jax.process import return_freed_memory, warn
+from nla_jax.process import return_freed_memory, tell, warn
 from nla_jax.sharding.mesh import tree_shardings
 from nla_jax.sharding.placement import block_on_simulated_devices, place
 from nla_jax.training.checkpoint import Checkpoints
@@ -250,6 +250,28 @@ def run_stage(
         # The signal may have come while the last step was evaluated and saved.
         if preemption.reached(config.steps + 1):
             raise Preempted(f"{stage} was told to stop after its last step, which is saved")
+
+
+MOST_EPOCHS = 2
+"""Epochs from which on a stage is told to have few rows: a verbalizer overfits after about one over 50,000 rows."""
+
+
+def tell_epochs(stage: str, steps: int, rows: int, batch_size: int) -> None:
+    """Print how often a stage passes over its rows, with a warning where that is more than `MOST_EPOCHS`.
+
+    Args:
+      stage: the stage's name.
+      steps: all its steps, those made already among them.
+      rows: rows of its split.
+      batch_size: rows of one step.
+    """
+    epochs = steps * batch_size / rows
+    tell(f"{stage}: {steps:,} steps of {batch_size:,} rows are {epochs:.3g} epochs over {rows:,} rows")
+    if epochs > MOST_EPOCHS:
+        warn(
+            f"{stage}: {epochs:.3g} epochs are more than {MOST_EPOCHS}, and models overfit where rows come back often; "
+            "give more rows (corpus.max_documents, extraction.positions_per_document), or fewer steps"
+        )
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

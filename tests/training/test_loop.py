@@ -9,7 +9,7 @@ from nla_jax.data.batches import training_batches
 from nla_jax.sharding.mesh import make_mesh
 from nla_jax.training.checkpoint import Checkpoints
 from nla_jax.training.checkpoint_files import steps_of
-from nla_jax.training.loop import Best, LoopConfig, Preempted, abstract, run_stage
+from nla_jax.training.loop import Best, LoopConfig, Preempted, abstract, run_stage, tell_epochs
 from nla_jax.training.metrics_log import MetricsLog
 from nla_jax.training.state import OptimizerConfig, TooManyBadSteps, TrainState
 
@@ -155,3 +155,15 @@ def test_a_signal_ends_the_run_after_the_step_that_it_comes_in(event, last, tmp_
     with pytest.raises(Preempted, match="which is saved"):
         stage.run(steps=4, evaluate_every=4, checkpoint_every=100)
     assert stage.checkpoints.latest() == last and list(stage.logged("loss")) == [*range(1, last + 1)]
+
+
+def test_a_stage_tells_its_epochs_and_warns_above_two(capsys):
+    tell_epochs("av_sft", 1000, 8000, 16)
+    told = capsys.readouterr()
+    assert told.err == "av_sft: 1,000 steps of 16 rows are 2 epochs over 8,000 rows\n" and told.out == ""
+    tell_epochs("rl", 1010, 8000, 16)
+    information, warning = capsys.readouterr().err.splitlines()
+    assert information == "rl: 1,010 steps of 16 rows are 2.02 epochs over 8,000 rows"
+    assert (
+        warning.startswith("warning: rl: 2.02 epochs are more than 2") and "corpus.max_documents" in warning
+    )
