@@ -11,6 +11,7 @@ from nla_jax.autoencoder.prompts import (
 )
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
+from nla_jax.data import batches as batches_module
 from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches
 
 ROWS = {"x": np.arange(10), "y": np.arange(20).reshape(10, 2)}
@@ -48,6 +49,52 @@ def test_place_survives_json():
     resumed = training_batches(ROWS, 3, seed=1)
     resumed.set_state(json.loads(state))
     assert [next(resumed)["x"].tolist() for _ in range(5)] == expected
+
+
+class Numbers:
+    """A row source whose rows are their numbers."""
+
+    def __init__(self, sizes):
+        self.sizes = np.array(sizes)
+
+    def chunk_sizes(self):
+        return self.sizes
+
+    def batch(self, index_B):
+        return {"x": index_B}
+
+
+def test_rows_on_disk_that_fit_a_window_come_in_the_order_of_rows_in_memory():
+    memory, disk = training_batches(ROWS, 3, 1), training_batches(Numbers([4, 4, 2]), 3, 1)
+    for _ in range(12):
+        assert next(memory)["x"].tolist() == next(disk)["x"].tolist()
+    assert memory.get_state() == disk.get_state()
+
+
+def test_more_rows_than_a_window_are_mixed_within_windows_of_shuffled_chunks(monkeypatch):
+    monkeypatch.setattr(batches_module, "WINDOW_ROWS", 40)
+    sizes = [8, 5, 8, 8, 3, 8, 8, 8, 1, 8, 8, 8, 8, 8, 3]
+    chunk_of = np.repeat(np.arange(len(sizes)), sizes)
+    draw = training_batches(Numbers(sizes), 10, seed=4)
+    seen = [next(draw)["x"] for _ in range(20)]
+    epochs = np.split(np.concatenate(seen), 2)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(100))
+        chunks = chunk_of[epoch]
+        for chunk in range(len(sizes)):
+            places = np.flatnonzero(chunks == chunk)
+            # Together in one window, which no chunk makes longer than by its own length.
+            assert places.max() - places.min() < 40 + 8
+        assert (np.diff(chunks[:40]) != 0).mean() > 0.5  # and mixed with others in it
+    assert list(epochs[0]) != list(epochs[1])
+    assert len({*chunk_of[epochs[0][:30]]} - {*range(5)}) > 1  # The first window is not of the first chunks.
+
+    again = training_batches(Numbers(sizes), 10, seed=4)
+    again.set_state({"next_index": 13})
+    assert [next(again)["x"].tolist() for _ in range(7)] == [index.tolist() for index in seen[13:]]
+    parts = [training_batches(Numbers(sizes), 10, 4, own) for own in (np.arange(4), np.arange(4, 10))]
+    assert np.concatenate([next(part)["x"] for part in parts]).tolist() == seen[0].tolist()
+    assert next(training_batches(Numbers(sizes), 10, seed=5))["x"].tolist() != seen[0].tolist()
 
 
 def test_too_few_rows_are_named():
