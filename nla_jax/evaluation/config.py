@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from nla_jax.chat.models import split_name
+from nla_jax.chat.config import split_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,82 +5,33 @@ import shutil
 import sqlite3
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from chat_server import FAULTS, ChatServer, Fault, random_faults
 from tiny_model import write_tiny_model
 
+from nla_jax.chat import sending
+from nla_jax.chat.config import ChatConfig
 from nla_jax.chat.models import CachedChat, open_chat_model
+from nla_jax.chat.providers import _answer
+from nla_jax.chat.replies import Answer, Reply
+from nla_jax.chat.sending import TEST_PROMPT
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.files import as_path
 
 PROVIDERS = ("anthropic", "openai")
-AT_ONCE = {"retry-after-ms": "1"}
-"""Tells an SDK to try again without waiting."""
-
-
-class Server:
-    """Speaks both protocols: `reply` takes a prompt and gives its answer, or (status, body)."""
-
-    def __init__(self):
-        self.asked, self.requests, self.reply = [], [], lambda prompt: f"<{prompt}>"
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                prompt = body["messages"][0]["content"]
-                outer.asked.append(prompt)
-                outer.requests.append(body)
-                answer = outer.reply(prompt)
-                status, answer = answer if isinstance(answer, tuple) else (200, whole(self.path, answer))
-                sent = json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in {**AT_ONCE, "content-type": "application/json"}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-
-def whole(path: str, answer: str) -> dict:
-    """An answer as the protocol of a path wraps it."""
-    if path == "/v1/messages":
-        return {
-            "id": "m",
-            "type": "message",
-            "role": "assistant",
-            "model": "m",
-            "content": [
-                {"type": "thinking", "thinking": "hm", "signature": ""},
-                {"type": "text", "text": answer},
-            ],
-            "stop_reason": "end_turn",
-            "usage": {"input_tokens": 1, "output_tokens": 1},
-        }
-    assert path == "/v1/chat/completions", path
-    message = {"role": "assistant", "content": answer}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
 
 
 @pytest.fixture
 def server(monkeypatch):
-    found = Server()
+    found = ChatServer()
     monkeypatch.setenv("ANTHROPIC_BASE_URL", found.url)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{found.url}/v1")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.setattr(sending, "SHORTEST_WAIT", 0.001)
     yield found
-    found.http.shutdown()
-    found.http.server_close()
+    found.close()
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -122,27 +73,94 @@ def test_busy_and_broken_servers_are_asked_again(server, provider, tmp_path):
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_what_was_answered_beside_a_failure_is_kept(server, provider, tmp_path):
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_was_answered_beside_a_failure_of_all_is_kept(server, provider, status, tmp_path):
     others, failed = threading.Semaphore(0), threading.Event()
 
     def reply(prompt):
         if prompt == "bad":
             assert others.acquire(timeout=30) and others.acquire(timeout=30)
             failed.set()
-            return 400, {"error": {"message": "no such model"}}
+            return status, {"error": {"message": "not for you"}}
         others.release()
         assert failed.wait(30)
         return f"<{prompt}>"
 
     server.reply = reply
     chat = open_chat_model(f"{provider}:m", tmp_path / "c")
-    message = f"{provider}:m gave no answer.*no such model.*the same command goes on"
+    message = f"{provider}:m gave no answer.*not for you.*key.*base URL.*the same command goes on"
     with pytest.raises(RuntimeError, match=message):
-        chat(["good", "fine", "bad"], max_tokens=5)
+        chat(["good", "fine", "bad", *map(str, range(50))], max_tokens=5)
+    assert len(server.asked) < 20
     server.asked.clear()
     server.reply = str.upper
     assert chat(["good", "fine", "bad"], max_tokens=5) == ["<good>", "<fine>", "BAD"]
     assert server.asked == ["bad"]
+
+
+def test_an_account_without_credit_ends_asking(server, tmp_path):
+    for provider, status, error in (
+        ("openai", 429, {"message": "You exceeded your quota", "code": "insufficient_quota"}),
+        ("anthropic", 400, {"type": "invalid_request_error", "message": "Your credit balance is too low"}),
+    ):
+        server.reply = lambda prompt, answer=(status, {"error": error}): answer
+        with pytest.raises(RuntimeError, match="the account has no credit"):
+            open_chat_model(f"{provider}:m", tmp_path / "c")(["x"], max_tokens=5)
+    assert server.asked == ["x", "x"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    "answer", [(400, {"error": {"message": "no tokens"}}), *map(Fault, ("500", "cut", "429"))]
+)
+def test_a_prompt_that_always_fails_is_put_on_record_and_skipped(server, provider, answer, tmp_path):
+    server.reply = lambda prompt: answer if prompt == "bad" else f"<{prompt}>"
+    prompts = ["a", "bad", "b"]
+    chat = open_chat_model(f"{provider}:m", tmp_path / "c")
+    answers = chat.answers(prompts, max_tokens=5)
+    assert [answer.text for answer in answers] == ["<a>", "", "<b>"]
+    assert [bool(answer.problem) for answer in answers] == [False, True, False]
+    tries = server.asked.count("bad")
+    assert (
+        tries
+        == {400: 1, "500": 6, "cut": 6, "429": 24}[answer[0] if isinstance(answer, tuple) else answer.kind]
+    )
+    assert open_chat_model(f"{provider}:m", tmp_path / "c").answers(prompts, max_tokens=5) == answers
+    assert server.asked.count("bad") == tries
+    # It is asked again on demand alone.
+    server.reply = str.upper
+    again = open_chat_model(ChatConfig(f"{provider}:m", ask_again=True), tmp_path / "c")
+    assert again(prompts, max_tokens=5) == ["<a>", "BAD", "<b>"]
+
+
+def test_the_last_prompt_of_all_may_fail_always(server, tmp_path):
+    server.reply = lambda prompt: Fault("500") if prompt == "bad" else "hello"
+    chat = open_chat_model("anthropic:m", tmp_path / "c")
+    (answer,) = chat.answers(["bad"], max_tokens=5)
+    assert answer.text == "" and "fault" in answer.problem
+    assert server.asked == ["bad"] * 6 + [TEST_PROMPT]
+
+
+@pytest.mark.parametrize("fault", ["500", "stall", "empty", "refused"])
+def test_a_server_that_answers_nothing_ends_asking_and_blames_no_prompt(server, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(sending, "WITHOUT_ANSWER", 8)
+    server.reply, server.stall, prompts = lambda prompt: Fault(fault), 0.5, [str(i) for i in range(60)]
+    config = ChatConfig("openai:m", timeout=0.1, concurrency=40)
+    with pytest.raises(RuntimeError, match="openai:m gave no answer.*Answers so far are kept"):
+        open_chat_model(config, tmp_path / "c").answers(prompts, max_tokens=5)
+    server.reply = str.upper
+    answers = open_chat_model(config, tmp_path / "c").answers(prompts, max_tokens=5)
+    if fault in ("500", "stall"):
+        assert [answer.text for answer in answers] == prompts
+    else:  # These were paid for.
+        assert 0 < sum(bool(answer.problem) for answer in answers) < 60
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_server_that_is_not_there_is_named(server, provider, tmp_path):
+    server.close()
+    with pytest.raises(RuntimeError, match=f"{provider}:m gave no answer .*the connection failed.*base URL"):
+        open_chat_model(f"{provider}:m", tmp_path / "c")(["x", "y"], max_tokens=5)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -150,43 +168,70 @@ def test_what_was_answered_beside_a_failure_is_kept(server, provider, tmp_path):
 def test_a_reply_of_another_protocol_is_named(server, provider, body, tmp_path):
     server.reply = lambda prompt: (200, body)
     with pytest.raises(
-        RuntimeError, match=f"{provider}:m sent a reply that is not of its protocol.*base URL"
+        RuntimeError,
+        match=f"{provider}:m gave no answer .it sent a reply that is not of its protocol.*base URL",
     ):
         open_chat_model(f"{provider}:m", tmp_path / "c")(["x"], max_tokens=5)
 
 
-def test_a_model_that_refuses_has_said_nothing(server, tmp_path):
-    refused = {"index": 0, "message": {"role": "assistant", "content": None, "refusal": "no"}}
-    server.reply = lambda prompt: (200, {"choices": [refused]})
-    assert open_chat_model("openai:m", tmp_path / "c")(["x"], max_tokens=5) == [""]
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_model_that_refuses_has_said_nothing(server, provider, tmp_path):
+    server.reply = lambda prompt: Fault("refused") if prompt == "x" else prompt
+    chat = open_chat_model(f"{provider}:m", tmp_path / "c")
+    assert chat.answers(["x", "y"], max_tokens=5) == [Answer("", "the model refused to answer"), Answer("y")]
+    assert chat(["x"], max_tokens=5) == [""] and server.asked.count("x") == 1
 
 
-def test_empty_answers_are_not_kept(tmp_path):
-    said = {"a": "A", "b": " \n", "c": "C"}
-    chat = CachedChat("x", lambda prompts, n: ((p, said[p]) for p in prompts), tmp_path / "c")
-    assert chat(["b", "a", "c"], max_tokens=1) == ["", "A", "C"]
-    said |= {"a": "not asked again", "b": "B"}
-    assert chat(["b", "a", "c"], max_tokens=1) == ["B", "A", "C"]
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_instruction_is_the_system_prompt(server, provider, tmp_path):
+    chat = open_chat_model(f"{provider}:m", tmp_path / "c")
+    (answer,) = chat.answers(["x"], instruction="Count.", max_tokens=5, temperature=0.5)
+    assert answer == Answer("<x>")
+    (body,) = server.requests
+    system = [turn["content"] for turn in body["messages"] if turn["role"] == "system"]
+    assert (system, body.get("system")) == (([], "Count.") if provider == "anthropic" else (["Count."], None))
+    assert body["temperature"] == 0.5
+    # Another instruction or temperature is another question.
+    chat.answers(["x"], instruction="Count!", max_tokens=5, temperature=0.5)
+    chat.answers(["x"], instruction="Count.", max_tokens=5)
+    chat.answers(["x"], instruction="Count.", max_tokens=5, temperature=0.5)
+    assert len(server.requests) == 3 and "temperature" not in server.requests[-1]
 
 
-def test_a_model_that_answers_nothing_is_not_asked_on(tmp_path):
-    asked = []
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_fifth_of_faults_loses_nothing_and_asks_nothing_twice(server, provider, tmp_path):
+    server.reply, server.stall = random_faults(0.2, lambda prompt: f"<{prompt}>"), 0.6
+    prompts = [f"{provider} {i}" for i in range(150)]
+    config = ChatConfig(f"{provider}:m", timeout=0.3)
+    answers = open_chat_model(config, tmp_path / "c").answers(prompts, max_tokens=5)
+    assert set(server.faults) == set(FAULTS)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.text == f"<{prompt}>" if not answer.problem else answer.text == ""
+    assert (
+        sum(bool(answer.problem) for answer in answers) == server.faults["refused"] + server.faults["empty"]
+    )
+    assert set(server.answered.values()) == {1} and len(server.answered) == 150
+    asked = len(server.asked)
+    again = open_chat_model(config, tmp_path / "c")
+    assert again.answers(prompts, max_tokens=5) == answers
+    assert len(server.asked) == asked
 
-    def backend(prompts, max_tokens):
+
+def saying(answers: dict[str, str], asked: list):
+    """A back end that answers one prompt after the other."""
+
+    def backend(prompts, parameters, allowance):
         for prompt in prompts:
             asked.append(prompt)
-            yield prompt, prompt if prompt in ("1", "9") else ""
+            yield [Reply(prompt, Answer(answers[prompt]))]
 
-    chat, prompts = CachedChat("x", backend, tmp_path / "c"), [str(i) for i in range(30)]
-    with pytest.raises(RuntimeError, match=r"x gave 8 empty answers in a row \(limit: 5 tokens\)"):
-        chat(prompts, max_tokens=5)
-    assert asked == prompts[:18]
-    assert chat(["1", "9"], max_tokens=5) == ["1", "9"] and len(asked) == 18
+    return backend
 
 
 def test_halves_of_characters_are_asked_and_kept(tmp_path):
-    chat = CachedChat("x", lambda prompts, n: ((p, f"{p}\ud800") for p in prompts), tmp_path / "c")
-    assert chat(["a\udc00"], max_tokens=1) == ["a??"]
+    chat = CachedChat("x:y", saying({"a?": "b"}, []), tmp_path / "c")
+    assert chat(["a\udc00"], max_tokens=1) == ["b"]
+    assert _answer("b\ud800", "") == Answer("b?")
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -238,12 +283,12 @@ def test_a_base_model_cannot_be_asked(tiny_model_dir, tmp_path):
 def test_answers_in_a_bucket_outlive_an_error_and_are_paid_once(bucket):
     asked = []
 
-    def backend(prompts, max_tokens):
+    def backend(prompts, parameters, allowance):
         for prompt in prompts:
             asked.append(prompt)
             if prompt == "c" and asked.count("c") == 1:
                 raise RuntimeError("no connection")
-            yield prompt, f"<{prompt}>"
+            yield [Reply(prompt, Answer(f"<{prompt}>"))]
 
     path = as_path(f"{bucket}/run/evaluation/chat.sqlite")
     with pytest.raises(RuntimeError, match="no connection"):
