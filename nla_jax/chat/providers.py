@@ -7,7 +7,7 @@ speaks OpenAI's protocol is reached by OPENAI_BASE_URL. Their own retries are of
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any
@@ -65,10 +65,11 @@ class AnthropicModel:
           Failure: there is none.
         """
         with failures(self.sdk):
-            timeout = _timeout(self.config, parameters)
-            return self.reply(
-                prompt, self.client.messages.create(**self.body(prompt, parameters), timeout=timeout)
-            )
+            body, timeout = self.body(prompt, parameters), _timeout(self.config, parameters)
+            # The SDK has no argument for the temperature any more, which its latest models refuse.
+            further = {name: body.pop(name) for name in ("temperature",) if name in body}
+            message = self.client.messages.create(**body, extra_body=further, timeout=timeout)
+            return self.reply(prompt, message)
 
     def reply(self, prompt: str, message: Any, *, batch: bool = False) -> Reply:
         """What a message of the protocol says, with what it took."""
@@ -160,7 +161,7 @@ class OpenAIModel:
         return scaled_count(texts, lambda text: len(encoding.encode(text, disallowed_special=())))
 
 
-def scaled_count(texts: Sequence[str], count, sample: int = _COUNTED) -> int:
+def scaled_count(texts: Sequence[str], count: Callable[[str], int], sample: int = _COUNTED) -> int:
     """Tokens of all texts: counted for some that are spread over them, and scaled up by the number of characters."""
     chosen = texts[:: max(len(texts) // sample, 1)][:sample]
     characters = sum(map(len, chosen))

@@ -167,16 +167,19 @@ class AnswerStore:
                 total += price.dollars(reading, writing, batch=bool(batch))
         return total
 
-    def usual(self, batch: bool = False) -> float:
-        """US dollars that an answer of this model took on average; the guess where there is none yet."""
+    def usual(self, batch: bool = False) -> float | None:
+        """US dollars that an answer of this model took on average; None where there is none yet, or no price."""
         query = "select answers, input_tokens, output_tokens from spending where model = ? and batch = ?"
         row = self.db.execute(query, (self.model, batch)).fetchone()
         price = price_of(self.model, self.prices)
-        return price.dollars(row[1], row[2], batch=batch) / row[0] if row and price else self.guess
+        return price.dollars(row[1], row[2], batch=batch) / row[0] if row and price else None
 
     def may_send(self, under_way: int, batch: bool = False) -> bool:
         """Whether the budget allows another request while `under_way` are waited for, which take what is usual."""
-        return self.budget is None or self.spent() + under_way * self.usual(batch) < self.budget
+        if self.budget is None:
+            return True
+        usual = self.usual(batch)
+        return self.spent() + under_way * (self.guess if usual is None else usual) < self.budget
 
     def seconds(self) -> float | None:
         """Seconds from a request to its reply, on average over this model's answers; None where there are none."""
