@@ -5,7 +5,7 @@ This file and `nla_jax.__main__` import next to nothing, so that the help and a 
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "put evaluated runs side by side",
     "convert": "export a run's models, merged or as adapters",
     "plan": "what a run takes on TPUs or GPUs that are not there",
+    "data": "look at data sets, bring your own, share them, and tell what texts for them will cost",
     "inspect": "what the checkpoints of a run hold, and whether it can be read",
     "completion": "print a script that completes all of this in bash, zsh or fish",
 }
@@ -37,6 +38,13 @@ def path_argument(text: str) -> "AnyPath":
         return as_path(text)
     except (ValueError, ModuleNotFoundError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a text in which the cells of a column begin under each other."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(row.rstrip() for row in rows)
 
 
 _STORE_CLIENTS = ("gcsfs", "google", "s3fs", "botocore", "aiohttp")

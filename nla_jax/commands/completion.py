@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from nla_jax.commands import COMMANDS
+from nla_jax.commands.data import ACTIONS
 from nla_jax.commands.stage import STAGES
 from nla_jax.shipped import shipped_configs
 
-_ON_CONFIGS = ("train", "stage", "evaluate", "plan")
+_ON_CONFIGS = ("train", "stage", "evaluate", "plan", "data")
 """The commands whose options include every field of a config."""
 
 
@@ -50,6 +51,7 @@ def commands() -> dict[str, Command]:
 
     fields, configs = list(field_options(ExperimentConfig("any"))), list(shipped_configs())
     names = dict.fromkeys(_ON_CONFIGS, configs) | {"stage": [*STAGES, *configs], "completion": list(_SCRIPTS)}
+    names["data"] = [*ACTIONS, *configs]
 
     def options(name: str) -> list[str]:
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from nla_jax.commands import path_argument, plain_errors
+from nla_jax.commands import aligned, path_argument, plain_errors
 
 if TYPE_CHECKING:
     from nla_jax.training.checkpoint_files import Description
@@ -56,9 +56,7 @@ def table(found: list["Description"]) -> str:
                     description.digest,
                 )
             )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(row.rstrip() for row in rows)
+    return aligned(lines)
 
 
 def leaves(description: "Description") -> str:

@@ -140,8 +140,8 @@ def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[An
     return [items[i] for i in by_document_N[drawn_N + own_N * (drawn_N >= first_N)]]
 
 
-def some_rows(data: ActivationDataset, count: int, seed: int) -> ActivationDataset:
-    """At most `count` rows, in their order: the first of an order that mixes documents."""
+def some_rows(data: Any, count: int, seed: int) -> Any:
+    """Of a data set in memory or on disk, at most `count` rows, in their order: the first of an order that mixes documents."""
     order = np.random.default_rng(seed).permutation(len(data))
     return data.take(np.sort(order[:count]))
 
@@ -151,6 +151,12 @@ def numbered(doc_ids: Sequence[str]) -> tuple[Int[np.ndarray, "N"], Int[np.ndarr
     number_of = {doc: number for number, doc in enumerate(sorted(set(doc_ids)))}
     document_N = np.fromiter((number_of[doc] for doc in doc_ids), int, len(doc_ids))
     return document_N, np.bincount(document_N, minlength=len(number_of))
+
+
+def text_start(text: str) -> str:
+    """The first 160 characters of a text, with one blank between words: two copies of a document share them."""
+    # Eighty words with a blank behind each have 160 characters at least.
+    return " ".join(text.split(None, 80))[:160]
 
 
 def check_unseen(data: ActivationDataset, trained_on: Iterable[tuple[str, ActivationDataset]]) -> None:
@@ -167,8 +173,7 @@ def check_unseen(data: ActivationDataset, trained_on: Iterable[tuple[str, Activa
     """
 
     def starts(rows: ActivationDataset) -> list[str]:
-        # Eighty words with a blank behind each have 160 characters at least.
-        return [" ".join(text.split(None, 80))[:160] for text in rows.contexts or ()]
+        return [text_start(text) for text in rows.contexts or ()]
 
     held_out = dict(zip(starts(data), data.doc_ids, strict=False))
     held_out.pop("", None)

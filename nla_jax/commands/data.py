@@ -1,0 +1,236 @@
+"""Look at data sets, bring your own, share them, compute shared ones anew, and tell what texts for them will cost."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nla_jax.commands import aligned, path_argument, plain_errors
+
+if TYPE_CHECKING:
+    from nla_jax.files import AnyPath
+
+ACTIONS = {
+    "inspect": "Show what data sets hold, and write one HTML page about them.",
+    "import": "Make data sets of vectors and texts that were made elsewhere.",
+    "share": "Write a data set with a data card, with its vectors or without them.",
+    "rebuild": "Compute the vectors of data that were shared without them, and check them row by row.",
+    "estimate": "Tell what a config's warm-start texts will cost and how long they take; nothing is sent.",
+}
+"""What the command does, each with its help."""
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the first argument names."""
+    name, *rest = arguments or [""]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
+    if name not in ACTIONS:
+        known = f"nla data: there is no action {name!r}\n\n" if name else ""
+        print(known + _usage(), file=sys.stderr)
+        raise SystemExit(2)
+    if name == "estimate":
+        _estimate(rest)
+        return
+    parser, act = _PARSERS[name](_parser(name)), _ACTS[name]
+    args = parser.parse_args(rest)
+    with plain_errors():
+        act(args)
+
+
+def _usage() -> str:
+    parts = [f"usage: nla data ACTION ...\n\n{__doc__ or ''}\n\nactions:"]
+    parts += [f"  {name:9} {line}" for name, line in ACTIONS.items()]
+    parts += [f"\n{make(_parser(name)).format_help()}" for name, make in _PARSERS.items()]
+    return "\n".join([*parts, _ESTIMATE_USAGE])
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f"nla data {name}", description=ACTIONS[name], formatter_class=form)
+
+
+def _inspect_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "dataset", type=path_argument, help="a .parquet file, a folder of them, or the directory of a run"
+    )
+    parser.add_argument("--html", type=path_argument, help="write a page with plots and rows to read")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all bytes and compare them with the digests of the data"
+    )
+    return parser
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    """Print the tables of data sets, and write their page."""
+    from nla_jax.data.manifest import verify_dataset
+    from nla_jax.data.summary import ROWS_SHOWN, datasets_at, summarize, summary_tables
+    from nla_jax.files import absolute
+
+    found = datasets_at(args.dataset)
+    if args.verify:
+        for name, path in found.items():
+            count = verify_dataset(path)
+            print(f"{name}: {count} shards are as they were written")
+    summaries = [summarize(name, path, samples=ROWS_SHOWN) for name, path in found.items()]
+    writers = _writer_report(args.dataset)
+    for table in summary_tables(summaries, writers):
+        cells = [tuple(map(_cell, line)) for line in (table.columns, *table.lines)]
+        print(f"\n{table.title}\n{aligned(cells)}" + (f"\n{table.note}" if table.note else ""))
+    if args.html is not None:
+        from nla_jax.evaluation.data_page import write_data_page
+
+        title = f"Data of {absolute(args.dataset).name}"
+        write_data_page(args.html, summaries, title=title, writers=writers)
+        print(f"\nopen {absolute(args.html)}", file=sys.stderr)
+
+
+def _writer_report(place: "AnyPath") -> dict[str, Any] | None:
+    """What the writer of a run's texts reported; None where there is no such file."""
+    path = place / "data" / "texts.json"
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def _cell(value: str | int | float) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _import_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "vectors", type=path_argument, help="a .npz, .npy or .parquet file, or a folder of .parquet"
+    )
+    parser.add_argument("--model", required=True, help="the model that the vectors were read from")
+    parser.add_argument("--layer", required=True, type=int, help="the block after which, counted from 0")
+    parser.add_argument("-o", "--out", required=True, type=path_argument, help="folder that is written")
+    parser.add_argument("--vectors-column", default="activation_vector", help="default: activation_vector")
+    parser.add_argument("--text-column", help="the explanations")
+    parser.add_argument("--doc-column", help="the document of each row, by which rows are divided")
+    parser.add_argument("--context-column", help="the text up to and including the activation's token")
+    parser.add_argument("--position-column", help="the number of tokens of that text")
+    parser.add_argument(
+        "--texts", type=path_argument, help="a .jsonl, .csv or .txt file with a line for each vector"
+    )
+    parser.add_argument("--whole", action="store_true", help="write one data set, not divided into splits")
+    parser.add_argument("--seed", type=int, default=0, help="of the division by documents")
+    return parser
+
+
+def _import(args: argparse.Namespace) -> None:
+    """Check the model, import, and print how to train on the result."""
+    from nla_jax.config import CorpusConfig
+    from nla_jax.data.imports import ImportColumns, import_dataset
+    from nla_jax.files import absolute
+
+    text = args.text_column or ("text" if args.texts is not None else None)
+    columns = ImportColumns(
+        args.vectors_column, text, args.doc_column, args.context_column, args.position_column
+    )
+    report = import_dataset(
+        args.vectors,
+        args.out,
+        columns,
+        base_model=args.model,
+        layer=args.layer,
+        width=_width(args.model, args.layer),
+        fractions=None if args.whole else CorpusConfig().fractions,
+        texts=args.texts,
+        seed=args.seed,
+    )
+    for name, path in report.paths.items():
+        print(f"{report.rows[name]} rows in {absolute(path)}")
+    if report.without_text:
+        print(f"{report.without_text} rows have no text")
+    if not args.whole:
+        options = [f"--data.{name.replace('_', '-')} {path}" for name, path in report.paths.items()]
+        print(f"train on them: nla train CONFIG {' '.join(options)}")
+
+
+def _width(model: str, layer: int) -> int | None:
+    """The width of a model's residual stream; None where the model cannot be reached from here.
+
+    Raises:
+      ValueError: the model has no such layer.
+    """
+    from nla_jax.planning.architectures import read_architecture
+    from nla_jax.process import warn
+
+    try:
+        config = read_architecture(model)
+    except (OSError, ModuleNotFoundError) as error:
+        warn(f"layer and width are not compared with the model, which is not here ({error}); training will")
+        return None
+    config.check_layer(layer)
+    return config.d_model
+
+
+def _share_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "dataset", type=path_argument, help="a .parquet file, a folder of them, or the directory of a run"
+    )
+    parser.add_argument("-o", "--out", required=True, type=path_argument, help="folder that is written")
+    parser.add_argument(
+        "--without-vectors",
+        action="store_true",
+        help="leave the vectors out; others compute them anew with nla data rebuild",
+    )
+    parser.add_argument(
+        "--license", default="other", help="of the data, as the hub spells it: cc-by-4.0 (default: other)"
+    )
+    return parser
+
+
+def _share(args: argparse.Namespace) -> None:
+    from nla_jax.data.sharing import share
+    from nla_jax.files import absolute
+
+    names = share(args.dataset, args.out, with_vectors=not args.without_vectors, license_name=args.license)
+    print(f"{', '.join(names)} are in {absolute(args.out)}; read its README.md before you share it")
+
+
+def _rebuild_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("shared", type=path_argument, help="a folder that was shared without vectors")
+    parser.add_argument("-o", "--out", required=True, type=path_argument, help="folder that is written")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.02, help="of norms and directions (default: 0.02)"
+    )
+    return parser
+
+
+def _rebuild(args: argparse.Namespace) -> None:
+    """Compute vectors anew, print what became of the rows, and fail if some do not agree.
+
+    Raises:
+      SystemExit: with status 1, after all rows that agree were written.
+    """
+    from nla_jax.files import absolute
+    from nla_jax.pipeline.rebuild import rebuild
+    from nla_jax.process import use_compilation_cache
+
+    use_compilation_cache()
+    report = rebuild(args.shared, args.out, tolerance=args.tolerance)
+    for line in report.disagreeing:
+        print(line)
+    total = report.rows.total()
+    print(
+        f"{total} of {total + len(report.disagreeing)} rows agree, {report.identical} of them in every bit; they are "
+        f"in {absolute(args.out)}"
+    )
+    if report.disagreeing:
+        raise SystemExit(1)
+
+
+_ESTIMATE_USAGE = """usage: nla data estimate CONFIG [--documents N] [--prices FILE] [--FIELD VALUE ...]"""
+
+
+def _estimate(arguments: list[str]) -> None:
+    raise SystemExit("error: not there yet")
+
+
+_PARSERS = {
+    "inspect": _inspect_parser,
+    "import": _import_parser,
+    "share": _share_parser,
+    "rebuild": _rebuild_parser,
+}
+_ACTS = {"inspect": _inspect, "import": _import, "share": _share, "rebuild": _rebuild}

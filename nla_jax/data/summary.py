@@ -1,0 +1,384 @@
+"""What data sets hold, in numbers: counted in one pass, with a few thousand rows in memory at a time.
+
+Beside those, some 40 bytes are kept of each row: its norm, position and lengths, and hashes of its document and texts.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt64
+
+from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.shards import shards_of
+from nla_jax.data.sidecar import Sidecar
+from nla_jax.data.splits import SPLITS, hash_fraction, text_start
+from nla_jax.data.store import open_dataset
+from nla_jax.files import AnyPath, Place, as_path
+
+ROWS_SHOWN = 20
+"""Rows of all data sets together that are shown whole."""
+VALUES_SHOWN = 12
+"""Values of a column that are counted by name; the rarer ones are counted together."""
+LANGUAGE_DOCUMENTS = 1000
+"""Documents of a data set whose language is told."""
+NORM_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""Shares of the rows whose norm is below the values in the table."""
+COUNTED = ("genre", "role", "turn", "place")
+"""The columns whose values are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSample:
+    """A row to read."""
+
+    dataset: str
+    """The name of its data set."""
+    doc_id: str
+    n_raw_tokens: int
+    norm: float
+    context: str | None
+    text: str | None
+    columns: dict[str, Any]
+    """The values of the columns that are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What one data set holds."""
+
+    name: str
+    sidecar: Sidecar
+    norms: Float32[np.ndarray, "N"]
+    positions: Int64[np.ndarray, "N"]
+    """Tokens of the document up to and including the activation's."""
+    context_characters: Int64[np.ndarray, "N"]
+    text_words: Int64[np.ndarray, "M"]
+    """Of the rows that have a text."""
+    documents: UInt64[np.ndarray, "D"]
+    """Hashes of the documents' ids, ascending."""
+    starts: UInt64[np.ndarray, "S"]
+    """Hashes of the contexts' beginnings (`splits.text_start`), ascending."""
+    texts: UInt64[np.ndarray, "T"]
+    """Hashes of the different texts."""
+    commonest: tuple[tuple[str, int], ...]
+    """Texts that several rows have, with the number of these rows, the commonest first."""
+    counts: dict[str, Counter[str]]
+    """Column -> value -> rows, for the columns of `COUNTED` that the data set has."""
+    languages: Counter[str] | None
+    """Language -> documents, of at most `LANGUAGE_DOCUMENTS`; None where nothing can tell languages."""
+    samples: tuple[RowSample, ...]
+
+    @property
+    def rows(self) -> int:
+        """Their number."""
+        return len(self.norms)
+
+    @property
+    def with_text(self) -> int:
+        """The number of rows that have a text."""
+        return len(self.text_words)
+
+
+def datasets_at(path: Place) -> dict[str, AnyPath]:
+    """The data sets that a path leads to, by name.
+
+    Args:
+      path: a shard, a folder of shards, a folder of such folders, or a run directory. Of a run that is divided into
+        splits, the undivided rows of the same layer are left out.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    path = as_path(path)
+    root = path / "data" if (path / "data").is_dir() else path
+    if not root.is_dir() or any(root.glob("*.parquet")):
+        shards_of(root)
+        return {root.stem if root.suffix == ".parquet" else root.name: root}
+    found = {
+        folder.name: folder
+        for folder in sorted(root.iterdir(), key=lambda folder: folder.name)
+        if folder.is_dir() and any(folder.glob("*.parquet"))
+    }
+    divided = {split: found[split] for split in SPLITS if split in found}
+    others = {name: folder for name, folder in found.items() if name not in divided}
+    if divided:
+        others = {name: folder for name, folder in others.items() if name not in ("base", "verbalized")}
+    if not (divided or others):
+        raise FileNotFoundError(
+            f"{path} holds no data set; give a .parquet file, a folder of them, or the directory of a run whose stage "
+            "extract has begun"
+        )
+    return {**divided, **others}
+
+
+def summarize(name: str, path: Place, *, samples: int = ROWS_SHOWN) -> Summary:
+    """Count what a data set holds.
+
+    Args:
+      name: what the data set is called.
+      path: as `open_dataset` takes it.
+      samples: how many rows are shown whole. A key of document and position chooses them, so that they stay the same.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_dataset` and `StoredDataset.parts`.
+    """
+    counting = _Counting(name, samples)
+    dataset = open_dataset(path)
+    for part in dataset.parts():
+        counting.add(part)
+    return counting.summary(dataset.sidecar)
+
+
+class _Counting:
+    """A summary in the making."""
+
+    def __init__(self, name: str, samples: int):
+        self.name, self.samples = name, samples
+        self.columns: dict[str, list[np.ndarray]] = {
+            key: [] for key in ("norms", "positions", "characters", "words", "documents", "starts", "texts")
+        }
+        self.counts: dict[str, Counter[str]] = {}
+        self.repeated: Counter[str] = Counter()
+        self.seen_texts: set[int] = set()
+        self.language_of = language_identifier()
+        self.told: dict[str, str] = {}
+        self.chosen: list[tuple[float, RowSample]] = []
+
+    def add(self, part: ActivationDataset) -> None:
+        """Count some rows."""
+        norms_N = np.linalg.norm(part.activations, axis=1).astype(np.float32)
+        texts = [text for text in part.explanations or () if text]
+        contexts = part.contexts or ()
+        new = {
+            "norms": norms_N,
+            "positions": part.n_raw_tokens,
+            "characters": np.array([len(text) for text in contexts], np.int64),
+            "words": np.array([len(text.split()) for text in texts], np.int64),
+            "documents": np.unique(hashes(part.doc_ids)),
+            "starts": np.unique(hashes([text_start(text) for text in contexts if text.strip()])),
+            "texts": hashes(texts),
+        }
+        for key, values in new.items():
+            self.columns[key].append(values)
+        for text, digest in zip(texts, new["texts"].tolist(), strict=True):
+            if digest in self.seen_texts:
+                self.repeated[text] += 1
+            self.seen_texts.add(digest)
+        for column in COUNTED:
+            if column in part.extra:
+                values = ("none" if value is None else str(value) for value in part.extra[column])
+                self.counts.setdefault(column, Counter()).update(values)
+        self._tell_languages(part)
+        self._choose(part, norms_N)
+
+    def _tell_languages(self, part: ActivationDataset) -> None:
+        if self.language_of is None or part.contexts is None:
+            return
+        for doc_id, context in zip(part.doc_ids, part.contexts, strict=True):
+            if len(self.told) >= LANGUAGE_DOCUMENTS:
+                return
+            if doc_id not in self.told:
+                self.told[doc_id] = self.language_of(context)
+
+    def _choose(self, part: ActivationDataset, norms_N: Float32[np.ndarray, "N"]) -> None:
+        """Keep the rows whose keys are the smallest of all."""
+        keys = [
+            hash_fraction(f"{doc_id} {position}", seed=0, purpose="inspect")
+            for doc_id, position in zip(part.doc_ids, part.n_raw_tokens, strict=True)
+        ]
+        for row in np.argsort(keys, kind="stable")[: self.samples].tolist():
+            columns = {name: part.extra[name][row] for name in COUNTED if name in part.extra}
+            sample = RowSample(
+                self.name,
+                part.doc_ids[row],
+                int(part.n_raw_tokens[row]),
+                float(norms_N[row]),
+                None if part.contexts is None else part.contexts[row],
+                None if part.explanations is None else part.explanations[row],
+                columns,
+            )
+            self.chosen.append((keys[row], sample))
+        self.chosen = sorted(self.chosen, key=lambda pair: pair[0])[: self.samples]
+
+    def summary(self, sidecar: Sidecar) -> Summary:
+        """What was counted."""
+        dtypes = {"norms": np.float32, "documents": np.uint64, "starts": np.uint64, "texts": np.uint64}
+        joined = {
+            key: np.concatenate([np.zeros(0, dtypes.get(key, np.int64)), *values])
+            for key, values in self.columns.items()
+        }
+        return Summary(
+            name=self.name,
+            sidecar=sidecar,
+            norms=joined["norms"],
+            positions=joined["positions"],
+            context_characters=joined["characters"],
+            text_words=joined["words"],
+            documents=np.unique(joined["documents"]),
+            starts=np.unique(joined["starts"]),
+            texts=np.unique(joined["texts"]),
+            commonest=tuple((text, count + 1) for text, count in self.repeated.most_common(3)),
+            counts=self.counts,
+            languages=None if self.language_of is None else Counter(self.told.values()),
+            samples=tuple(sample for _, sample in self.chosen),
+        )
+
+
+def hashes(texts: Sequence[str]) -> UInt64[np.ndarray, "N"]:
+    """A number of 64 bits for each text."""
+    digests = (hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def language_identifier() -> Callable[[str], str] | None:
+    """What tells the language of a text, as a code of ISO 639-1; None where the package `py3langid` is missing."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ModuleNotFoundError:
+        return None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    return lambda text: str(identifier.classify(text)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Lines of a summary."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str | int | float, ...], ...]
+    note: str = ""
+
+
+def summary_tables(summaries: Sequence[Summary], writers: Mapping[str, Any] | None = None) -> list[Table]:
+    """All that is printed of data sets and shown on their page, but the rows themselves.
+
+    Args:
+      summaries: of data sets that belong together, such as the splits of a run.
+      writers: the report of the writer of their texts (`Writer.report`), where there is one.
+    """
+    tables = [_overview(summaries), _norms(summaries), _lengths(summaries), *_values(summaries)]
+    tables += [_languages(summaries), _overlaps(summaries), _texts(summaries)]
+    if writers is not None:
+        lines = tuple((str(name), _plain(value)) for name, value in writers.items() if name != "refused")
+        lines += tuple((f"refused: {reason}", count) for reason, count in writers.get("refused", {}).items())
+        tables.append(Table("Writer of the texts", ("", "what it reports"), lines))
+    return [table for table in tables if table.lines]
+
+
+def _overview(summaries: Sequence[Summary]) -> Table:
+    lines = tuple(
+        (
+            one.name,
+            one.sidecar.stage,
+            one.rows,
+            len(one.documents),
+            one.sidecar.extraction.layer_index,
+            one.sidecar.extraction.d_model,
+            one.sidecar.storage,
+            one.with_text,
+        )
+        for one in summaries
+    )
+    about = summaries[0].sidecar.extraction
+    columns = ("data set", "stage", "rows", "documents", "layer", "d_model", "stored as", "rows with a text")
+    return Table("Data sets", columns, lines, f"Activations of {about.base_model}, read from {about.corpus}.")
+
+
+def _norms(summaries: Sequence[Summary]) -> Table:
+    lines = []
+    for one in summaries:
+        if one.rows:
+            quantiles = np.quantile(one.norms, NORM_QUANTILES).tolist()
+            zeros = int((one.norms == 0).sum())
+            lines.append((one.name, one.sidecar.extraction.layer_index, *quantiles, zeros))
+    names = tuple(f"{share:.0%}" for share in NORM_QUANTILES)
+    return Table(
+        "Norms of the activations",
+        ("data set", "layer", *names, "zeros"),
+        tuple(lines),
+        "Share of the rows with a smaller norm. The value at 75% is a good injection scale (injection.scale).",
+    )
+
+
+def _lengths(summaries: Sequence[Summary]) -> Table:
+    kinds = (
+        ("context, tokens", lambda one: one.positions),
+        ("context, characters", lambda one: one.context_characters),
+        ("text, words", lambda one: one.text_words),
+    )
+    lines = []
+    for what, values_of in kinds:
+        for one in summaries:
+            if len(values := values_of(one)):
+                few, half, many = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
+                lines.append((what, one.name, int(values.min()), few, half, many, int(values.max())))
+    columns = ("length", "data set", "shortest", "5%", "median", "95%", "longest")
+    return Table("Lengths of contexts and texts", columns, tuple(lines))
+
+
+def _values(summaries: Sequence[Summary]) -> list[Table]:
+    tables = []
+    for column in COUNTED:
+        total = sum((one.counts.get(column, Counter()) for one in summaries), Counter())
+        shown = [value for value, _ in total.most_common(VALUES_SHOWN)]
+        lines = [(value, *(one.counts.get(column, Counter())[value] for one in summaries)) for value in shown]
+        if others := len(total) - len(shown):
+            counted = (one.counts.get(column, Counter()) for one in summaries)
+            left = (count.total() - sum(count[value] for value in shown) for count in counted)
+            lines.append((f"{others} others", *left))
+        names = tuple(one.name for one in summaries)
+        tables.append(Table(f"Rows by {column}", (column, *names), tuple(lines)))
+    return tables
+
+
+def _languages(summaries: Sequence[Summary]) -> Table:
+    title, names = "Languages", tuple(one.name for one in summaries)
+    if any(one.languages is None for one in summaries):
+        return Table(title, ("",), (("not told: run `pip install 'nla_jax[corpora]'`",),))
+    total = sum((one.languages for one in summaries), Counter())
+    lines = tuple(
+        (language, *(one.languages[language] for one in summaries))
+        for language, _ in total.most_common(VALUES_SHOWN)
+    )
+    note = f"Documents, of at most {LANGUAGE_DOCUMENTS} of each data set, by the first of their contexts."
+    return Table(title, ("language", *names), lines, note)
+
+
+def _overlaps(summaries: Sequence[Summary]) -> Table:
+    lines = []
+    for index, one in enumerate(summaries):
+        for other in summaries[index + 1 :]:
+            if one.sidecar.extraction.layer_index != other.sidecar.extraction.layer_index:
+                continue  # The same documents at another layer are meant to be the same.
+            documents = len(np.intersect1d(one.documents, other.documents, assume_unique=True))
+            starts = len(np.intersect1d(one.starts, other.starts, assume_unique=True))
+            texts = len(np.intersect1d(one.texts, other.texts, assume_unique=True))
+            lines.append((f"{one.name} and {other.name}", documents, starts, texts))
+    note = (
+        "What two data sets have in common. Documents that begin with the same 160 characters are often copies of each "
+        "other; held-out documents may be in no other split."
+    )
+    columns = ("data sets", "documents", "beginnings of contexts", "texts")
+    return Table("Overlaps", columns, tuple(lines), note)
+
+
+def _texts(summaries: Sequence[Summary]) -> Table:
+    lines = []
+    for one in summaries:
+        if one.with_text:
+            text, count = one.commonest[0] if one.commonest else ("", 1)
+            share = one.with_text / one.rows
+            lines.append((one.name, share, len(one.texts), one.with_text - len(one.texts), count, text[:80]))
+    columns = ("data set", "rows with a text", "different", "repetitions", "rows of the commonest", "it is")
+    return Table("Texts", columns, tuple(lines), "A text that many rows have says little about each of them.")
+
+
+def _plain(value: Any) -> str | int | float:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return value if isinstance(value, int | float) else str(value)
