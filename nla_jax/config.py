@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
+from nla_jax.data.corpus_config import CorpusConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.config import WriterConfig
 from nla_jax.evaluation.config import EvaluationConfig
@@ -49,29 +50,6 @@ class ModelConfig:
         lm.check_layer(self.layer)
         names = ("dtype", "attention_dtype", "attention")
         return dataclasses.replace(lm, **{name: getattr(self, name) for name in names})
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusConfig:
-    """The documents that contexts are taken from, and how they are shared out."""
-
-    source: str = "docstrings"
-    """`docstrings` (built in), a .txt, .jsonl, .json or .parquet file or a folder of them, here or at gs://..., or
-    hf:NAME[:CONFIG][:SPLIT]; see `data/corpus.py`."""
-    field: str = "text"
-    """Name of the field or column that holds the text of a row."""
-    max_documents: int | None = None
-    """Keep at most this many documents. Of a Hugging Face data set only ten times as many rows are then read."""
-    av_sft: float = 0.25
-    """Share of the documents for the AV's warm start; the four shares sum to 1."""
-    ar_sft: float = 0.5
-    rl: float = 0.15
-    held_out: float = 0.1
-
-    @property
-    def fractions(self) -> dict[str, float]:
-        """The shares by split name."""
-        return {name: getattr(self, name) for name in ("av_sft", "ar_sft", "rl", "held_out")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nla_jax.data.documents import Document, documents_of_rows, missing_field, unicode_text
+from nla_jax.data.documents import Document, documents_of_rows, field_of_row, missing_field, unicode_text
 from nla_jax.files import AnyPath, as_path, fingerprint
 
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of files that are read, in small or capital letters; all but parquet may be compressed."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ROWS_AT_ONCE = 1024
+"""Rows of a parquet file that are in memory as documents at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +189,12 @@ def _parquet_rows(path: AnyPath, field: str) -> Iterator[tuple[str, Any]]:
         with path.open("rb") as file:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
-            if field not in names:
+            read = field_of_row(field, names)
+            if read is None:
                 raise missing_field(str(path), field, names)
-            columns = [name for name in (field, "id", "genre") if name in names]
+            columns = [name for name in (read, "id", "genre") if name in names]
             number = 0
-            for batch in table.iter_batches(columns=columns):
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from nla_jax.config import ExperimentConfig, plain
+from nla_jax.data.corpus_config import CorpusConfig
 from nla_jax.data.splits import MONITOR_SHARE
 
 STAGE_FIELDS = {
@@ -17,6 +18,27 @@ STAGE_FIELDS = {
     "report": (),
 }
 """The stages in order, each with the config fields that it adds to what defines its result."""
+
+
+def _corpus_fields(config: ExperimentConfig) -> dict[str, Any]:
+    """The corpus of a config without the fields that earlier versions lacked, where those are as they were then."""
+    earlier, default = ("source", "max_documents", *config.corpus.fractions), plain(CorpusConfig())
+    fields = plain(config.corpus)
+    if config.corpus.has_self_chat:
+        del fields["self_chat"]["batch_size"]  # Every answer has a key of its own.
+    else:
+        del fields["self_chat"]
+    return {name: value for name, value in fields.items() if name in earlier or value != default[name]}
+
+
+def corpus_digest(config: ExperimentConfig) -> str:
+    """Hash of the config fields that decide which documents are chosen, and in which order."""
+    fields = {"seed": config.seed, **_corpus_fields(config)}
+    if config.corpus.has_self_chat:
+        fields["model"] = config.model.path
+    for name in config.corpus.fractions:
+        del fields[name]
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def stage_digest(config: ExperimentConfig, stage: str) -> str:
@@ -38,8 +60,7 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         fields[name] = written_by["predictive"]
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
-    if config.corpus.field == "text":
-        del fields["corpus"]["field"]  # Runs keep the digest that they had before the field existed.
+    fields["corpus"] = _corpus_fields(config)
     if not config.data.is_given:
         del fields["data"]  # The same holds of runs that extract.
     if not config.lora.rank:

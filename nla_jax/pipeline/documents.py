@@ -1,58 +1,129 @@
-"""The documents of a run: recorded beside its data, and compared when the run goes on.
+"""The documents of a run: chosen once, stored and recorded beside its data, and compared when the run goes on.
 
 A config names a corpus, or data sets made elsewhere, and not what they hold. Files are edited and packages get other
 versions, so the documents are identified by a digest, which every data set that is made of them carries in its sidecar.
 """
 
 import dataclasses
+import errno
+import functools
 import json
-from collections.abc import Mapping
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import jax
 import numpy as np
 
-from nla_jax.data.adoption import adopt, data_state, splits_digest
-from nla_jax.data.corpus import corpus_state, load_corpus
-from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.adoption import adopt, data_state, documents_of, splits_digest
+from nla_jax.data.corpus import corpus_documents, corpus_state
+from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.document_store import CorpusRecord, DocumentStore, write_documents
 from nla_jax.data.documents import Document, documents_digest
 from nla_jax.data.sidecar import Sidecar
-from nla_jax.files import AnyPath
+from nla_jax.data.store import StoredDataset
+from nla_jax.files import AnyPath, local_folder, remove_folder
+from nla_jax.pipeline.digests import corpus_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.process import warn
-from nla_jax.sharding.placement import to_host
+from nla_jax.sharding.placement import to_host, wait_for_all
 
 RECORD = "data/corpus.json"
+DOCUMENTS = "data/documents"
 
 
-@dataclasses.dataclass(frozen=True)
-class CorpusRecord:
-    """What tells the documents of a run from others."""
+def prepare_documents(run: Run) -> DocumentStore:
+    """The documents that the config chooses, from the run directory; they are chosen and stored if they are not there.
 
-    corpus: str
-    """The corpus or the data sets as the config names them."""
-    documents: int
-    """How many were chosen."""
-    digest: str
-    """Of the chosen documents, see `documents_digest`, or of the rows of data sets, see `splits_digest`."""
-    state: dict[str, str]
-    """Tells whether there may be others now, see `corpus_state` and `data_state`."""
+    The first of several processes reads the corpus, and the others wait; chats of the target LM are written by all of
+    them together. A store that is complete is opened, and needs neither network nor files of the corpus; one that was
+    killed on the way is made again.
+
+    Raises:
+      FileNotFoundError, ValueError, ModuleNotFoundError: see `corpus_documents`.
+      ValueError: a file of the corpus has changed since the documents were stored, and gives others now.
+      OSError: the disk is full.
+    """
+    record = read_record(run.directory)
+    if record is not None and record.choice == corpus_digest(run.config):
+        check_corpus(run)
+    else:
+        wait_for_all("documents asked for")
+        if jax.process_index() == 0:
+            _store_documents(run)
+        elif run.config.corpus.has_self_chat:
+            for _ in _chosen(run, Counter(), Counter(), None):
+                pass
+        wait_for_all("documents stored")
+    return DocumentStore(run.directory / DOCUMENTS, read_record(run.directory))
 
 
 def load_documents(run: Run) -> tuple[list[Document], CorpusRecord]:
-    """Load the documents that the config chooses.
+    """The documents in memory, with their record; see `prepare_documents`."""
+    store = prepare_documents(run)
+    return list(store), store.record
 
-    Raises:
-      FileNotFoundError, ValueError, ModuleNotFoundError: see `load_corpus`.
-    """
-    state = corpus_state(run.config.corpus.source)
-    corpus = run.config.corpus
-    documents = load_corpus(
-        corpus.source, field=corpus.field, max_documents=corpus.max_documents, seed=run.config.seed
+
+def _store_documents(run: Run) -> None:
+    """Choose the documents, write them, and note that they are complete."""
+    folder, config = run.directory / DOCUMENTS, run.config.corpus
+    (run.directory / RECORD).unlink(missing_ok=True)
+    remove_folder(folder)
+    state, sources, notices = _state(config), Counter(), Counter()
+    try:
+        with local_folder(folder) as files:
+            # What is ordered and remembered on the way lies where there is room for the documents themselves.
+            count, digest = write_documents(files, _chosen(run, sources, notices, files))
+    except (OSError, sqlite3.OperationalError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if isinstance(error, sqlite3.OperationalError) and "full" not in str(error):
+            raise
+        remove_folder(folder)
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk became full while the documents of {config.name} were stored in {folder}; they need about three "
+            "times the space of their texts on the way: free space, choose fewer with corpus.max_documents, or give "
+            "another run directory with --run-dir",
+        ) from error
+    choice = corpus_digest(run.config)
+    save_record(run, CorpusRecord(config.name, count, digest, state, choice, dict(sources), dict(notices)))
+
+
+def _chosen(
+    run: Run, sources: Counter[str], notices: Counter[str], folder: Path | None
+) -> Iterator[Document]:
+    """The documents that the config chooses; see `corpus_documents` for the counters and the folder."""
+    return corpus_documents(
+        run.config.corpus,
+        seed=run.config.seed,
+        self_documents=functools.partial(_self_documents, run),
+        sources=sources,
+        notices=notices,
+        folder=folder,
     )
-    return documents, CorpusRecord(corpus.source, len(documents), documents_digest(documents), state or {})
 
 
-def load_rows(run: Run) -> tuple[dict[str, ActivationDataset], CorpusRecord]:
-    """Load the data sets made elsewhere that the config names.
+def _self_documents(run: Run, source: str) -> Iterator[Document]:
+    from nla_jax.pipeline.self_chat import self_documents
+
+    return self_documents(run, source)
+
+
+def _state(config: CorpusConfig) -> dict[str, str] | None:
+    """What tells without reading the sources that they may have changed; None if one is not there any more."""
+    states = {source: corpus_state(source) for source in config.mixture}
+    if None in states.values():
+        return None
+    if len(states) == 1:
+        (state,) = states.values()
+        return state
+    return {f"{source}: {name}": value for source, state in states.items() for name, value in state.items()}
+
+
+def load_rows(run: Run) -> tuple[dict[str, StoredDataset], CorpusRecord]:
+    """Open the data sets made elsewhere that the config names.
 
     Raises:
       FileNotFoundError, ValueError: see `adopt`.
@@ -60,7 +131,7 @@ def load_rows(run: Run) -> tuple[dict[str, ActivationDataset], CorpusRecord]:
     config = run.config
     state = data_state(config.data.paths)
     splits = adopt(config.data.paths, held_out_share=config.corpus.held_out, seed=config.seed)
-    documents = {doc_id for part in splits.values() for doc_id in part.doc_ids}
+    documents = set().union(*map(documents_of, splits.values()))
     names = ", ".join(filter(None, config.data.paths.values()))
     return splits, CorpusRecord(names, len(documents), splits_digest(splits), state or {})
 
@@ -127,7 +198,7 @@ def check_corpus(run: Run) -> None:
     if record is None:
         return
     is_given = run.config.data.is_given
-    state = data_state(run.config.data.paths) if is_given else corpus_state(record.corpus)
+    state = data_state(run.config.data.paths) if is_given else _state(run.config.corpus)
     if state is None or state == record.state:
         return
     built_in = not is_given and record.corpus == "docstrings"
@@ -139,7 +210,8 @@ def check_corpus(run: Run) -> None:
         )
         return
     try:
-        found = (load_rows if is_given else load_documents)(run)[1].digest
+        again = _chosen(run, Counter(), Counter(), None)
+        found = load_rows(run)[1].digest if is_given else documents_digest(again)
     except (ValueError, FileNotFoundError) as error:
         found = f"none, since {error}"
     if found != record.digest:

@@ -230,22 +230,33 @@ def test_bad_files(tmp_path):
         load_corpus("docstrings", max_documents=0)
 
 
+class FakeRows:
+    """A thousand rows, of which it is counted how many are read."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def shuffle(self, *, seed, buffer_size):
+        self.package.shuffled.append((seed, buffer_size))
+        return self
+
+    def __iter__(self):
+        for number in range(1000):
+            self.package.read += 1
+            yield {"text": f"text {number}", "body": f"body {number}", "id": number}
+
+
 class FakeDatasets(types.SimpleNamespace):
     """Stands in for the package: a data set with configurations `small` and `large` and the splits train and test."""
 
     def __init__(self):
-        super().__init__(asked=[], read=0)
+        super().__init__(asked=[], shuffled=[], read=0)
 
     def load_dataset(self, path, name=None, *, split, streaming):
         self.asked.append((path, name, split, streaming))
         if split.partition("[")[0] not in ("train", "test"):
             raise ValueError(f'Unknown split "{split}". Should be one of ["train", "test"].')
-        return self.rows()
-
-    def rows(self):
-        for number in range(1000):
-            self.read += 1
-            yield {"text": f"text {number}", "body": f"body {number}", "id": number}
+        return FakeRows(self)
 
     def get_dataset_config_names(self, path):
         return ["small", "large"]
@@ -263,21 +274,20 @@ def test_hugging_face_sources(datasets):
     for rest in (":test", ":large:test", ":train[:1%]", ":large:train[10:20]+test[:5]"):
         load_corpus(f"hf:some/set{rest}")
     assert datasets.asked == [
-        ("some/set", None, "train", False),
-        ("some/set", None, "test", False),
-        ("some/set", "large", "test", False),
+        ("some/set", None, "train", True),
+        ("some/set", None, "test", True),
+        ("some/set", "large", "test", True),
         ("some/set", None, "train[:1%]", False),
         ("some/set", "large", "train[10:20]+test[:5]", False),
     ]
     assert load_corpus("hf:some/set", field="body", max_documents=1)[0].text.startswith("body")
 
 
-def test_only_the_first_rows_of_a_hugging_face_data_set_are_streamed(datasets):
+def test_a_stream_ends_when_there_are_enough_documents(datasets):
     documents = load_corpus("hf:some/set:large:train", max_documents=5, seed=1)
     assert datasets.asked == [("some/set", "large", "train", True)]
-    assert datasets.read == 50  # ten rows a document, of which five are chosen by their keys
-    assert len(documents) == 5 and {int(d.id) for d in documents} < set(range(50))
-    assert [d.id for d in documents] != ["0", "1", "2", "3", "4"]
+    assert datasets.shuffled == [(1, 10_000)]
+    assert datasets.read == 5 and [d.id for d in documents] == ["0", "1", "2", "3", "4"]
     # A part of a split cannot be streamed.
     assert len(load_corpus("hf:some/set:train[:1%]", max_documents=5)) == 5
     assert datasets.asked[-1] == ("some/set", None, "train[:1%]", False)
@@ -295,12 +305,15 @@ def test_hugging_face_sources_that_cannot_be_loaded_say_what_to_write(datasets):
         load_corpus("hf:some/set:valid")
     for wrong in ("hf:", "hf:a:b:c:d", "hf:a::train", "hf:a:"):
         with pytest.raises(
-            ValueError, match=r"is not of the form hf:NAME\[:CONFIG\]\[:SPLIT\]; for instance"
+            ValueError, match=r"is not of the form hf:NAME\[:CONFIG\]\[:SPLIT\] or hf:ORG/NAME/CONFIG\[:SPLIT\]; for"
         ):
             parse_hub_source(wrong)
 
 
 def test_hugging_face_source_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'hf:x' needs the optional package `datasets`; run `pip"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"'hf:x' needs the optional package `datasets`; run `pip install 'nla_jax\[hf",
+    ):
         load_corpus("hf:x")
