@@ -46,7 +46,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
 
     Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
     scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched;
-    and the chat model, which only some suites ask (`evaluation.suites`).
+    the chat model, which only some suites ask (`evaluation.suites`); and of the writer of warm-start texts whatever
+    decides no text: the options of other writers, the budget, and how many requests are sent at a time.
     """
     fields: dict[str, Any] = {}
     for name, own in STAGE_FIELDS.items():
@@ -54,10 +55,12 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         if name == stage:
             break
     if "writer" in fields:
-        written_by = fields.pop("writer")
-        # Runs of the predictive writer keep the digest that they had when there was no other.
-        name = "explainer" if written_by["name"] == "predictive" else "writer"
-        fields[name] = written_by["predictive"]
+        del fields["writer"]
+        if config.writer.name == "predictive":
+            # Runs keep the digest that they had when there was no other writer.
+            fields["explainer"] = plain(config.writer.predictive)
+        else:
+            fields["writer"] = config.writer.identity()
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
     fields["corpus"] = _corpus_fields(config)

@@ -12,7 +12,7 @@ from nla_jax.data.writers.reports import Tally
 class ColumnConfig:
     """The column that holds the texts."""
 
-    name: str = "explanation"
+    name: str = "api_explanation"
     """Name of the column of the rows; a row whose text is null or blank is left out."""
 
 
@@ -30,21 +30,23 @@ class ColumnWriter:
         Raises:
           ValueError: the rows have no such column, or it holds something else than texts.
         """
-        name = self.config.name
-        if name not in rows.extra:
+        name, columns = self.config.name, dict(rows.extra)
+        if rows.explanations is not None:
+            columns["api_explanation"] = rows.explanations
+        if name not in columns:
             raise ValueError(
-                f"there is no column {name!r} with texts; the rows have {', '.join(sorted(rows.extra)) or 'none'}: "
-                "name the one that holds them with writer.column.name"
+                f"there is no column {name!r} with texts; the rows have {', '.join(sorted(columns)) or 'none'}: name "
+                "the one that holds them with writer.column.name"
             )
-        texts = [self._text(value, row) for row, value in enumerate(rows.extra[name])]
+        texts = [self._text(value, row) for row, value in enumerate(columns[name])]
         self.tally.count(texts)
         return texts
 
     def _text(self, value: Any, row: int) -> str | None:
         if value is not None and not isinstance(value, str):
             raise ValueError(
-                f"the column {self.config.name!r} holds {str(value)[:80]!r} of type {type(value).__name__} in row {row}, "
-                "expected a text; name another column with writer.column.name"
+                f"the column {self.config.name!r} holds {str(value)[:80]!r} of type {type(value).__name__} in row "
+                f"{row}, expected a text; name another column with writer.column.name"
             )
         text = (value or "").strip()
         if not text or holds_a_tag(text):
@@ -55,6 +57,10 @@ class ColumnWriter:
     def prompts(self, rows: ActivationDataset) -> None:
         """None: no model is asked."""
 
+    def about(self) -> dict[str, Any]:
+        """Who writes: this writer, and the column that it reads."""
+        return {"writer": "column", "column": self.config.name}
+
     def report(self) -> dict[str, Any]:
         """How many rows had a text."""
-        return self.tally.report(writer="column", column=self.config.name)
+        return self.tally.report(**self.about())

@@ -100,9 +100,13 @@ class PredictiveWriter:
     def prompts(self, rows: ActivationDataset) -> None:
         """None: no model is asked."""
 
+    def about(self) -> dict[str, Any]:
+        """Who writes."""
+        return {"writer": "predictive"}
+
     def report(self) -> dict[str, Any]:
         """How many texts were written."""
-        return self.tally.report(writer="predictive")
+        return self.tally.report(**self.about())
 
     def topic(self, context: str) -> list[str]:
         """The words with the highest tf-idf in a context, best first."""

@@ -26,7 +26,7 @@ class Tally:
             "written": self.written,
             "left_out": self.rows - self.written,
             "asked_again": self.asked_again,
-            "refused": dict(self.refused.most_common()),
+            "refused": dict((+self.refused).most_common()),
         }
 
 
@@ -49,3 +49,16 @@ def joined(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     "of them anew, or bring the first one back"
                 )
     return total
+
+
+def since(report: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A report of the rows that a writer has seen since an earlier report, whose numbers are taken away."""
+    added: dict[str, Any] = {}
+    for name, value in report.items():
+        if isinstance(value, int):
+            added[name] = value - before[name]
+        elif name == "refused":
+            added[name] = dict((Counter(value) - Counter(before[name])).most_common())
+        else:
+            added[name] = value
+    return added
