@@ -37,7 +37,7 @@ def extraction(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
     rng = np.random.default_rng(2)
     # The first token's stream is huge in many models and would hide the others in a comparison.
     positions_BP = rng.integers(1, sizes.document_tokens, (sizes.documents, sizes.positions), np.int32)
-    run = jax.jit(functools.partial(residual_at, config=setting.config, layer=layer, top=0))
+    run = jax.jit(functools.partial(residual_at, config=setting.config, layers=(layer,), top=0))
     ours = finished(run, setting.lm.params, jnp.asarray(tokens_BT), jnp.asarray(positions_BP))
     model, theirs_BT, at_BP = side.backbone(master=False), side.tensor(tokens_BT), side.tensor(positions_BP)
     rows_B1 = torch.arange(sizes.documents, device=side.device)[:, None]
@@ -47,7 +47,7 @@ def extraction(setting: Setting, side: TorchSide) -> Iterator[Comparison]:
         return model(theirs_BT, use_cache=False).last_hidden_state[rows_B1, at_BP]
 
     agreement = agree(
-        "extraction", {"activations": (ours()[0], numpy(theirs()), tolerance(setting, half=0.1))}
+        "extraction", {"activations": (ours()[0][0], numpy(theirs()), tolerance(setting, half=0.1))}
     )
     yield Comparison(
         "extraction",

@@ -1,212 +1,252 @@
-"""Activations of a target LM at sampled positions of documents, with the words that it expects next.
+"""Activations of a target LM at chosen positions of documents, with the words that it expects next.
 
-Positions are keyed by (seed, document id), so that they do not depend on order, batch or number of processes.
-Shape letters: B documents, T tokens, P positions a document, D model.
+Documents are read in batches of similar lengths, so that little padding is read. What is read of a document does not
+depend on the others in its batch, but for rounding.
+Shape letters: B documents, T tokens, P single tokens of a document, S spans of it, N rows, D model.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
-from nla_jax.data.documents import Document
-from nla_jax.data.splits import hash_fraction
+from nla_jax.data.positions import CONTINUATION_TOKENS, Context, PositionConfig
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.tokenized import starts_with_bos, without_second_bos
+from nla_jax.lm.prompt_batches import rounded_up
+from nla_jax.lm.tokenized import adds_bos, special_ids
 from nla_jax.lm.transformer import Params
-from nla_jax.process import warn
-from nla_jax.sharding.placement import shard_batch, to_host
-
-CONTINUATION_TOKENS = 16
-"""Number of tokens of the true continuation that are stored with each activation."""
+from nla_jax.sharding.placement import block_on_simulated_devices, shard_batch, to_host
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractionConfig:
+class ExtractionConfig(PositionConfig):
     """The positions at which activations are read, and the sizes of batches and shards."""
 
-    max_tokens: int = 128
-    """Documents are cut after this many tokens."""
-    min_position: int = 50
-    """First token index that an activation is read at; shorter contexts decode to noise."""
-    positions_per_document: int = 6
     next_words: int = 6
     """How many of the target's most likely next words are stored; 0 skips the blocks above the layer."""
+    layers: tuple[int, ...] = ()
+    """Further layers that are read in the same pass, each into a data set base_LAYER beside `base`."""
+    storage: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of activations on disk."""
+    copy_from: str | None = None
+    """A folder of activations that another run extracted from the same documents, such as its data/base_20: what is
+    there is copied and not computed again."""
     batch_size: int = 16
     """Documents in one forward."""
+    length_buckets: int = 8
+    """Number of lengths that documents are padded to, evenly spaced up to max_tokens; as many programs are compiled."""
     shard_documents: int = 256
-    """Documents in one parquet shard; a killed extraction loses at most one shard."""
+    """Documents in one parquet shard; a killed extraction loses at most two shards."""
 
     def __post_init__(self):
-        least = {
-            "min_position": 0,
-            "positions_per_document": 1,
-            "batch_size": 1,
-            "shard_documents": 1,
-            "next_words": 0,
-        }
+        super().__post_init__()
+        least = {"batch_size": 1, "shard_documents": 1, "next_words": 0, "length_buckets": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"extraction.{name} is {getattr(self, name)}, expected at least {value}")
-        if self.min_position >= self.max_tokens:
-            raise ValueError(
-                f"extraction.min_position is {self.min_position}, and documents are cut after extraction.max_tokens="
-                f"{self.max_tokens} tokens, so that no position is left; raise max_tokens or lower min_position"
-            )
+        if repeated := sorted({layer for layer in self.layers if self.layers.count(layer) > 1}):
+            raise ValueError(f"extraction.layers names {repeated} more than once; name each layer once")
+
+    def all_layers(self, layer: int) -> tuple[int, ...]:
+        """The layers that are read in a run on `layer`, that one first."""
+        return (layer, *(other for other in self.layers if other != layer))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what the rows of a layer are.
+
+        Fields that are younger than others are left out where they change nothing, so that runs keep their digests.
+        """
+        fields = dataclasses.asdict(self)
+        for name in ("layers", "copy_from", "length_buckets"):
+            del fields[name]
+        unchanged = {"roles": (), "spans": 0, "storage": "float32"}
+        if not self.spans:
+            del fields["span_tokens"]
+        return {name: value for name, value in fields.items() if unchanged.get(name) != value}
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """A tokenized document and the positions chosen in it."""
+class Rows:
+    """What the target gave for the readings of some contexts, in their order."""
 
-    document: Document
-    tokens: tuple[int, ...]
-    """The document's tokens, cut at `max_tokens`."""
-    continuation: tuple[int, ...]
-    """The tokens after the cut that the last position's continuation may need."""
-    positions: tuple[int, ...]
+    activations: dict[int, Float[np.ndarray, "N D"]]
+    """Layer -> residual streams after it, or their means over spans."""
+    top_ids: Int[np.ndarray, "N K"] | None
+    """The likeliest next tokens after each reading, likeliest first."""
 
-
-def tokenize(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, config: ExtractionConfig, seed: int
-) -> list[Context]:
-    """Tokenize documents and choose positions.
-
-    Documents without a token from the minimum position on are left out, and counted in a warning.
-
-    Raises:
-      ValueError: no document is long enough.
-    """
-    encoded = [
-        without_second_bos(ids, tokenizer)
-        for ids in tokenizer([document.text for document in documents])["input_ids"]
-    ]
-    special = special_ids(tokenizer)
-    contexts = []
-    for document, ids in zip(documents, encoded, strict=True):
-        tokens, after_cut = ids[: config.max_tokens], ids[config.max_tokens :][:CONTINUATION_TOKENS]
-        allowed = [i for i in range(config.min_position, len(tokens)) if tokens[i] not in special]
-        if allowed:
-            key = int(hash_fraction(document.id, seed=seed, purpose="positions") * 2**53)
-            count = min(config.positions_per_document, len(allowed))
-            chosen = np.random.default_rng(key).choice(allowed, size=count, replace=False)
-            contexts.append(
-                Context(
-                    document=document,
-                    tokens=tuple(tokens),
-                    continuation=tuple(after_cut),
-                    positions=tuple(sorted(map(int, chosen))),
-                )
-            )
-    if not contexts:
-        longest = max((len(ids) for ids in encoded), default=0)
-        raise ValueError(
-            f"no document is longer than min_position={config.min_position} tokens (the longest of "
-            f"{len(documents)} has {longest}); use longer documents or lower extraction.min_position"
-        )
-    if short := len(documents) - len(contexts):
-        warn(
-            f"{short} of {len(documents)} documents have no token from position {config.min_position} on, where "
-            "activations are read, and are left out (extraction.min_position)"
-        )
-    return contexts
+    @classmethod
+    def empty(cls, layers: Sequence[int], width: int) -> "Rows":
+        """No rows, of vectors of this width."""
+        return cls({layer: np.zeros((0, width), np.float32) for layer in layers}, None)
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of tokens that are no part of a text: those with a role, and those that are only declared special."""
-    declared = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {*tokenizer.all_special_ids, *declared}
+_residual_at = jax.jit(residual_at, static_argnames=("config", "layers", "top"))
+"""Compiled once a length for all shards: every call of `read_rows` has the same sizes."""
 
 
-def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of tokens from the start of a document, without the BOS before it."""
-    return tokenizer.decode(tokens[1:] if starts_with_bos(tokens, tokenizer) else tokens)
-
-
-def text_after(tokens: Sequence[int], more: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that `more` tokens add to a text, which begins with the space that may stand between the two.
-
-    SentencePiece tokenizers drop that space where the tokens are decoded alone.
-    """
-    before, whole = text_of(tokens, tokenizer), text_of([*tokens, *more], tokenizer)
-    # Where a character is cut in two, its first half is decoded to another character than the whole.
-    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(more)
-
-
-_residual_at = jax.jit(residual_at, static_argnames=("config", "layer", "top"))
-"""Compiled once for all shards: every call of `extract` has the same sizes."""
-
-
-def extract(
+def read_rows(
     contexts: Sequence[Context],
     params: Params,
-    tokenizer: PreTrainedTokenizerBase,
     lm_config: LMConfig,
-    layer: int,
+    layers: Sequence[int],
     config: ExtractionConfig,
     mesh: Mesh,
-) -> Iterator[dict[str, list[Any]]]:
-    """Yield the `base` columns of the data contract, one batch of documents at a time.
+    on_batch: Callable[[int], Any] = lambda documents: None,
+) -> Rows:
+    """Run the target over contexts and read its residual stream at their readings.
 
-    Extra columns: `genre`, `next_words` (the target's expectation, likeliest first) and `true_continuation`.
+    Of several processes each has to call this with the same contexts, and all get all rows.
+
+    Args:
+      contexts: at least one.
+      params: of the target.
+      lm_config: the target's.
+      layers: blocks whose streams are read.
+      config: sizes of batches.
+      mesh: where batches go.
+      on_batch: called with the number of documents of each batch that is done.
     """
-    # Some of the likeliest tokens are not words, so more of them are read than words are stored.
-    top = 4 * config.next_words
-    for start in range(0, len(contexts), config.batch_size):
-        batch = contexts[start : start + config.batch_size]
-        tokens_BT = np.zeros((config.batch_size, config.max_tokens), np.int32)
-        positions_BP = np.zeros((config.batch_size, config.positions_per_document), np.int32)
-        for row, context in enumerate(batch):
-            tokens_BT[row, : len(context.tokens)] = context.tokens
-            positions_BP[row, : len(context.positions)] = context.positions
-        tokens_BT, positions_BP = shard_batch((tokens_BT, positions_BP), mesh)
-        activations_BPD, top_BPK = _residual_at(
-            params, tokens_BT, positions_BP, config=lm_config, layer=layer, top=top
+    parts: list[list[np.ndarray]] = [[] for _ in contexts]
+    pending = None
+    for chosen, arrays in _batches(contexts, config):
+        out = _residual_at(
+            params,
+            *shard_batch(arrays, mesh),
+            config=lm_config,
+            layers=tuple(layers),
+            # Some of the likeliest tokens are not words, so more of them are read than words are stored.
+            top=4 * config.next_words,
         )
-        activations_BPD, top_BPK = to_host((activations_BPD, top_BPK))
-        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-        for row, context in enumerate(batch):
-            whole = context.tokens + context.continuation
-            for index, position in enumerate(context.positions):
-                after = whole[position + 1 : position + 1 + CONTINUATION_TOKENS]
-                expected = [] if top_BPK is None else top_BPK[row, index].tolist()
-                columns["activation_vector"].append(activations_BPD[row, index])
-                columns["n_raw_tokens"].append(position + 1)
-                columns["activation_layer"].append(layer)
-                columns["doc_id"].append(context.document.id)
-                columns["detokenized_text_truncated"].append(
-                    text_of(context.tokens[: position + 1], tokenizer)
-                )
-                columns["genre"].append(context.document.genre)
-                columns["next_words"].append(next_words(expected, tokenizer, config.next_words))
-                columns["true_continuation"].append(text_after(whole[: position + 1], after, tokenizer))
-        yield columns
+        block_on_simulated_devices(out)
+        if pending is not None:  # The device computes this batch while the host takes the one before.
+            _take(*pending, contexts, config, parts)
+            on_batch(len(pending[0]))
+        pending = chosen, out
+    _take(*pending, contexts, config, parts)
+    on_batch(len(pending[0]))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Rows(
+        dict(zip(layers, columns[: len(layers)], strict=True)), columns[-1] if config.next_words else None
+    )
 
 
-_COLUMNS = (
-    "activation_vector",
-    "n_raw_tokens",
-    "activation_layer",
-    "doc_id",
-    "detokenized_text_truncated",
-    "genre",
-    "next_words",
-    "true_continuation",
-)
+def _batches(
+    contexts: Sequence[Context], config: ExtractionConfig
+) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
+    """Indices of contexts of similar lengths, the longest first, with the arguments of `residual_at` for them."""
+    buckets, B = config.length_buckets, config.batch_size
+    lengths = [-(-config.max_tokens * k // buckets) for k in range(1, buckets + 1)]
+    order = sorted(range(len(contexts)), key=lambda i: -contexts[i].length)
+    for start in range(0, len(order), B):
+        chosen = order[start : start + B]
+        tokens_BT = np.zeros((B, rounded_up(contexts[chosen[0]].length, lengths)), np.int32)
+        positions_BP = np.zeros((B, config.positions_per_document), np.int32)
+        spans_BS2 = np.zeros((B, config.spans, 2), np.int32)
+        for row, context in enumerate(contexts[i] for i in chosen):
+            tokens_BT[row, : context.length] = context.tokens[: context.length]
+            positions_BP[row, : len(context.positions)] = context.positions
+            if context.spans:
+                spans_BS2[row, : len(context.spans)] = context.spans
+        yield chosen, (tokens_BT, positions_BP, *([spans_BS2] if config.spans else []))
+
+
+def _take(
+    chosen: Sequence[int],
+    out: tuple[Any, Any],
+    contexts: Sequence[Context],
+    config: ExtractionConfig,
+    parts: list[list[np.ndarray]],
+) -> None:
+    """Fetch a batch, and put what belongs to each context, one array a layer and the ids, to its index in `parts`."""
+    streams, top_BRK = to_host(out)
+    for row, index in enumerate(chosen):
+        singles, spans = len(contexts[index].positions), len(contexts[index].spans)
+        used = [*range(singles), *range(config.positions_per_document, config.positions_per_document + spans)]
+        parts[index] = [array[row, used] for array in (*streams, *([] if top_BRK is None else [top_BRK]))]
+
+
+def columns_of(
+    contexts: Sequence[Context],
+    rows: Rows,
+    layer: int,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ExtractionConfig,
+) -> dict[str, Any]:
+    """The `base` columns of the data contract for one of the layers that were read.
+
+    Extra columns: `genre`, `next_words` (the target's expectation, likeliest first), `true_continuation`, the `place`,
+    `role` and `turn` of each reading, and where there are spans `span_start`: the vector is then the mean over the
+    tokens from there to `n_raw_tokens`.
+    """
+    readings = [(context, reading) for context in contexts for reading in context.readings]
+    texts, continuations = _texts_around(readings, tokenizer)
+    count = config.next_words
+    expected = [[]] * len(readings) if rows.top_ids is None else rows.top_ids.tolist()
+    columns = {
+        "activation_vector": rows.activations[layer],
+        "n_raw_tokens": [reading.end for _, reading in readings],
+        "activation_layer": [layer] * len(readings),
+        "doc_id": [context.document.id for context, _ in readings],
+        "detokenized_text_truncated": texts,
+        "genre": [context.document.genre for context, _ in readings],
+        "next_words": [next_words(ids, tokenizer, count) for ids in expected],
+        "true_continuation": continuations,
+        "place": [reading.place for _, reading in readings],
+        "role": [reading.role for _, reading in readings],
+        "turn": [reading.turn for _, reading in readings],
+    }
+    if config.spans:
+        columns["span_start"] = [reading.start for _, reading in readings]
+    return columns
+
+
+def _texts_around(
+    readings: Sequence[tuple[Context, Any]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[str]]:
+    """The text up to each reading's end, and what the document goes on with.
+
+    A continuation begins with the space that may stand between the two: SentencePiece tokenizers drop that space where
+    the tokens are decoded alone.
+    """
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else None
+    before, whole, after = [], [], []
+    for context, reading in readings:
+        tokens, end = [*context.tokens, *context.continuation], reading.end
+        first = 1 if tokens[:1] == bos else 0
+        before.append(tokens[first:end])
+        whole.append(tokens[first : end + CONTINUATION_TOKENS])
+        after.append(tokens[end : end + CONTINUATION_TOKENS])
+    texts, wholes = tokenizer.batch_decode(before), tokenizer.batch_decode(whole)
+    continuations = [
+        # Where a character is cut in two, its first half is decoded to another character than the whole.
+        joined.removeprefix(text) if joined.startswith(text) else tokenizer.decode(tokens)
+        for text, joined, tokens in zip(texts, wholes, after, strict=True)
+    ]
+    return texts, continuations
+
+
+_WORDS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = weakref.WeakKeyDictionary()
+"""For each tokenizer: token id -> the word that it stands for, empty where it stands for none."""
 
 
 def next_words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """The first `count` different readable tokens of a likeliest-first list, as stripped text."""
-    special = special_ids(tokenizer)
-    words: list[str] = []
-    for token in token_ids:
-        text = "" if int(token) in special else tokenizer.decode([int(token)])
-        word = "newline" if text and not text.strip() and "\n" in text else text.strip()
-        if word and word.isprintable() and "\ufffd" not in word and word not in words:
-            words.append(word)
-    return words[:count]
+    known = _WORDS.setdefault(tokenizer, {})
+    if missing := [int(token) for token in token_ids if int(token) not in known]:
+        special = special_ids(tokenizer)
+        known |= {token: "" if token in special else _word(tokenizer.decode([token])) for token in missing}
+    words = dict.fromkeys(known[int(token)] for token in token_ids)
+    return [word for word in words if word][:count]
+
+
+def _word(text: str) -> str:
+    """The word that a decoded token stands for; empty where it is not readable."""
+    word = "newline" if text and not text.strip() and "\n" in text else text.strip()
+    return word if word.isprintable() and "\ufffd" not in word else ""

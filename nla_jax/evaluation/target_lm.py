@@ -201,7 +201,8 @@ class TargetLM:
         return activations_NPD
 
     def _last_of(self, params, tokens_NT, at_NP):
-        return residual_at(params, tokens_NT, at_NP, config=self.config, layer=self.layer, top=0)[0]
+        (streams,), _ = residual_at(params, tokens_NT, at_NP, config=self.config, layers=(self.layer,), top=0)
+        return streams
 
 
 def _budget(tokens: int) -> int:

@@ -29,26 +29,52 @@ def residual_at(
     params: Params,
     tokens_BT: Int[Array, "B T"],
     positions_BP: Int[Array, "B P"],
+    spans_BS2: Int[Array, "B S 2"] | None = None,
     *,
     config: LMConfig,
-    layer: int,
+    layers: tuple[int, ...],
     top: int,
-) -> tuple[Array, Array | None]:
-    """Residual stream after block `layer` at the positions, and the ids of the `top` likeliest next tokens.
+) -> tuple[tuple[Array, ...], Array | None]:
+    """Residual streams after blocks `layers` at positions and as means over spans, and the likeliest next tokens.
+
+    Args:
+      params: of the model.
+      tokens_BT: texts, with whatever padding after them: no earlier token sees it.
+      positions_BP: tokens whose streams are read.
+      spans_BS2: start and end of spans, whose rows R follow those of the P positions; None for no spans. The mean of
+        an empty span, as padding may be, is zero.
+      config: of the model.
+      layers: blocks, counted from 0.
+      top: number of next tokens; 0 runs no block above the layers.
 
     Returns:
-      (B, P, D) float32, and (B, P, top) ids, likeliest first, or None for `top` 0.
+      (B, R, D) float32 for each layer, and (B, R, top) ids of the likeliest tokens after each position and after the
+      last token of each span, likeliest first, or None for `top` 0.
     """
-    stop_after = None if top else layer
-    out = Transformer(config).apply({"params": params}, tokens_BT, capture=(layer,), stop_after=stop_after)
+    stop_after = None if top else max(layers)
+    out = Transformer(config).apply({"params": params}, tokens_BT, capture=layers, stop_after=stop_after)
+    last_BR, weights_BST = positions_BP, None
+    if spans_BS2 is not None:
+        start_BS1, end_BS1 = spans_BS2[..., :1], spans_BS2[..., 1:]
+        last_BR = jnp.concatenate([positions_BP, jnp.maximum(end_BS1[..., 0] - 1, 0)], axis=1)
+        steps_T = jnp.arange(tokens_BT.shape[1])
+        weights_BST = (start_BS1 <= steps_T) & (steps_T < end_BS1)
+        weights_BST = weights_BST / jnp.maximum(end_BS1 - start_BS1, 1)
 
-    def at_positions(x_BTD: Array) -> Array:
-        return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+    def at(x_BTD: Array, positions: Array) -> Array:
+        return jnp.take_along_axis(x_BTD, positions[:, :, None], axis=1)
 
-    activations_BPD = at_positions(out.resid[layer])
+    def read(x_BTD: Array) -> Array:
+        singles_BPD = at(x_BTD, positions_BP)
+        if weights_BST is None:
+            return singles_BPD
+        means_BSD = jnp.einsum("bst,btd->bsd", weights_BST, x_BTD, precision=jax.lax.Precision.HIGHEST)
+        return jnp.concatenate([singles_BPD, means_BSD], axis=1)
+
+    streams = tuple(read(out.resid[layer]) for layer in layers)
     if not top:
-        return activations_BPD, None
-    return activations_BPD, jax.lax.top_k(logits(params, config, at_positions(out.final_BTD)), top)[1]
+        return streams, None
+    return streams, jax.lax.top_k(logits(params, config, at(out.final_BTD, last_BR)), top)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layer"))

@@ -222,10 +222,14 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *declared}
 
 
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS before texts."""
+    return tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def starts_with_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the first token is a BOS that the tokenizer put before the text."""
-    added = tokenizer("")["input_ids"][:1]
-    return added == [tokenizer.bos_token_id] and list(tokens[:1]) == added
+    return list(tokens[:1]) == [tokenizer.bos_token_id] and adds_bos(tokenizer)
 
 
 def without_second_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:

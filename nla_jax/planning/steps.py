@@ -173,15 +173,16 @@ class AbstractRun:
         return getattr(self, f"_{name}")()
 
     def _extract(self) -> Step:
-        config, layer = self.config.extraction, self.config.model.layer
-        run = functools.partial(residual_at, config=self.lm, layer=layer, top=4 * config.next_words)
-        tokens, positions = self._rows(
-            lambda: (
-                jnp.zeros((config.batch_size, config.max_tokens), jnp.int32),
-                jnp.zeros((config.batch_size, config.positions_per_document), jnp.int32),
-            )
-        )
-        return Step(jax.jit(run), (self.target, tokens, positions))
+        config = self.config.extraction
+        layers = config.all_layers(self.config.model.layer)
+        run = functools.partial(residual_at, config=self.lm, layers=layers, top=4 * config.next_words)
+        shapes = [
+            (config.max_tokens,),
+            (config.positions_per_document,),
+            *[(config.spans, 2)] * bool(config.spans),
+        ]
+        rows = self._rows(lambda: [jnp.zeros((config.batch_size, *shape), jnp.int32) for shape in shapes])
+        return Step(jax.jit(run), (self.target, *rows))
 
     def _av_sft(self) -> Step:
         config, T = self.config.av_sft, self.config.max_explanation_tokens

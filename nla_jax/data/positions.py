@@ -1,0 +1,273 @@
+"""Where activations of documents are read: at sampled tokens, and as means over sampled spans of tokens.
+
+Positions are keyed by (seed, document id), so that they do not depend on order, batch or number of processes.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nla_jax.data.documents import Document
+from nla_jax.data.splits import hash_fraction
+from nla_jax.lm.places import places
+from nla_jax.lm.tokenized import TokenizedText, special_ids, tokenize_chat, tokenize_texts
+from nla_jax.process import warn
+
+CONTINUATION_TOKENS = 16
+"""Number of tokens of the true continuation that are stored with each activation."""
+SPAN_PLACE = "span"
+"""The place of a row whose vector is a mean over several tokens; `lm.places.TOKEN_PLACES` has those of single ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionConfig:
+    """The tokens of documents that activations are read at."""
+
+    max_tokens: int = 128
+    """Documents are cut after this many tokens."""
+    min_position: int = 50
+    """First token index that an activation is read at; shorter contexts decode to noise."""
+    positions_per_document: int = 6
+    roles: tuple[str, ...] = ()
+    """Roles of chats whose tokens may be read, such as assistant or tool; all roles and plain text by default."""
+    spans: int = 0
+    """Number of further rows of each document whose vector is the mean over a span of tokens."""
+    span_tokens: tuple[int, int] = (8, 32)
+    """Shortest and longest span."""
+
+    def __post_init__(self):
+        for name, least in {"min_position": 0, "positions_per_document": 1, "spans": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"extraction.{name} is {getattr(self, name)}, expected at least {least}")
+        if self.min_position >= self.max_tokens:
+            raise ValueError(
+                f"extraction.min_position is {self.min_position}, and documents are cut after extraction.max_tokens="
+                f"{self.max_tokens} tokens, so that no position is left; raise max_tokens or lower min_position"
+            )
+        shortest, longest = self.span_tokens
+        if not 1 <= shortest <= longest:
+            raise ValueError(
+                f"extraction.span_tokens is {self.span_tokens}, expected the shortest and the longest span in tokens, "
+                "for instance 8 32"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The tokens of a document whose mean activation makes a row: one, or those of a span."""
+
+    start: int
+    end: int
+    """The token after the last one."""
+    place: str
+    """The place of the token, see `lm.places`, or `SPAN_PLACE`."""
+    role: str | None
+    """The role in whose turn the last token lies; None in plain text."""
+    turn: int | None
+    """The index of that turn's message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A tokenized document and the readings chosen in it."""
+
+    document: Document
+    tokens: tuple[int, ...]
+    """The document's tokens, cut at `max_tokens`."""
+    continuation: tuple[int, ...]
+    """The tokens after the cut that the last reading's continuation may need."""
+    readings: tuple[Reading, ...]
+    """Those of single tokens by their positions, then those of spans."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The positions of the readings of single tokens."""
+        return tuple(reading.start for reading in self.readings if reading.place != SPAN_PLACE)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of the readings of spans."""
+        return tuple((reading.start, reading.end) for reading in self.readings if reading.place == SPAN_PLACE)
+
+    @property
+    def length(self) -> int:
+        """The number of tokens that have to be read for all readings."""
+        return max(reading.end for reading in self.readings)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What is said of the documents that were tokenized: how many there were, and why some have no rows."""
+
+    documents: int = 0
+    used: int = 0
+    longest: int = 0
+    """Most tokens of a document."""
+    roles: set[str] = dataclasses.field(default_factory=set)
+    """Those that occurred."""
+    without_role: int = 0
+    """Documents that have none of the roles that were asked for."""
+    refused: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Why the chat template refused chats -> how many."""
+
+    def check(self, config: PositionConfig) -> None:
+        """Refuse documents that have no rows at all, or none of a role that was asked for.
+
+        Raises:
+          ValueError: naming what there is.
+        """
+        if missing := [role for role in config.roles if role not in self.roles]:
+            raise ValueError(
+                f"no document has the role {', '.join(missing)} (extraction.roles); the roles of the corpus are "
+                f"{', '.join(sorted(self.roles)) or 'none, since it has no chats'}"
+            )
+        if not self.used and self.refused:
+            raise ValueError(
+                f"the chat template of the tokenizer refuses all chats, the first because {next(iter(self.refused))}; "
+                "use chats that it takes, or a model with another template"
+            )
+        if not self.used:
+            raise ValueError(
+                f"no document is longer than min_position={config.min_position} tokens (the longest of "
+                f"{self.documents} has {self.longest}); use longer documents or lower extraction.min_position"
+            )
+
+    def warn(self, config: PositionConfig) -> None:
+        """Say which documents are left out, and why."""
+        if refused := self.refused.total():
+            reasons = ", ".join(f"{count} because {reason}" for reason, count in self.refused.most_common(3))
+            warn(
+                f"{refused} of {self.documents} documents are chats that the tokenizer's chat template refuses, and "
+                f"are left out: {reasons}"
+            )
+        if self.without_role:
+            warn(
+                f"{self.without_role} of {self.documents} documents have no token of the roles "
+                f"{', '.join(config.roles)}, and are left out (extraction.roles)"
+            )
+        if short := self.documents - self.used - refused - self.without_role:
+            warn(
+                f"{short} of {self.documents} documents have no token from position {config.min_position} on, where "
+                "activations are read, and are left out (extraction.min_position)"
+            )
+
+
+def choose_positions(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PositionConfig,
+    seed: int,
+    tally: Tally,
+) -> list[Context]:
+    """Tokenize documents and choose what is read of each.
+
+    Special tokens are never read, nor what a chat template writes around contents but for the starts of answers.
+    Documents without a token that may be read are left out.
+
+    Args:
+      documents: in order.
+      tokenizer: of the model that will read them; chats need a chat template.
+      config: the tokens that may be read, and how many.
+      seed: another seed gives other, independent positions.
+      tally: what is left out is counted here.
+
+    Raises:
+      ValueError: chats, and a tokenizer without a chat template.
+    """
+    special = special_ids(tokenizer)
+    contexts = []
+    for document, source in zip(documents, _tokenized(documents, tokenizer, config, tally), strict=True):
+        tally.documents += 1
+        if source is None:
+            continue
+        tally.longest = max(tally.longest, len(source))
+        roles = {role for role in source.roles if role is not None}
+        tally.roles |= roles
+        if config.roles and not roles & {*config.roles}:
+            tally.without_role += 1
+        elif readings := _choose(document.id, source, special, config, seed):
+            tally.used += 1
+            ids = source.ids
+            after_cut = ids[config.max_tokens :][:CONTINUATION_TOKENS]
+            contexts.append(Context(document, ids[: config.max_tokens], after_cut, readings))
+    return contexts
+
+
+def _tokenized(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, config: PositionConfig, tally: Tally
+) -> list[TokenizedText | None]:
+    """The tokens of documents as far as they are needed; None for chats that the template refuses."""
+    plain = [document.text for document in documents if document.messages is None]
+    texts = iter(tokenize_texts(tokenizer, plain, config.max_tokens + CONTINUATION_TOKENS) if plain else ())
+    if len(plain) < len(documents) and tokenizer.chat_template is None:
+        raise ValueError(
+            "the corpus holds chats, and the tokenizer has no chat template; use an instruction-tuned model, or a "
+            "corpus of plain text"
+        )
+    sources: list[TokenizedText | None] = []
+    for document in documents:
+        if document.messages is None:
+            sources.append(next(texts))
+            continue
+        try:
+            sources.append(tokenize_chat(tokenizer, document.messages))
+        except ValueError as error:
+            tally.refused[str(error.__cause__ or error)] += 1
+            sources.append(None)
+    return sources
+
+
+def _choose(
+    doc_id: str, source: TokenizedText, special: set[int], config: PositionConfig, seed: int
+) -> tuple[Reading, ...]:
+    """The readings of a document; none where no token may be read."""
+    place_of = places(source)
+    if all(role is None for role in source.roles):
+        # A plain text has no template around it.
+        place_of = tuple(place or "inside" for place in place_of)
+    allowed = [
+        i
+        for i in range(config.min_position, min(len(source), config.max_tokens))
+        if place_of[i] is not None
+        and (source.ids[i] not in special or place_of[i] == "answer_start")
+        and (not config.roles or source.roles[i] in config.roles)
+    ]
+    if not allowed:
+        return ()
+    count = min(config.positions_per_document, len(allowed))
+    chosen = sorted(map(int, _rng(doc_id, seed, "positions").choice(allowed, size=count, replace=False)))
+    singles = [Reading(i, i + 1, place_of[i], source.roles[i], source.turns[i]) for i in chosen]
+    contents = [i for i in allowed if place_of[i] != "answer_start"]
+    spans = _choose_spans(contents, source.turns, config, _rng(doc_id, seed, "spans")) if config.spans else []
+    return (
+        *singles,
+        *(Reading(a, b, SPAN_PLACE, source.roles[b - 1], source.turns[b - 1]) for a, b in spans),
+    )
+
+
+def _choose_spans(
+    allowed: Sequence[int], turns: Sequence[int | None], config: PositionConfig, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Start and end of different spans of consecutive tokens that may be read, each inside one turn.
+
+    A document too short for the length that was drawn gets the longest span that it has room for, if it has one.
+    """
+    room: dict[int, int] = {}  # start -> most tokens of a span there
+    for i in reversed(allowed):
+        continued = i + 1 in room and turns[i + 1] == turns[i]
+        room[i] = room[i + 1] + 1 if continued else 1
+    shortest, longest = config.span_tokens
+    most = max(room.values(), default=0)
+    spans = set()
+    for _ in range(config.spans if most >= shortest else 0):
+        length = min(int(rng.integers(shortest, longest + 1)), most)
+        start = int(rng.choice(sorted(i for i, tokens in room.items() if tokens >= length)))
+        spans.add((start, start + length))
+    return sorted(spans)
+
+
+def _rng(doc_id: str, seed: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(int(hash_fraction(doc_id, seed=seed, purpose=purpose) * 2**53))
