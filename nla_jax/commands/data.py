@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from nla_jax.commands import aligned, path_argument, plain_errors
 
 if TYPE_CHECKING:
+    from nla_jax.chat.estimates import Estimate
     from nla_jax.files import AnyPath
+    from nla_jax.pipeline.estimate import TextsEstimate
 
 ACTIONS = {
     "inspect": "Show what data sets hold, and write one HTML page about them.",
@@ -220,11 +222,76 @@ def _rebuild(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-_ESTIMATE_USAGE = """usage: nla data estimate CONFIG [--documents N] [--prices FILE] [--FIELD VALUE ...]"""
+_ESTIMATE_USAGE = """usage: nla data estimate CONFIG [--run-dir DIR] [--documents N] [--FIELD VALUE ...]
+
+Tell what a config's warm-start texts will cost and how long they take; nothing is asked for.
+
+CONFIG       as for `nla train`, whose run the texts are for
+--run-dir    the run directory, where documents are stored and earlier answers are looked for, default runs/NAME
+--documents  how many documents are looked at (default: 500); the others are taken to be like them
+--FIELD      any config field, for instance --writer.name chat --writer.chat.chat.model anthropic:MODEL, and
+             --writer.chat.chat.prices FILE for prices of your own"""
 
 
 def _estimate(arguments: list[str]) -> None:
-    raise SystemExit("error: not there yet")
+    """Estimate the texts of a config, and print it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_ESTIMATE_USAGE)
+        raise SystemExit(0 if arguments else 2)
+    with plain_errors():
+        from nla_jax.commands.experiment import parse
+        from nla_jax.pipeline.estimate import SAMPLED_DOCUMENTS, estimate_texts
+        from nla_jax.pipeline.run import Run
+
+        documents, rest = SAMPLED_DOCUMENTS, list(arguments)
+        if "--documents" in rest:
+            at = rest.index("--documents")
+            if not (rest[at + 1 : at + 2] and rest[at + 1].isdigit()):
+                raise ValueError("--documents needs a number of documents")
+            documents, rest = int(rest[at + 1]), rest[:at] + rest[at + 2 :]
+        config, run_dir = parse(rest, "nla data estimate")
+        estimated = estimate_texts(Run(config, run_dir), documents)
+    print(_in_words(estimated))
+
+
+def _in_words(estimated: "TextsEstimate") -> str:
+    """A line for each figure of an estimate."""
+    asked = estimated.asked
+    lines = [
+        ("documents", f"{estimated.documents:,}, of which {estimated.sampled:,} were looked at"),
+        ("rows", f"{estimated.rows:,}"),
+        ("writer", estimated.writer),
+    ]
+    if not estimated.prompts:
+        lines.append(("prompts", "none: this writer asks no chat model, and nothing is sent or paid"))
+    elif asked is None:
+        lines.append(("prompts", f"{estimated.prompts:,}, of about {estimated.prompt_tokens:,} tokens"))
+        lines.append(("cost", "not known: the writer is a class of your own"))
+    else:
+        lines += [
+            ("prompts", f"{asked.prompts:,}, of which {asked.cached:,} have their answers already"),
+            ("input tokens", f"{asked.input_tokens:,}, counted by {asked.counted_by}"),
+            ("output tokens", f"at most {asked.output_tokens_at_most:,}"),
+            ("cost", _cost(asked)),
+            ("time", _time(asked)),
+            ("", "A text that is refused is asked for once more. No answer has been asked for yet."),
+        ]
+    return aligned(lines)
+
+
+def _cost(asked: "Estimate") -> str:
+    if asked.dollars is None:
+        return "not known: give the model's price with --writer.chat.chat.prices FILE"
+    usual = (
+        "" if asked.usual_dollars is None else f", and ${asked.usual_dollars:,.2f} as earlier answers cost"
+    )
+    return f"at most ${asked.dollars:,.2f} by the list prices{usual}"
+
+
+def _time(asked: "Estimate") -> str:
+    if asked.seconds is None:
+        return "not known before this model has answered some of them; a message batch takes up to a day"
+    return f"{asked.seconds / 3600:.1f} hours, as earlier answers took"
 
 
 _PARSERS = {

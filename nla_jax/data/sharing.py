@@ -214,8 +214,8 @@ lies a sidecar (`.nla_meta.yaml`) that says what its columns and token ids mean.
 _WITH_VECTORS = """`activation_vector` is raw and never normalized. In files whose sidecar says
 `storage: bfloat16` a vector is a binary of two little-endian bytes a number."""
 _WITHOUT_VECTORS = """The vectors are not part of this data set. In their place each row has `vector_norm`,
-`vector_sketch` (sums of the unit vector's entries with fixed signs) and `vector_digest` (of its bits in float32). This computes them
-anew from the corpus and the model, and checks them row by row:
+`vector_sketch` (sums of the unit vector's entries with fixed signs) and `vector_digest` (of its bits in float32). This
+computes them anew from the corpus and the model, and checks them row by row:
 
 ```sh
 nla data rebuild FOLDER -o REBUILT

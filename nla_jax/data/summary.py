@@ -101,7 +101,7 @@ def datasets_at(path: Place) -> dict[str, AnyPath]:
     found = {
         folder.name: folder
         for folder in sorted(root.iterdir(), key=lambda folder: folder.name)
-        if folder.is_dir() and any(folder.glob("*.parquet"))
+        if folder.is_dir() and any(folder.glob("*.parquet.nla_meta.yaml"))
     }
     divided = {split: found[split] for split in SPLITS if split in found}
     others = {name: folder for name, folder in found.items() if name not in divided}
