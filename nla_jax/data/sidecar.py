@@ -118,6 +118,9 @@ class Sidecar:
     """Size of the shard's file; None where it was not recorded, like the digest."""
     file_sha256: str | None = None
     """SHA-256 of the shard's file, as hexadecimal digits."""
+    texts: dict[str, Any] | None = None
+    """Who wrote the texts, with names and digests of what decides them: see `Writer.about` in data/writers/open.py.
+    None for rows without texts, and where that was not recorded."""
     kind: str = KIND
     schema_version: int = SCHEMA_VERSION
 

@@ -496,3 +496,13 @@ def test_load_without_a_recoverable_explanation(tmp_path, stage, name, values, m
     pq.write_table(pq.read_table(path).drop_columns([name]), path)
     with pytest.raises(ValueError, match=f"of stage '{stage}' holds no explanations"):
         load_dataset(path)
+
+
+def test_a_sidecar_says_who_wrote_the_texts(tmp_path):
+    texts = {"writer": "chat", "model": "m", "instruction": {"name": "activation_v1", "digest": "ab"}}
+    sidecar = Sidecar("x", "base", 1, Extraction("m", 2, 1, "c", CorpusSlice(0, 1), 1), texts=texts)
+    sidecar.save(tmp_path / "s.yaml")
+    assert Sidecar.load(tmp_path / "s.yaml").texts == texts
+    dataclasses.replace(sidecar, texts=None).save(tmp_path / "s.yaml")
+    assert "texts" not in (tmp_path / "s.yaml").read_text()
+    assert Sidecar.load(tmp_path / "s.yaml").texts is None
