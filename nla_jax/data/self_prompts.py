@@ -32,8 +32,12 @@ class SelfChatConfig:
     """Most user turns of a chat. Chats of the built-in templates have from one to this many, drawn for each."""
     max_tokens: int = 256
     """Most tokens of an answer. A chat ends with an answer that is cut there."""
-    temperature: float = 1.0
-    """Of sampling; 1 draws from the model's own distribution, and 0 takes its likeliest tokens."""
+    temperature: float = 0.7
+    """Of sampling; 1 draws from the model's own distribution, in which small models lose the thread, and 0 takes the
+    likeliest tokens."""
+    languages: tuple[str, ...] = ()
+    """Languages of the built-in templates, such as english and german: the names of the files in data/prompts. Empty
+    stands for all of them."""
     batch_size: int = 32
     """Chats that are written at a time, and lost at most when the process is killed."""
     model: str = ""
@@ -83,7 +87,8 @@ def self_prompts(source: str, config: SelfChatConfig, seed: int) -> list[ChatPro
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file of another kind, without prompts, or with a line that is none of these; the line is named.
+      ValueError: a file of another kind, without prompts, or with a line that is none of these; the line is named; or
+        a language without templates.
     """
     name = source.removeprefix("self:")
     if name == BUILT_IN:
@@ -153,13 +158,19 @@ def _of_line(line: str, where: str, most_turns: int) -> ChatPrompt:
 
 
 @functools.cache
-def _templates() -> list[dict[str, Any]]:
-    """The built-in templates by language, in the order of their files' names."""
-    return [yaml.safe_load(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.yaml"))]
+def _templates() -> dict[str, dict[str, Any]]:
+    """Language -> its built-in templates, in alphabetical order."""
+    return {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
 def _built_in(config: SelfChatConfig, seed: int) -> Iterator[ChatPrompt]:
-    languages = _templates()
+    templates = _templates()
+    if unknown := set(config.languages) - {*templates}:
+        raise ValueError(
+            f"corpus.self_chat.languages: there are no templates in {', '.join(sorted(unknown))}; there are some in "
+            f"{', '.join(templates)}"
+        )
+    languages = [templates[name] for name in templates if name in config.languages or not config.languages]
     shares = np.array([language["share"] for language in languages], float)
     seen: set[str] = set()
     index = repeated = 0

@@ -89,7 +89,8 @@ def self_documents(run: Run, source: str) -> Iterator[Document]:
 
 def _digest(run: Run, prompts: Sequence[ChatPrompt]) -> str:
     """Identifies everything that decides what is written."""
-    fields = [run.config.seed, run.config.model.path, plain(run.config.corpus.self_chat)]
+    model = run.config.model
+    fields = [run.config.seed, model.path, model.dtype, plain(run.config.corpus.self_chat)]
     text = json.dumps([*fields, [prompt.id for prompt in prompts]], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
