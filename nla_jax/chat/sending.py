@@ -38,9 +38,10 @@ TEST_PROMPT = "Say hello."
 class ConcurrencyLimit:
     """How many requests may be under way: it grows by an eighth a round, doubling at first, and shrinks to 0.7.
 
-    A round is as many replies and failures as the limit allows requests, and at least `ROUND`. A few faults do not
-    shrink the limit, since they come whatever the load is. A round whose replies take several times as long as those of
-    the fastest keeps the limit: the server has a queue, and a longer one would only bring time-outs.
+    A round is as many replies and failures as the limit allows requests, and one that shrinks it is of `ROUND` at
+    least. A few faults do not shrink the limit, since they come whatever the load is. A round whose replies take
+    several times as long as those of the fastest keeps the limit: the server has a queue, and a longer one would only
+    bring time-outs.
     """
 
     FIRST, ROUND, SHRINK, SHARE_OF_FAILURES, SLOWER = 4, 16, 0.7, 1 / 3, 4.0
@@ -57,11 +58,12 @@ class ConcurrencyLimit:
         else:
             self._seconds.append(seconds)
         size = self._failures + len(self._seconds)
-        if size < max(self.value, self.ROUND):
+        too_many = self._failures > self.SHARE_OF_FAILURES * size
+        if size < self.value or (too_many and size < self.ROUND):
             return
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else float("inf")
         self._fastest = min(self._fastest, mean)
-        if self._failures > self.SHARE_OF_FAILURES * size:
+        if too_many:
             self.value, self._doubling = max(int(self.value * self.SHRINK), 1), False
         elif mean <= self.SLOWER * self._fastest:
             step = self.value if self._doubling else max(self.value // 8, 1)
@@ -243,6 +245,5 @@ def asking_ends(name: str, reason: BaseException | str) -> BaseException:
 
 def waiting_time(tries: int, asked: float) -> float:
     """Seconds to wait after a number of tries, at least those that were asked for; random, so that tries spread."""
-    if asked:
-        return min(asked, LONGEST_WAIT_ASKED) * random.uniform(1.0, 1.2)
-    return random.uniform(0.5, 1.0) * min(SHORTEST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+    backoff = random.uniform(0.5, 1.0) * min(SHORTEST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+    return max(backoff, min(asked, LONGEST_WAIT_ASKED) * random.uniform(1.0, 1.2))

@@ -21,6 +21,7 @@ def server(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
     monkeypatch.setattr(batches, "FIRST_POLL", 0.01)
     monkeypatch.setattr(sending, "SHORTEST_WAIT", 0.001)
+    monkeypatch.setattr(sending, "LONGEST_WAIT", 0.01)
     yield opened
     opened.close()
 

@@ -30,6 +30,7 @@ def server(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     monkeypatch.setattr(sending, "SHORTEST_WAIT", 0.001)
+    monkeypatch.setattr(sending, "LONGEST_WAIT", 0.01)
     yield found
     found.close()
 

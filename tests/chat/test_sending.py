@@ -40,13 +40,13 @@ def test_the_limit_grows_to_the_most_under_a_few_faults():
 
 def test_the_limit_shrinks_where_many_requests_are_refused_and_recovers():
     limit = ConcurrencyLimit(256)
-    # Rounds of 16, 16, 16, 32, 64 and 128.
-    assert play(limit, 272) == 256
+    # Rounds of 4, 8, 16, 32, 64 and 128.
+    assert play(limit, 252) == 256
     assert play(limit, 256, share_failing=0.5) == 179
     assert play(limit, 179 + 125, share_failing=1.0) == 87
     assert play(limit, 87) == 97
-    assert play(limit, 10_000, share_failing=1.0) == 1
-    assert play(limit, 16) == 2
+    assert play(limit, 97 + 67 + 46 + 32 + 22 + 5 * 16, share_failing=1.0) == 1
+    assert play(limit, 1) == 2
 
 
 def test_the_limit_stays_where_replies_come_from_a_queue():
