@@ -69,7 +69,7 @@ def draw(folder: Path, seconds: float, *, windowed: bool) -> None:
     """Open the data set and draw batches for some seconds; print what was measured as JSON."""
     if not windowed:
         # All row groups stay mapped, and the system reads the pages of single rows alone.
-        batches.WINDOW_ROWS, store._GROUPS_HELD, mmap.MADV_WILLNEED = 1 << 40, 1 << 40, mmap.MADV_RANDOM
+        batches.WINDOW_ROWS, store._ROWS_HELD, mmap.MADV_WILLNEED = 1 << 40, 1 << 40, mmap.MADV_RANDOM
     before, started = memory("VmRSS"), time.perf_counter()
     data = open_dataset(folder)
     opened = time.perf_counter() - started

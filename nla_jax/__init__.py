@@ -40,6 +40,7 @@ _PLACES = {
     "ar_mse_step": "training.supervised",
     "av_sft_step": "training.supervised",
     "jit_step": "training.supervised",
+    "open_dataset": "data.store",
     "training_batches": "data.batches",
     "reconstructor_rows": "data.batches",
     "verbalizer_rows": "data.batches",

@@ -35,8 +35,9 @@ def write_untrained_run(model_dir: Path, directory: Path) -> Run:
             "doc_id": [f"{split}-{i}" for i in range(4)],
             "api_explanation": ["a text"] * 4,
         }
-        stage, path = "av_sft" if split == "held_out" else split, run.split_paths()[split]
-        path.parent.mkdir(parents=True)
+        stage, folder = "av_sft" if split == "held_out" else split, run.split_folders()[split]
+        path = folder / f"{split}.parquet"  # One file a split, as earlier versions wrote it.
+        folder.mkdir(parents=True)
         extraction = Extraction(str(model_dir), 32, LAYER, "none", CorpusSlice(0, 4), 1)
         sidecar = Sidecar("set", stage, 4, extraction, run.models.prompt_ids, templates)
         write_shard(path, stage_columns(stage, columns, templates), sidecar)

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from nla_jax.autoencoder.prompts import PromptTemplates
-from nla_jax.data.dataset import ActivationDataset, load_dataset, shards_of
+from nla_jax.data.shards import shards_of
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
 from nla_jax.data.splits import SPLITS, check_documents, hash_fraction
+from nla_jax.data.store import StoredDataset, open_dataset
 from nla_jax.files import Place, fingerprint
 
 
-def adopt(
-    paths: Mapping[str, str | None], *, held_out_share: float, seed: int
-) -> dict[str, ActivationDataset]:
-    """Load data sets as splits; held-out documents are in no other split.
+def adopt(paths: Mapping[str, str | None], *, held_out_share: float, seed: int) -> dict[str, StoredDataset]:
+    """Open data sets as splits; held-out documents are in no other split. Of the rows only the documents are read.
 
     Args:
       paths: for every split, a shard or folder of shards. With None for `held_out`, a share of the documents of
@@ -25,13 +24,13 @@ def adopt(
       seed: seed of the hash.
 
     Raises:
-      FileNotFoundError: as `load_dataset`.
-      ValueError: as `load_dataset`; or a supervised split lacks explanations, held-out documents are in another split
+      FileNotFoundError: as `open_dataset`.
+      ValueError: as `open_dataset`; or a supervised split lacks explanations, held-out documents are in another split
         too, or a split has too few documents.
     """
-    splits = {split: load_dataset(path) for split, path in paths.items() if path is not None}
+    splits = {split: open_dataset(path) for split, path in paths.items() if path is not None}
     for split, data in splits.items():
-        if split != "rl" and data.explanations is None:
+        if split != "rl" and not data.holds_explanations:
             raise ValueError(
                 f"{paths[split]} is of stage {data.sidecar.stage!r} and holds no explanations, which {split} "
                 "needs; give the data set of that stage"
@@ -40,30 +39,34 @@ def adopt(
         _check_disjoint(splits)
     else:
         splits = _hold_out(splits, held_out_share, seed)
-    check_documents({split: len(set(data.doc_ids)) for split, data in splits.items()})
+    check_documents({split: len(documents_of(data)) for split, data in splits.items()})
     return {split: splits[split] for split in SPLITS}
 
 
-def _check_disjoint(splits: Mapping[str, ActivationDataset]) -> None:
-    held_out = set(splits["held_out"].doc_ids)
+def documents_of(data: StoredDataset) -> set[str]:
+    """The documents of a data set, of which nothing else is in memory."""
+    return {doc_id for (doc_ids,) in data.scan("doc_id") for doc_id in doc_ids}
+
+
+def _check_disjoint(splits: Mapping[str, StoredDataset]) -> None:
+    held_out = documents_of(splits["held_out"])
     for split, data in splits.items():
-        if split != "held_out" and (shared := sorted(held_out & set(data.doc_ids))):
+        if split != "held_out" and (shared := sorted(held_out & documents_of(data))):
             raise ValueError(
                 f"{len(shared)} held-out documents are in {split} too, for instance {shared[0]!r}: figures on them "
                 "would flatter; leave data.held_out unset to have documents held out of every split"
             )
 
 
-def _hold_out(splits: dict[str, ActivationDataset], share: float, seed: int) -> dict[str, ActivationDataset]:
-    documents = set(splits["av_sft"].doc_ids)
+def _hold_out(splits: Mapping[str, StoredDataset], share: float, seed: int) -> dict[str, StoredDataset]:
+    documents = documents_of(splits["av_sft"])
     held_out = {doc for doc in documents if hash_fraction(doc, seed=seed, purpose="held_out") < share}
     masks = {
-        split: np.array([doc in held_out for doc in data.doc_ids], bool) for split, data in splits.items()
+        split: np.array([doc in held_out for (doc_ids,) in data.scan("doc_id") for doc in doc_ids], bool)
+        for split, data in splits.items()
     }
-    rows = splits["av_sft"].take(masks["av_sft"])
-    # Each split is let go of once it is divided, so that there are never two copies of all rows.
-    kept = {split: splits.pop(split).take(~mask) for split, mask in masks.items()}
-    return {**kept, "held_out": rows}
+    kept = {split: data.take(~masks[split]) for split, data in splits.items()}
+    return {**kept, "held_out": splits["av_sft"].take(masks["av_sft"])}
 
 
 def sidecars(path: Place) -> list[Sidecar]:
@@ -91,13 +94,24 @@ def data_state(paths: Mapping[str, str | None]) -> dict[str, str] | None:
         return None
 
 
-def splits_digest(splits: Mapping[str, ActivationDataset]) -> str:
-    """Identifies the rows of splits by their documents, places, explanations and activations."""
+def splits_digest(splits: Mapping[str, StoredDataset]) -> str:
+    """Identifies the rows of splits by their documents, places, explanations and activations.
+
+    It is the digest of a JSON list of the split's name and of these columns, and of the activations in float32; the
+    list is made up piece by piece, so that no split is in memory.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for split, data in splits.items():
-        named = [split, data.doc_ids, data.n_raw_tokens.tolist(), data.explanations]
-        digest.update(json.dumps(named).encode())
-        digest.update(np.ascontiguousarray(data.activations))
+        columns = ["doc_id", "n_raw_tokens", *["explanation"] * data.holds_explanations]
+        digest.update(f"[{json.dumps(split)}".encode())
+        for column in columns:
+            digest.update(b", [")
+            for number, (values,) in enumerate(data.scan(column)):
+                digest.update(b", " * (number > 0) + json.dumps(values)[1:-1].encode())
+            digest.update(b"]")
+        digest.update(b"]" if data.holds_explanations else b", null]")
+        for part in data.parts():
+            digest.update(np.ascontiguousarray(part.activations))
     return digest.hexdigest()
 
 

@@ -29,8 +29,11 @@ Rows = Mapping[str, np.ndarray]
 class RowSource(Protocol):
     """Rows that are made up when they are drawn."""
 
+    def __len__(self) -> int:
+        """The number of rows."""
+
     def chunk_sizes(self) -> Int[np.ndarray, "G"]:
-        """How many consecutive rows each part holds that is best read together; their sum is the number of rows."""
+        """How many consecutive rows each part holds that is best read together."""
 
     def batch(self, index_B: Int[np.ndarray, "B"]) -> Rows:
         """The columns of some rows, by their numbers."""
@@ -151,6 +154,9 @@ class StoredActivations:
     """A `RowSource` of the activations of a data set."""
 
     data: StoredDataset
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def chunk_sizes(self) -> Int[np.ndarray, "G"]:
         """See `RowSource`."""

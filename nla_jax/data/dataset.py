@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
+from nla_jax.data.manifest import Manifest, check_complete
 from nla_jax.data.shards import (
     DTYPES,
     REQUIRED_COLUMNS,
@@ -148,10 +149,12 @@ def load_dataset(path: Place) -> ActivationDataset:
 
     Raises:
       FileNotFoundError: no such path, no shard in the folder, or a shard without its sidecar.
-      ValueError: a shard that is unreadable, does not fit its sidecar, or differs from the first shard in
-        stage, extraction, tokens, templates or columns.
+      ValueError: a shard that is unreadable, does not fit its sidecar, differs from the first shard in stage,
+        extraction, tokens, templates or columns, or is missing by the manifest of the folder.
     """
     paths = shards_of(path)
+    if (manifest := Manifest.load(path)) is not None:
+        check_complete(as_path(path), manifest, [shard.name for shard in paths])
     sidecars = [sidecar_of(shard) for shard in paths]
     check_contracts(paths, sidecars)
     counts = [sidecar.row_count for sidecar in sidecars]

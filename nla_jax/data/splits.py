@@ -8,12 +8,15 @@ of processes.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
 from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.store import StoredDataset
+
+Data = TypeVar("Data", ActivationDataset, StoredDataset)
 
 SPLITS = ("av_sft", "ar_sft", "rl", "held_out")
 """The disjoint uses of documents, in the order in which their fractions fill the unit interval."""
@@ -140,8 +143,8 @@ def shuffled(items: Sequence[Any], doc_ids: Sequence[str], seed: int) -> list[An
     return [items[i] for i in by_document_N[drawn_N + own_N * (drawn_N >= first_N)]]
 
 
-def some_rows(data: Any, count: int, seed: int) -> Any:
-    """Of a data set in memory or on disk, at most `count` rows, in their order: the first of an order that mixes documents."""
+def some_rows(data: Data, count: int, seed: int) -> Data:
+    """At most `count` rows, in their order: the first of an order that mixes documents."""
     order = np.random.default_rng(seed).permutation(len(data))
     return data.take(np.sort(order[:count]))
 
@@ -159,31 +162,33 @@ def text_start(text: str) -> str:
     return " ".join(text.split(None, 80))[:160]
 
 
-def check_unseen(data: ActivationDataset, trained_on: Iterable[tuple[str, ActivationDataset]]) -> None:
+def check_unseen(
+    data: ActivationDataset, trained_on: Iterable[tuple[str, Sequence[str], Sequence[str | None]]]
+) -> None:
     """Refuse held-out rows of documents that were trained on.
 
     Two documents count as the same if they have one id, or if their texts begin with the same 160 characters.
 
     Args:
       data: the held-out rows.
-      trained_on: the other splits with their names, of which one is held at a time.
+      trained_on: the rows of the other splits, some at a time: the split's name, their documents and their contexts.
 
     Raises:
       ValueError: a document was trained on; the message gives the number of such documents and the first few.
     """
-
-    def starts(rows: ActivationDataset) -> list[str]:
-        return [text_start(text) for text in rows.contexts or ()]
-
-    held_out = dict(zip(starts(data), data.doc_ids, strict=False))
+    documents = set(data.doc_ids)
+    held_out = dict(zip(map(text_start, data.contexts or ()), data.doc_ids, strict=False))
     held_out.pop("", None)
-    for split, rows in trained_on:
-        shared = set(data.doc_ids) & set(rows.doc_ids)
-        shared |= {held_out[start] for start in starts(rows) if start in held_out}
-        if shared:
-            some = ", ".join(sorted(shared)[:3])
+    shared: dict[str, set[str]] = {}
+    for split, doc_ids, contexts in trained_on:
+        starts = [text_start(context or "") for context in contexts]
+        shared.setdefault(split, set()).update(documents.intersection(doc_ids))
+        shared[split] |= {held_out[start] for start in starts if start in held_out}
+    for split, seen in shared.items():
+        if seen:
+            some = ", ".join(sorted(seen)[:3])
             raise ValueError(
-                f"{len(shared)} of {len(set(data.doc_ids))} documents to evaluate on were trained on in {split} "
-                f"({some}{', ...' if len(shared) > 3 else ''}): every figure would flatter; hold other documents "
+                f"{len(seen)} of {len(documents)} documents to evaluate on were trained on in {split} "
+                f"({some}{', ...' if len(seen) > 3 else ''}): every figure would flatter; hold other documents "
                 "out"
             )

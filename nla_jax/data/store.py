@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 
 from nla_jax.data.dataset import ActivationDataset, check_contracts, joined, rows_of, text_columns
 from nla_jax.data.manifest import ListedShard, Manifest, check_complete
-from nla_jax.data.shards import GROUP_ROWS, Shard, check_activations, shards_of, sidecar_of
+from nla_jax.data.shards import Shard, check_activations, shards_of, sidecar_of, whole_numbers
 from nla_jax.data.sidecar import CorpusSlice, Sidecar
 from nla_jax.data.stage_texts import explanations_of
 from nla_jax.files import AnyPath, Place, as_path
@@ -24,8 +24,10 @@ WINDOW_ROWS = 131_072
 """Rows that a shuffle mixes with each other; all rows where there are no more than that. See `batches`."""
 PART_ROWS = 8192
 """Rows that are in memory together where a data set is gone through from its beginning to its end."""
-_GROUPS_HELD = 2 * WINDOW_ROWS // GROUP_ROWS
-"""Row groups that are kept for further rows: those of two windows."""
+_SHARDS_HELD = 1024
+"""Shards whose footers are kept for further rows."""
+_ROWS_HELD = 2 * WINDOW_ROWS
+"""Rows whose vectors are kept for further rows, or mapped, and rows whose texts are: those of two windows."""
 
 
 def open_dataset(path: Place) -> "StoredDataset":
@@ -68,8 +70,9 @@ class _Groups:
         self.place_G = [
             (number, group) for number, shard in enumerate(listed) for group in range(len(shard.group_rows))
         ]
-        self.shard = functools.lru_cache(maxsize=_GROUPS_HELD)(self._shard)
-        self._held: OrderedDict[Any, Any] = OrderedDict()
+        self.shard = functools.lru_cache(maxsize=_SHARDS_HELD)(self._shard)
+        self._vectors: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._tables: OrderedDict[Any, pa.Table] = OrderedDict()
 
     def _shard(self, number: int) -> Shard:
         listed = self.listed[number]
@@ -81,22 +84,23 @@ class _Groups:
     def vectors(self, group: int) -> np.ndarray:
         """The activations of a group, as `Shard.vectors`."""
         number, inside = self.place_G[group]
-        return self._keep(group, lambda: self.shard(number).vectors(inside))
+        return _kept(self._vectors, group, lambda: self.shard(number).vectors(inside))
 
     def table(self, group: int, names: tuple[str, ...]) -> pa.Table:
         """Columns of a group."""
         number, inside = self.place_G[group]
-        return self._keep((group, names), lambda: self.shard(number).table(inside, names))
+        return _kept(self._tables, (group, names), lambda: self.shard(number).table(inside, names))
 
-    def _keep(self, key: Any, read: Callable[[], Any]) -> Any:
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key]
-        self._held[key] = value = read()
-        # Vectors and texts of a group are kept apart.
-        if len(self._held) > 2 * _GROUPS_HELD:
-            self._held.popitem(last=False)
-        return value
+
+def _kept(held: OrderedDict[Any, Any], key: Any, read: Callable[[], Any]) -> Any:
+    """What is held under a key, read if it is not; what was asked for longest ago is let go of for it."""
+    if key in held:
+        held.move_to_end(key)
+        return held[key]
+    held[key] = value = read()
+    while len(held) > 1 and len(held) * len(value) > _ROWS_HELD:
+        held.popitem(last=False)
+    return value
 
 
 class StoredDataset:
@@ -203,10 +207,14 @@ class StoredDataset:
         return dataclasses.replace(part, sidecar=dataclasses.replace(self.sidecar, row_count=len(part)))
 
     def scan(self, *names: str) -> Iterator[tuple[list, ...]]:
-        """Columns of all rows in order, a few thousand rows at a time; the vectors are not read.
+        """Columns of all rows in order, a few hundred rows at a time; the vectors are not read.
 
         Args:
           names: of the file's columns, or `explanation`; of a column that a shard lacks, all rows are None.
+
+        Returns:
+          An iterator over a list for each name: documents as text, tokens as whole numbers, and the others as they are
+          in the file.
 
         Raises:
           ValueError: the rows are not in the order of the files.
@@ -221,17 +229,21 @@ class StoredDataset:
         for shard, table, _ in self._pieces(physical, vectors=False):
             columns = []
             for name in names:
-                if name == "explanation":
-                    column = explanations_of(table, shard.sidecar, shard.path)
-                else:
-                    column = table[name].to_pylist() if name in table.column_names else None
-                columns.append([None] * len(table) if column is None else column)
-            yield tuple(columns)
+                columns.append(_column(name, table, shard))
+            yield tuple([None] * len(table) if column is None else column for column in columns)
 
-    @functools.cached_property
+    @property
     def doc_ids(self) -> list[str]:
         """The document of each row; all of them are read."""
-        return [str(doc_id) for (doc_ids,) in self.scan("doc_id") for doc_id in doc_ids]
+        return [doc_id for (doc_ids,) in self.scan("doc_id") for doc_id in doc_ids]
+
+    @functools.cached_property
+    def holds_explanations(self) -> bool:
+        """Whether there is a text for each row; where the stage need not have any, the first rows tell."""
+        if self.sidecar.stage in ("av_sft", "ar_sft"):
+            return True
+        (texts,) = next(self.scan("explanation"), ([],))
+        return any(text is not None for text in texts)
 
     def chunk_sizes(self, kept: Any = slice(None)) -> Int64[np.ndarray, "G"]:
         """How many of the rows (of those kept, in order) lie in each row group, groups without any left out.
@@ -279,6 +291,17 @@ class StoredDataset:
                 start += rows
                 if len(inside):
                     yield shard, table.take(inside), None if vectors_BD is None else vectors_BD[inside]
+
+
+def _column(name: str, table: pa.Table, shard: Shard) -> list | None:
+    if name == "explanation":
+        return explanations_of(table, shard.sidecar, shard.path)
+    if name not in table.column_names:
+        return None
+    if name == "n_raw_tokens":
+        return whole_numbers(table, name, shard.path).tolist()
+    values = table[name].to_pylist()
+    return [str(value) for value in values] if name == "doc_id" else values
 
 
 def _as_float32(vectors_BD: np.ndarray) -> Float32[np.ndarray, "B D"]:

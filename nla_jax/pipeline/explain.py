@@ -1,59 +1,181 @@
-"""The second stage: texts that explain the activations, and the splits."""
+"""The second stage: texts that explain the activations, and the splits.
+
+Each shard of data/base becomes a shard of each split, by itself, and what is known of its texts is noted when all four
+are there. So no process holds more than one shard, and a run that was killed goes on with the next.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
+from nla_jax.data.manifest import Manifest
+from nla_jax.data.shards import shards_of, sidecar_of
 from nla_jax.data.sidecar import SidecarTemplates
-from nla_jax.data.splits import SPLITS, split_of
+from nla_jax.data.splits import SPLITS, check_documents, split_of
 from nla_jax.data.stage_texts import stage_columns
-from nla_jax.data.writers.predictive import PredictiveWriter, WordCounts
-from nla_jax.files import AnyPath
+from nla_jax.data.store import PART_ROWS, open_dataset
+from nla_jax.data.writers.open import Writer, open_writer
+from nla_jax.data.writers.predictive import WordCounts
+from nla_jax.data.writers.reports import joined, since
+from nla_jax.files import AnyPath, remove_folder, write_json
 from nla_jax.pipeline.digests import stage_digest
-from nla_jax.pipeline.documents import check_processes, load_rows, save_record
+from nla_jax.pipeline.documents import RECORD, check_processes, load_rows, read_record, save_record
 from nla_jax.pipeline.run import Run
 from nla_jax.sharding.placement import wait_for_all
 
+TEXTS = "data/texts.json"
+"""The file that tells how many rows have a text, and why others have none."""
+
 
 def explain(run: Run) -> None:
-    """Write explainer texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}.
+    """Write texts and divide the rows by document into data/{av_sft,ar_sft,rl,held_out}.
 
-    Data sets made elsewhere come with both, and are copied there.
+    Data sets made elsewhere come with both, and are copied there. Rows without a text are in no split that needs one.
+
+    Raises:
+      ValueError: a split has too few documents with texts, or the rows were begun to be written with another config.
     """
-    digest = stage_digest(run.config, "explain")
-    quiet = jax.process_index() > 0
-    parts = tqdm(
-        _parts(run), desc="explain", total=len(SPLITS), unit="split", dynamic_ncols=True, disable=quiet
-    )
-    for split, part in parts:
-        stage = "av_sft" if split == "held_out" else split
-        write_rows(run, run.split_paths()[split], part, stage=stage, digest=digest)
+    (run.directory / "data").mkdir(parents=True, exist_ok=True)
+    if run.config.data.is_given:
+        _adopt(run)
+    else:
+        _explain_base(run)
     if jax.process_index() == 0:
+        digest = stage_digest(run.config, "explain")
+        manifests = {folder: Manifest.of(folder) for folder in run.split_folders().values()}
+        for folder, manifest in manifests.items():
+            if manifest.dataset_id != digest:
+                raise ValueError(
+                    f"{folder} holds shards of another config (digest {manifest.dataset_id}, this run has {digest}); "
+                    "delete it to write them again"
+                )
+        # Nothing counts as written before all is there.
+        run.reopen()
         run.measured_yardstick().save(run.directory / "data")
+        for folder, manifest in manifests.items():
+            manifest.save(folder)
+        remove_folder(run.directory / "data" / "texts")
     wait_for_all("yardstick")
 
 
-def _parts(run: Run) -> Iterator[tuple[str, ActivationDataset]]:
-    """The rows of each split with their texts; beside all rows, only those of one split are held."""
-    config, seed = run.config, run.config.seed
-    if config.data.is_given:
-        splits, record = load_rows(run)
-        for part in splits.values():
-            run.check(part.sidecar)
-        check_processes(record)
-        save_record(run, record)
-        yield from splits.items()
+def _adopt(run: Run) -> None:
+    """Copy the data sets that the config names, a few thousand rows at a time."""
+    splits, record = load_rows(run)
+    for data in splits.values():
+        run.check(data.sidecar)
+    check_processes(record)
+    before = read_record(run.directory)
+    if before is not None and before.digest != record.digest:
+        raise ValueError(
+            f"{run.directory / RECORD} is of other rows than {record.corpus} holds now: their digest was "
+            f"{before.digest}, and is {record.digest}; bring the old data sets back, or delete "
+            f"{run.directory / 'data'} to copy the new ones"
+        )
+    save_record(run, record)
+    total = sum(-(-len(data) // PART_ROWS) for data in splits.values())
+    with _progress("copy", total) as bar:
+        for split, data in splits.items():
+            for number, part in enumerate(data.parts()):
+                path = run.split_folders()[split] / f"{split}-{number:05d}.parquet"
+                if not run.is_written(path, stage_digest(run.config, "explain")):
+                    write_rows(run, path, part, stage=_stage_of(split), digest_of="explain")
+                bar.update()
+
+
+def _explain_base(run: Run) -> None:
+    """Explain the shards of data/base that are not yet explained; of several processes the first does, shard by shard.
+
+    Raises:
+      ValueError: as `explain`.
+    """
+    paths = shards_of(run.directory / "data" / "base")
+    writer: Writer | None = None
+    records = []
+    with _progress("explain", len(paths)) as bar:
+        for path in paths:
+            record = _record_of(run, path)
+            if record is None and jax.process_index() == 0:
+                writer = writer or _open_writer(run)
+                record = _explain_shard(run, path, writer)
+            records.append(record)
+            wait_for_all(path.name)
+            bar.update()
+    if jax.process_index() > 0:
         return
-    base = load_dataset(run.directory / "data" / "base")
-    writer = PredictiveWriter(config.writer.predictive, seed=seed, words=WordCounts(base.contexts))
-    explained = dataclasses.replace(base, explanations=writer.explain(base))
-    split_N = np.array([split_of(doc_id, config.corpus.fractions, seed) for doc_id in base.doc_ids])
-    for split in SPLITS:
-        yield split, explained.take(split_N == split)
+    report = joined([record["texts"] for record in records])
+    rows = {split: sum(record["rows"][split] for record in records) for split in SPLITS}
+    run.write_json(TEXTS, {**report, "rows_of_splits": rows})
+    check_documents({split: sum(record["documents"][split] for record in records) for split in SPLITS})
+
+
+def _open_writer(run: Run) -> Writer:
+    config, base = run.config, run.directory / "data" / "base"
+
+    def words() -> WordCounts:
+        counts = WordCounts()
+        for (contexts,) in open_dataset(base).scan("detokenized_text_truncated"):
+            counts.add(context or "" for context in contexts)
+        return counts
+
+    return open_writer(
+        config.writer, seed=config.seed, words=words, cache=run.directory / "data" / "answers.sqlite"
+    )
+
+
+def _record_path(run: Run, path: AnyPath) -> AnyPath:
+    return run.directory / "data" / "texts" / f"{path.stem}.json"
+
+
+def _record_of(run: Run, path: AnyPath) -> dict[str, Any] | None:
+    """What was noted of a shard of data/base when it had been explained; None where it has to be.
+
+    Raises:
+      ValueError: it was explained with another config.
+    """
+    place = _record_path(run, path)
+    if not place.exists():
+        return None
+    record, digest = json.loads(place.read_bytes()), stage_digest(run.config, "explain")
+    if record["digest"] != digest:
+        raise ValueError(
+            f"{path} was explained with another config (digest {record['digest']}, this run has {digest}); use another "
+            f"run directory, or delete {place.parent} to have all texts written again"
+        )
+    # The activations may have been extracted again meanwhile.
+    return record if record["sha256"] == sidecar_of(path).file_sha256 else None
+
+
+def _explain_shard(run: Run, path: AnyPath, writer: Writer) -> dict[str, Any]:
+    """Write the rows of a shard of data/base into the splits, and note it."""
+    rows, before = load_dataset(path), writer.report()
+    texts = writer.explain(rows) if len(rows) else []
+    report = since(writer.report(), before)
+    explained = dataclasses.replace(rows, explanations=texts)
+    fractions, seed = run.config.corpus.fractions, run.config.seed
+    split_N = np.array([split_of(doc_id, fractions, seed) for doc_id in rows.doc_ids], dtype=object)
+    has_text_N = np.array([text is not None for text in texts], bool)
+    counts, documents, number = {}, {}, path.stem.rsplit("-", 1)[-1]
+    for split, folder in run.split_folders().items():
+        part = explained.take((split_N == split) & (has_text_N | (split == "rl")))
+        target = folder / f"{split}-{number}.parquet"
+        _write_rows(run, target, part, _stage_of(split), stage_digest(run.config, "explain"))
+        counts[split], documents[split] = len(part), len(set(part.doc_ids))
+    record = {
+        "digest": stage_digest(run.config, "explain"),
+        "sha256": sidecar_of(path).file_sha256,
+        "texts": report,
+        "rows": counts,
+        "documents": documents,
+    }
+    place = _record_path(run, path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(place, record)
+    return record
 
 
 def data_is_written(run: Run) -> bool:
@@ -63,16 +185,17 @@ def data_is_written(run: Run) -> bool:
       ValueError: they are there, but of another config.
     """
     digest = stage_digest(run.config, "explain")
-    return all([run.is_written(path, digest) for path in run.split_paths().values()])
+    return all([run.is_complete(folder, digest) for folder in run.split_folders().values()])
 
 
-def write_rows(run: Run, path: AnyPath, part: ActivationDataset, *, stage: str, digest: str) -> None:
-    """Write rows with their texts as a data set of a stage (see `data/sidecar.py`) of this run's prompts.
+def write_rows(run: Run, path: AnyPath, part: ActivationDataset, *, stage: str, digest_of: str) -> None:
+    """Write rows with their texts as a shard of a data set of this run's prompts; see `data/sidecar.py` for `stage`.
 
-    Of several processes the first writes, and all return when it has.
+    Of several processes the first writes, and all return when it has. `digest_of` is the stage of the pipeline that
+    writes it.
     """
     if jax.process_index() == 0:
-        _write_rows(run, path, part, stage, digest)
+        _write_rows(run, path, part, stage, stage_digest(run.config, digest_of))
     wait_for_all(str(path))
 
 
@@ -88,3 +211,12 @@ def _write_rows(run: Run, path: AnyPath, part: ActivationDataset, stage: str, di
         parent_datasets=(part.sidecar.dataset_id,),
     )
     write_shard(path, stage_columns(stage, base_columns(part), templates), sidecar)
+
+
+def _stage_of(split: str) -> str:
+    return "av_sft" if split == "held_out" else split
+
+
+def _progress(desc: str, total: int) -> tqdm:
+    quiet = jax.process_index() > 0
+    return tqdm(desc=desc, total=total, unit="shard", dynamic_ncols=True, disable=quiet)

@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.config import ExperimentConfig
-from nla_jax.data.dataset import ActivationDataset, load_dataset
+from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.manifest import Manifest
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
 from nla_jax.data.splits import SPLITS, monitor_documents, some_rows
+from nla_jax.data.store import StoredDataset, open_dataset
 from nla_jax.files import AnyPath, Place, as_path, write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.models import Models
@@ -38,17 +40,24 @@ class Run:
         events = directory / "tensorboard" if config.tensorboard else None
         self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)
         self.models = Models(config, self.mesh, lambda: self.yardstick, self.checkpoints)
-        # The rows that a stage trains on and those that it is watched on, and never those of all splits.
-        self._held = functools.lru_cache(maxsize=2)(self._read)
+        self._opened = functools.cache(self._open)
 
-    def data(self, split: str) -> ActivationDataset:
-        """Rows of a split, checked against the live model and tokenizer; the two last asked for are kept in memory."""
-        return self._held(split)
+    def open(self, split: str) -> StoredDataset:
+        """A split, checked against the live model and tokenizer; its rows are read when they are asked for."""
+        return self._opened(split)
 
-    def _read(self, split: str) -> ActivationDataset:
-        data = load_dataset(self.directory / "data" / split)
+    def _open(self, split: str) -> StoredDataset:
+        data = open_dataset(self.directory / "data" / split)
         self.check(data.sidecar)
         return data
+
+    def reopen(self) -> None:
+        """Forget the splits that are open, because other files are there now."""
+        self._opened.cache_clear()
+
+    def data(self, split: str) -> ActivationDataset:
+        """All rows of a split in memory, for analysis of data that are not too large for that."""
+        return self.open(split).read()
 
     def check(self, sidecar: Sidecar) -> None:
         """Raise ValueError where a data set contradicts the live model or tokenizer."""
@@ -67,7 +76,8 @@ class Run:
 
     def measured_yardstick(self) -> Yardstick:
         """The yardstick of all activations but the held-out ones."""
-        return Yardstick.of_parts(self.data(split).activations for split in SPLITS if split != "held_out")
+        parts = (part for split in SPLITS if split != "held_out" for part in self.open(split).parts())
+        return Yardstick.of_parts(part.activations for part in parts)
 
     def held_out(self, rows: int) -> ActivationDataset:
         """Rows of the held-out documents that figures are reported on.
@@ -81,10 +91,11 @@ class Run:
         return self._of_held_out(rows, monitored=True)
 
     def _of_held_out(self, rows: int, *, monitored: bool) -> ActivationDataset:
-        data = self.data("held_out")
-        documents = monitor_documents(data.doc_ids, self.config.seed)
-        data = data.take(np.array([(doc_id in documents) == monitored for doc_id in data.doc_ids]))
-        return some_rows(data, rows, self.config.seed)
+        data = self.open("held_out")
+        doc_ids = data.doc_ids
+        documents = monitor_documents(doc_ids, self.config.seed)
+        data = data.take(np.array([(doc_id in documents) == monitored for doc_id in doc_ids]))
+        return some_rows(data, rows, self.config.seed).read()
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Checkpoints of a training stage."""
@@ -124,12 +135,12 @@ class Run:
         """Write a file of the run directory, atomically; of several processes the first does."""
         write_json(self.directory / name, value)
 
-    def split_paths(self) -> dict[str, AnyPath]:
-        """The data file of each split."""
-        return {split: self.directory / "data" / split / f"{split}.parquet" for split in SPLITS}
+    def split_folders(self) -> dict[str, AnyPath]:
+        """The folder of each split, which holds its shards."""
+        return {split: self.directory / "data" / split for split in SPLITS}
 
     def is_written(self, path: AnyPath, digest: str) -> bool:
-        """Whether a data file is complete.
+        """Whether a shard is there, with its sidecar.
 
         Raises:
           ValueError: it was written with another config.
@@ -137,10 +148,25 @@ class Run:
         sidecar = sidecar_path_for(path)
         if not (path.exists() and sidecar.exists()):
             return False
-        found = Sidecar.load(sidecar).dataset_id
-        if found != digest:
-            raise ValueError(
-                f"{path} was written with another config (digest {found}, this run has {digest}); "
-                "use another run directory, or delete this one's data/ to make it again"
-            )
+        _check_digest(path, Sidecar.load(sidecar).dataset_id, digest)
         return True
+
+    def is_complete(self, folder: AnyPath, digest: str) -> bool:
+        """Whether a data set is there, with its manifest; one of earlier versions is a single file with its sidecar.
+
+        Raises:
+          ValueError: it was written with another config.
+        """
+        manifest = Manifest.load(folder)
+        if manifest is None:
+            return self.is_written(folder / f"{folder.name}.parquet", digest)
+        _check_digest(folder, manifest.dataset_id, digest)
+        return True
+
+
+def _check_digest(path: AnyPath, recorded: str, digest: str) -> None:
+    if recorded != digest:
+        raise ValueError(
+            f"{path} was written with another config (digest {recorded}, this run has {digest}); "
+            "use another run directory, or delete this one's data/ to make it again"
+        )

@@ -19,6 +19,9 @@ from nla_jax.pipeline.run import Run
 from nla_jax.process import return_freed_memory
 from nla_jax.randomness import key_for
 
+TRAINING_ROWS = 131_072
+"""Training rows that baselines are fitted on; all rows of the AR's warm start where there are no more than that."""
+
 
 class _RunVerbalizer:
     """An AV of a run as an `ExplainFn`, its weights read when they are first needed."""
@@ -71,12 +74,18 @@ def subject_of(run: Run) -> Subject:
     if run.config.evaluation.second_judge_steps:
         ars["second judge"] = ("second_judge", None)
     data, config = run.held_out(run.config.evaluation.rows), run.config
-    check_unseen(data, ((split, run.data(split)) for split in SPLITS if split != "held_out"))
+    trained_on = (
+        (split, doc_ids, contexts)
+        for split in SPLITS
+        if split != "held_out"
+        for doc_ids, contexts in run.open(split).scan("doc_id", "detokenized_text_truncated")
+    )
+    check_unseen(data, trained_on)
     held: dict[str, Any] = {}
     verbalizers = {name: _RunVerbalizer(run, stage, step, held) for name, (stage, step) in stages.items()}
     return Subject(
         data=data,
-        training=run.data("ar_sft"),
+        training=some_rows(run.open("ar_sft"), TRAINING_ROWS, config.seed).read(),
         yardstick=run.yardstick,
         verbalizers=verbalizers,
         reconstructors={name: reconstructor_of(run, stage, step) for name, (stage, step) in ars.items()},

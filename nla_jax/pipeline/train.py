@@ -4,7 +4,7 @@ import functools
 
 from nla_jax import text_analysis
 from nla_jax.autoencoder.autoencoder import Autoencoder
-from nla_jax.data.batches import training_batches
+from nla_jax.data.batches import StoredActivations, training_batches
 from nla_jax.data.splits import shuffled
 from nla_jax.pipeline.run import Run
 from nla_jax.process import warn
@@ -97,8 +97,8 @@ def rl(run: Run) -> None:
         known = {name: value for name, value in row.items() if value is not None}
         return known | {"judge_drop": judge_drop(known, highest)}
 
-    rows = {"activations_BD": run.data("rl").activations}
-    tell_epochs("rl", config.loop.steps, len(rows["activations_BD"]), config.activations)
+    rows = StoredActivations(run.open("rl"))
+    tell_epochs("rl", config.loop.steps, len(rows), config.activations)
     run_stage(
         "rl",
         config.loop,

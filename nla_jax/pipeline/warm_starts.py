@@ -10,7 +10,7 @@ import optax
 
 from nla_jax.autoencoder.verbalizer import sft_loss
 from nla_jax.config import ReconstructorWarmStartConfig, WarmStartConfig
-from nla_jax.data.batches import evaluation_batches, training_batches, verbalizer_rows
+from nla_jax.data.batches import RowSource, evaluation_batches, training_batches, verbalizer_rows
 from nla_jax.data.splits import shuffled
 from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.pipeline.models import ModelName
@@ -69,7 +69,7 @@ def av_sft(run: Run) -> None:
         optimizer=optimizer,
         step=step,
         batch_type=VerbalizerBatch,
-        rows=closed_answers(codec, run.data("av_sft"), config.batch_size),
+        rows=closed_answers(codec, run.open("av_sft"), config.batch_size),
         max_length=codec.max_explanation_tokens,
         forward_flops=functools.partial(
             verbalizer.forward_flops, activations=config.batch_size, answers=config.batch_size
@@ -104,8 +104,7 @@ def second_judge_is_trained(run: Run) -> bool:
 def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartConfig, seed: int) -> None:
     codec = run.models.autoencoder
     optimizer = config.optimizer.build()
-    data = run.data("ar_sft")
-    texts = partly_verbalized(run, data, config.verbalized)
+    texts = partly_verbalized(run, run.open("ar_sft"), config.verbalized)
     monitor = run.monitored(run.config.evaluation.monitor_rows)
     step = jit_step(
         ar_mse_step,
@@ -127,7 +126,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         optimizer=optimizer,
         step=step,
         batch_type=ReconstructorBatch,
-        rows=reconstructor_prompts(codec, data, texts, stage),
+        rows=reconstructor_prompts(codec, texts, stage),
         max_length=codec.max_reconstructor_tokens,
         forward_flops=functools.partial(codec.reconstructor.forward_flops, rows=config.batch_size),
         evaluate=evaluate,
@@ -152,8 +151,8 @@ class WarmStart:
     """From `jit_step`: (state, batch, base, token_budget) -> (state, metrics)."""
     batch_type: type[VerbalizerBatch] | type[ReconstructorBatch]
     """What `step` takes as its batch."""
-    rows: dict[str, np.ndarray]
-    """All training rows, a column for each field of `batch_type`."""
+    rows: RowSource
+    """The training rows, whose batches have a column for each field of `batch_type`."""
     max_length: int
     """Tokens that the texts in `rows` are padded to."""
     forward_flops: Callable[..., float]
@@ -170,7 +169,7 @@ class WarmStart:
     def train(self) -> None:
         """Train until the config's last step, going on from the last checkpoint if there is one."""
         run, batch_size = self.run, self.config.batch_size
-        tell_epochs(self.stage, self.config.loop.steps, len(self.rows["lengths_B"]), batch_size)
+        tell_epochs(self.stage, self.config.loop.steps, len(self.rows), batch_size)
         stopwatch = Stopwatch(run.config.model.dtype)
         run_stage(
             self.stage,

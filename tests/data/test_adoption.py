@@ -102,7 +102,7 @@ def test_a_run_trains_on_them_as_they_are(paths, tiny_lm, tmp_path):
     run = Run(config, tmp_path)
     run_stages(run, ("extract", "explain"))
     original = {split: load_dataset(path) for split, path in paths.items() if path}
-    documents = {split: set(run.data(split).doc_ids) for split in run.split_paths()}
+    documents = {split: set(run.data(split).doc_ids) for split in run.split_folders()}
     assert documents["ar_sft"] == set(original["ar_sft"].doc_ids)
     assert documents["rl"] == set(original["rl"].doc_ids)
     assert not documents["av_sft"] & documents["held_out"]

@@ -57,6 +57,9 @@ class Numbers:
     def __init__(self, sizes):
         self.sizes = np.array(sizes)
 
+    def __len__(self):
+        return int(self.sizes.sum())
+
     def chunk_sizes(self):
         return self.sizes
 

@@ -121,8 +121,8 @@ def _stop_in_extraction(run, *, stored):
         path.write_text(
             json.dumps({name: record[name] for name in ("corpus", "documents", "digest", "state")})
         )
-    for split in run.split_paths().values():
-        shutil.rmtree(split.parent)
+    for folder in run.split_folders().values():
+        shutil.rmtree(folder)
     for number in (1, 2):
         for path in (run.directory / "data" / "base").glob(f"base-0000{number}*"):
             path.unlink()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from untrained_nla import write_untrained_run
 
+from nla_jax.data.manifest import Manifest
 from nla_jax.data.splits import monitor_documents
 from nla_jax.pipeline import digests
 from nla_jax.pipeline.export import trained_step
@@ -80,10 +81,22 @@ def test_second_judges_of_other_lengths_lie_beside_each_other(run):
     assert "second_judge" not in of_length(0).kept_steps()
 
 
-def test_the_rows_of_two_splits_are_held_at_most(run):
-    rows = {split: weakref.ref(run.data(split).activations) for split in ("av_sft", "ar_sft")}
-    assert run.data("av_sft").activations is rows["av_sft"]()
-    run.measured_yardstick()
-    run.data("held_out")
+def test_a_run_keeps_splits_open_and_no_rows_of_theirs(run):
+    rows = weakref.ref(run.data("av_sft").activations)
+    assert run.open("av_sft") is run.open("av_sft")
     gc.collect()
-    assert [split for split, held in rows.items() if held() is not None] == []
+    assert rows() is None
+
+
+def test_a_data_set_of_another_config_is_refused_whether_it_has_a_manifest_or_not(run):
+    folder = run.split_folders()["rl"]
+    assert run.is_complete(folder, "set") and not run.is_complete(run.directory / "nowhere", "set")
+    Manifest.of(folder).save(folder)
+    assert run.is_complete(folder, "set")
+    with pytest.raises(
+        ValueError, match=r"rl was written with another config \(digest set, this run has other\)"
+    ):
+        run.is_complete(folder, "other")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"rl.parquet was written with another config \(digest set, this"):
+        run.is_complete(folder, "other")

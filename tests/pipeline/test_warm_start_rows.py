@@ -5,30 +5,88 @@ import numpy as np
 import pytest
 from untrained_nla import write_untrained_run
 
-from nla_jax.data.dataset import load_dataset
-from nla_jax.pipeline.warm_start_rows import closed_answers, partly_verbalized, reconstructor_prompts
+from nla_jax.data.dataset import base_columns, load_dataset, write_shard
+from nla_jax.data.stage_texts import stage_columns
+from nla_jax.data.store import open_dataset
+from nla_jax.pipeline import warm_start_rows
+from nla_jax.pipeline.warm_start_rows import (
+    MixedTexts,
+    closed_answers,
+    partly_verbalized,
+    reconstructor_prompts,
+)
 
 
-def test_a_text_with_a_tag_in_it_does_not_end_the_warm_start(tiny_model_dir, tmp_path, monkeypatch):
-    run = write_untrained_run(tiny_model_dir, tmp_path)
-    data = dataclasses.replace(run.data("ar_sft"), explanations=["one", "two", "three", "four"])
-    written = ['Ends "x".</explanation>', "<explanation>\nIt ends.", None, "It ends."]
-    monkeypatch.setitem(
-        run.models.__dict__, "round_trip", types.SimpleNamespace(verbalize=lambda *_, **__: written)
-    )
-    monkeypatch.setattr(run.models, "warm_start_params", lambda model: None)
-    texts = partly_verbalized(run, data, 1.0)
-    # Rows are verbalized in a shuffled order: one text stands, and three rows keep the writer's.
-    assert texts.count("It ends.") == 1 and len({*texts} & {"one", "two", "three", "four"}) == 3
-    stored = load_dataset(run.directory / "data" / "verbalized" / "verbalized.parquet")
-    assert sorted(stored.explanations) == sorted(texts)
+def stored_rows(run, split, texts, folder):
+    """The rows of a split on disk, with other texts."""
+    data = dataclasses.replace(run.data(split), explanations=texts)
+    path = folder / f"{split}.parquet"
+    write_shard(path, stage_columns(split, base_columns(data), data.sidecar.prompt_templates), data.sidecar)
+    return open_dataset(path)
 
 
 @pytest.fixture
-def codec_and_rows(untrained_run):
+def run(tiny_model_dir, tmp_path):
+    (tmp_path / "run").mkdir()
+    return write_untrained_run(tiny_model_dir, tmp_path / "run")
+
+
+def let_the_av_write(run, monkeypatch, texts, asked):
+    """Answer with the next of some texts, and note how many rows were asked about at a time."""
+    texts = iter(texts)
+
+    def verbalize(params, activations_ND, *_, **__):
+        asked.append(len(activations_ND))
+        return [next(texts) for _ in activations_ND]
+
+    monkeypatch.setitem(run.models.__dict__, "round_trip", types.SimpleNamespace(verbalize=verbalize))
+    monkeypatch.setattr(run.models, "warm_start_params", lambda model: None)
+
+
+def test_a_text_with_a_tag_in_it_does_not_end_the_warm_start(run, tmp_path, monkeypatch):
+    data = stored_rows(run, "ar_sft", ["one", "two", "three", "four"], tmp_path)
+    written = ['Ends "x".</explanation>', "<explanation>\nIt ends.", None, "It ends."]
+    let_the_av_write(run, monkeypatch, written, [])
+    texts = partly_verbalized(run, data, 1.0).texts(np.arange(4))
+    # Rows are verbalized in a shuffled order: one text stands, and three rows keep the writer's.
+    assert texts.count("It ends.") == 1 and len({*texts} & {"one", "two", "three", "four"}) == 3
+    stored = load_dataset(run.directory / "data" / "verbalized")
+    assert sorted(stored.explanations) == sorted(texts)
+
+
+def test_rows_are_verbalized_shard_by_shard_and_those_that_are_there_are_not_asked_for_again(
+    run, tmp_path, monkeypatch
+):
+    data, asked = stored_rows(run, "ar_sft", ["one", "two", "three", "four"], tmp_path), []
+    monkeypatch.setattr(warm_start_rows, "VERBALIZED_ROWS", 2)
+    let_the_av_write(run, monkeypatch, ["a", "b", "c"], asked)
+    mixed = partly_verbalized(run, data, 0.75)
+    texts = mixed.texts(np.arange(4))
+    assert asked == [2, 1]
+    chosen = np.random.default_rng(run.config.seed).permutation(4)[:3]
+    expected = np.array(["one", "two", "three", "four"], object)
+    expected[chosen] = ["a", "b", "c"]
+    assert texts == expected.tolist()
+    assert mixed.texts(np.array([3, 0])) == [texts[3], texts[0]]
+
+    folder = run.directory / "data" / "verbalized"
+    (folder / "manifest.json").unlink()
+    (folder / "verbalized-00001.parquet.nla_meta.yaml").unlink()
+    let_the_av_write(run, monkeypatch, ["c"], asked)
+    assert partly_verbalized(run, data, 0.75).texts(np.arange(4)) == texts
+    assert asked == [2, 1, 1]
+    assert partly_verbalized(run, data, 0.75).texts(np.arange(4)) == texts and len(asked) == 3
+
+
+@pytest.fixture
+def codec_and_rows(untrained_run, tmp_path):
     """A codec, and four rows whose texts are longer and longer."""
-    codec, data = untrained_run.models.autoencoder, untrained_run.data("av_sft")
-    return codec, dataclasses.replace(data, explanations=["a", "a text", "a text on", "a text on a text"])
+    texts = ["a", "a text", "a text on", "a text on a text"]
+    return untrained_run.models.autoencoder, stored_rows(untrained_run, "av_sft", texts, tmp_path)
+
+
+def unmixed(data):
+    return MixedTexts(data, None, np.full(len(data), -1))
 
 
 def tokens(codec, text):
@@ -37,13 +95,17 @@ def tokens(codec, text):
 
 def test_the_av_is_not_trained_on_answers_that_would_be_cut(codec_and_rows, capsys):
     codec, data = codec_and_rows
+    texts = data.explanations(np.arange(4))
     # The third text fits to the last token, with one for its closing.
-    codec = dataclasses.replace(codec, max_explanation_tokens=tokens(codec, data.explanations[2]) + 1)
+    codec = dataclasses.replace(codec, max_explanation_tokens=tokens(codec, texts[2]) + 1)
     rows = closed_answers(codec, data, batch_size=2)
-    np.testing.assert_array_equal(rows["activations_BD"], data.activations[:3])
-    assert len(rows["lengths_B"]) == len(rows["responses_BT"]) == 3
+    assert len(rows) == 3 and rows.chunk_sizes().tolist() == [3]
+    batch = rows.batch(np.array([2, 0, 1]))
+    np.testing.assert_array_equal(batch["activations_BD"], data.activations([2, 0, 1]))
     closing = codec.verbalizer.prompt.closing[-1]
-    assert all(row[length - 1] == closing for row, length in zip(*list(rows.values())[1:], strict=True))
+    pairs = zip(batch["responses_BT"], batch["lengths_B"], strict=True)
+    assert all(row[length - 1] == closing for row, length in pairs)
+    assert batch["lengths_B"].tolist() == [tokens(codec, texts[row]) + 1 for row in (2, 0, 1)]
     told = capsys.readouterr().err
     assert told.startswith("warning: av_sft: 1 of 4 texts (25.0%)")
     assert f"max_explanation_tokens={codec.max_explanation_tokens}. The AV is not trained on them" in told
@@ -53,17 +115,21 @@ def test_the_av_is_not_trained_on_answers_that_would_be_cut(codec_and_rows, caps
 
 def test_texts_whose_end_the_ar_does_not_read_are_counted(codec_and_rows, capsys):
     codec, data = codec_and_rows
-    _, lengths_N = codec.encode(data.explanations)
+    prompts_NT, lengths_N = codec.encode(data.explanations(np.arange(4)))
     assert (np.diff(lengths_N) > 0).all()
-    codec = dataclasses.replace(codec, max_reconstructor_tokens=int(lengths_N[2]))
-    rows = reconstructor_prompts(codec, data, data.explanations, "ar_sft")
-    assert len(rows["lengths_B"]) == 4
+    shorter = dataclasses.replace(codec, max_reconstructor_tokens=int(lengths_N[2]))
+    assert len(reconstructor_prompts(shorter, unmixed(data), "ar_sft")) == 4
     assert "warning: ar_sft: 1 of 4 texts (25.0%) have more tokens than max_reco" in capsys.readouterr().err
+    batch = reconstructor_prompts(codec, unmixed(data), "ar_sft").batch(np.array([3, 1]))
+    np.testing.assert_array_equal(batch["prompts_BT"], prompts_NT[[3, 1]])
+    np.testing.assert_array_equal(batch["activations_BD"], data.activations([3, 1]))
+    assert batch["weights_B"].tolist() == [1, 1]
 
 
 def test_nothing_is_told_where_every_text_fits(codec_and_rows, capsys):
     codec, data = codec_and_rows
-    codec = dataclasses.replace(codec, max_explanation_tokens=tokens(codec, data.explanations[3]) + 1)
-    assert len(closed_answers(codec, data, 4)["lengths_B"]) == 4
-    reconstructor_prompts(codec, data, data.explanations, "ar_sft")
+    longest = data.explanations([3])[0]
+    codec = dataclasses.replace(codec, max_explanation_tokens=tokens(codec, longest) + 1)
+    assert len(closed_answers(codec, data, 4)) == 4
+    reconstructor_prompts(codec, unmixed(data), "ar_sft")
     assert capsys.readouterr().err == ""
