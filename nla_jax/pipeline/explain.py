@@ -88,7 +88,9 @@ def _adopt(run: Run) -> None:
 
 
 def _explain_base(run: Run) -> None:
-    """Explain the shards of data/base that are not yet explained; of several processes the first does, shard by shard.
+    """Explain the shards of data/base that are not yet explained, one by one.
+
+    Of several processes the first asks a chat model and writes the files; all of them get its texts.
 
     Raises:
       ValueError: as `explain`.
@@ -99,7 +101,7 @@ def _explain_base(run: Run) -> None:
     with _progress("explain", len(paths)) as bar:
         for path in paths:
             record = _record_of(run, path)
-            if record is None and jax.process_index() == 0:
+            if record is None:
                 writer = writer or _open_writer(run)
                 record = _explain_shard(run, path, writer)
             records.append(record)
@@ -151,19 +153,22 @@ def _record_of(run: Run, path: AnyPath) -> dict[str, Any] | None:
 
 
 def _explain_shard(run: Run, path: AnyPath, writer: Writer) -> dict[str, Any]:
-    """Write the rows of a shard of data/base into the splits, and note it."""
+    """Write the rows of a shard of data/base into the splits, and note it. Rows of joint training need no texts."""
     rows, before = load_dataset(path), writer.report()
-    texts = writer.explain(rows) if len(rows) else []
-    report = since(writer.report(), before)
-    explained = dataclasses.replace(rows, explanations=texts)
     fractions, seed = run.config.corpus.fractions, run.config.seed
     split_N = np.array([split_of(doc_id, fractions, seed) for doc_id in rows.doc_ids], dtype=object)
-    has_text_N = np.array([text is not None for text in texts], bool)
+    texts_N = np.full(len(rows), None, dtype=object)
+    if (is_supervised_N := split_N != "rl").any():
+        texts_N[is_supervised_N] = writer.explain(rows.take(is_supervised_N))
+    report = since(writer.report(), before)
+    written_by = dataclasses.replace(rows.sidecar, texts=writer.about())
+    explained = dataclasses.replace(rows, explanations=texts_N.tolist(), sidecar=written_by)
+    has_text_N = np.array([text is not None for text in texts_N], bool)
     counts, documents, number = {}, {}, path.stem.rsplit("-", 1)[-1]
     for split, folder in run.split_folders().items():
         part = explained.take((split_N == split) & (has_text_N | (split == "rl")))
         target = folder / f"{split}-{number}.parquet"
-        _write_rows(run, target, part, _stage_of(split), stage_digest(run.config, "explain"))
+        write_rows(run, target, part, stage=_stage_of(split), digest_of="explain")
         counts[split], documents[split] = len(part), len(set(part.doc_ids))
     record = {
         "digest": stage_digest(run.config, "explain"),
@@ -209,6 +214,7 @@ def _write_rows(run: Run, path: AnyPath, part: ActivationDataset, stage: str, di
         tokens=run.models.prompt_ids,
         prompt_templates=templates,
         parent_datasets=(part.sidecar.dataset_id,),
+        texts=None if stage == "rl" else part.sidecar.texts,
     )
     write_shard(path, stage_columns(stage, base_columns(part), templates), sidecar)
 
