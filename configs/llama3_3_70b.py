@@ -1,4 +1,4 @@
-"""An NLA for layer 53 of Llama-3.3-70B: the recipe of qwen2_5_7b.py. Not run yet, see docs/scaling.md."""
+"""An NLA for layer 53 of Llama-3.3-70B: the recipe of qwen2_5_7b.py. Not run yet, see docs/paper_recipe.md."""
 
 import dataclasses
 from pathlib import Path

@@ -70,3 +70,20 @@ def test_a_place_among_processes_that_makes_no_sense_is_an_error():
         with pytest.raises(ValueError, match=f"--distributed {value}: expected HOST:PORT,PROCESSES,INDEX"):
             join_processes(["config.py", "--distributed", value])
     assert join_processes(["config.py", "--mesh.fsdp", "2"]) == ["config.py", "--mesh.fsdp", "2"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_7b", "gemma3_12b", "gemma3_27b", "llama3_3_70b"])
+def test_large_recipes_pass_over_no_split_more_than_twice_and_name_a_corpus_and_a_writer(name):
+    config = load_config(CONFIGS[0].with_name(f"{name}.py"))
+    rows = config.corpus.max_documents * config.extraction.positions_per_document
+    for stage, batch_size in (
+        ("av_sft", config.av_sft.batch_size),
+        ("ar_sft", config.ar_sft.batch_size),
+        ("rl", config.rl.activations),
+    ):
+        epochs = getattr(config, stage).loop.steps * batch_size / (rows * config.corpus.fractions[stage])
+        assert 0.5 < epochs < 2, stage
+    assert "docstrings" not in config.corpus.mixture and config.writer.name == "chat"
+    assert sum(config.corpus.fractions.values()) == pytest.approx(1)
+    rates = config.rl.ar_optimizer.learning_rate / config.rl.av_optimizer.learning_rate
+    assert rates == pytest.approx(5)
