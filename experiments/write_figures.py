@@ -17,7 +17,7 @@ from nla_jax.evaluation.report import columns, find_table, read_evaluation, read
 from nla_jax.evaluation.report_plots import curve
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/performance.md", "docs/cpu_run.md")
+PAGES = ("README.md", "docs/performance.md", "docs/cpu_run.md", "docs/explainers.md")
 """The pages that hold measured blocks."""
 BLOCK = re.compile(
     r"<!-- measured: (?P<name>[\w-]+) (?P<digest>\w+) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL
@@ -191,6 +191,35 @@ def startup_block(measured: Mapping[str, Any]) -> str:
     return markdown_table(["cold", "warm", *medians], [cells]) + about
 
 
+def writers_block(measured: Mapping[str, Any]) -> str:
+    """The table of writers of warm-start texts, from the file that `compare_writers.py` writes."""
+    rows = [
+        [
+            name,
+            interval(row["fve_nrm"], 3),
+            ", ".join(f"{value:.3f}" for value in row["seeds"]),
+            interval(row["over the first"], 3) if number else "",
+            f"{row['words']:.0f}",
+            f"{row['report']['written']} of {row['report']['rows']}",
+        ]
+        for number, (name, row) in enumerate(measured["writers"].items())
+    ]
+    header = [
+        "writer",
+        "held-out `fve_nrm`",
+        "each seed",
+        "more than the first",
+        "words a text",
+        "rows with a text",
+    ]
+    held_out = next(iter(measured["writers"].values()))["fve_nrm"]
+    about = (
+        f"\n{measured['rows']} rows of which every writer has a text, {held_out['n']} of them of "
+        f"{held_out['documents']} held-out documents; {measured['steps']} steps of 16 rows; {measured['machine']}.\n"
+    )
+    return markdown_table(header, rows) + about
+
+
 def write_pages(blocks: Mapping[str, str], root: Path = ROOT) -> None:
     """Write blocks into the pages that have them.
 
@@ -212,6 +241,7 @@ def main() -> None:
         "--run", type=Path, help="directory of an evaluated run of configs/smollm2_135m_cpu.py"
     )
     parser.add_argument("--startup", type=Path, help="what `benchmark_startup.py --json` wrote")
+    parser.add_argument("--writers", type=Path, help="what `compare_writers.py` wrote into figures.json")
     args = parser.parse_args()
     blocks: dict[str, str] = {}
     if args.run:
@@ -222,8 +252,10 @@ def main() -> None:
         save_overview(args.run, ROOT / "docs")
     if args.startup:
         blocks["startup"] = startup_block(json.loads(args.startup.read_text()))
+    if args.writers:
+        blocks["writers"] = writers_block(json.loads(args.writers.read_text()))
     if not blocks:
-        parser.error("give at least one of --run and --startup")
+        parser.error("give at least one of --run, --startup and --writers")
     write_pages(blocks)
 
 

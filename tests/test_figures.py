@@ -21,7 +21,7 @@ def test_measured_blocks_were_not_changed_by_hand(figures):
         for block in figures.BLOCK.finditer((ROOT / page).read_text()):
             assert figures.digest(block["text"]) == block["digest"], f"{page}: the block {block['name']}"
             found[block["name"]] = page
-    assert set(found) == {"round-trip", "run", "steps", "evaluation", "startup"}
+    assert set(found) == {"round-trip", "run", "steps", "evaluation", "startup", "writers"}
 
 
 def test_a_changed_figure_is_found_and_a_new_block_takes_the_place_of_the_old_one(figures):
@@ -107,3 +107,22 @@ def test_a_steps_median_and_its_slowest_call(figures):
     block = figures.step_block(json.loads(json.dumps(metrics)), config)
     assert "| AV warm start, 16 examples | 2.0 | 33 |" in block
     assert "| joint training, a round of 8 activations x 4 explanations | 2.0 | 33 |" in block
+
+
+def test_the_table_of_writers(figures):
+    def row(value, words):
+        figure = {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 300, "documents": 60}
+        return {
+            "fve_nrm": figure,
+            "seeds": [value, value],
+            "over the first": figure | {"value": value - 0.4, "low": value - 0.41, "high": value - 0.39},
+            "words": words,
+            "report": {"rows": 1800, "written": 1600},
+        }
+
+    measured = {"machine": "a machine", "steps": 120, "rows": 1500}
+    measured["writers"] = {"predictive": row(0.4, 11.2), "chat": row(0.3, 30.9)}
+    block = figures.writers_block(measured)
+    assert "| predictive | 0.400 [0.390, 0.410] | 0.400, 0.400 |  | 11 | 1600 of 1800 |" in block
+    assert "| chat | 0.300 [0.290, 0.310] | 0.300, 0.300 | -0.100 [-0.110, -0.090] | 31 |" in block
+    assert "1500 rows" in block and "300 of them of 60 held-out documents; 120 steps" in block

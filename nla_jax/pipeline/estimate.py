@@ -119,7 +119,7 @@ def _asked(run: Run, writer: Writer, prompts: list[str] | None, scale: float) ->
     found = estimate(
         config.chat,
         prompts,
-        instruction=writer.instruction.text,
+        instruction=writer.instruction.system_prompt,
         max_tokens=config.answer_tokens,
         temperature=config.temperature,
         cache=run.directory / "data" / "answers.sqlite",

@@ -1,7 +1,8 @@
 """The writer that asks a chat model for each text: behind an API, on a server, or a local language model.
 
-One prompt is made of each row, the instruction is the system prompt, and what comes back is parsed and checked. A text
-that fails is asked for once more with the complaint; if it fails again, its row is left out and counted.
+One prompt is made of each row, the instruction is the system prompt or goes around the row, and what comes back is
+parsed and checked. A text that fails is asked for once more with the complaint; if it fails again, its row is left out
+and counted.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ class ChatWriter:
         refused = {}
         answers = self._chat.answers(
             list(prompts.values()),
-            instruction=self.instruction.text,
+            instruction=self.instruction.system_prompt,
             max_tokens=self.config.answer_tokens,
             temperature=self.config.temperature,
             desc="texts",
@@ -143,11 +144,13 @@ class ChatWriter:
                 "with extraction.next_words > 0, or set it to 0"
             )
         return [
-            prompt_for_row(
-                context,
-                {name: column[row] for name, column in rows.extra.items() if name in _SHOWN},
-                int(rows.n_raw_tokens[row]),
-                self.config,
+            self.instruction.prompt(
+                prompt_for_row(
+                    context,
+                    {name: column[row] for name, column in rows.extra.items() if name in _SHOWN},
+                    int(rows.n_raw_tokens[row]),
+                    self.config,
+                )
             )
             for row, context in enumerate(rows.contexts)
         ]

@@ -6,16 +6,27 @@ from pathlib import Path
 
 from nla_jax.files import as_path
 
+ROW_SLOT = "{row}"
+"""The part of an instruction where what is known of a row goes. One without it is the system prompt."""
 _FOLDER = Path(__file__).parent / "instructions"
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """What a chat model is told to write, as its system prompt."""
+    """What a chat model is told to write."""
 
     name: str
     """The name of a built-in instruction, or the path of the file."""
     text: str
+
+    @property
+    def system_prompt(self) -> str:
+        """The instruction, where it is a message of its own; empty where rows go into it."""
+        return "" if ROW_SLOT in self.text else self.text
+
+    def prompt(self, row: str) -> str:
+        """The user's message about a row: what is known of it, inside the instruction if that has a slot for it."""
+        return self.text.replace(ROW_SLOT, row) if ROW_SLOT in self.text else row
 
     @property
     def digest(self) -> str:

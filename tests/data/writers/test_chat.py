@@ -138,8 +138,9 @@ def test_rows_without_contexts_and_a_config_without_a_model_are_refused():
 
 
 def test_instructions_are_built_in_or_files_of_the_users_own(tmp_path):
-    for name in built_in_instructions():
-        assert "<explanation>" in load_instruction(name).text
+    assert "<explanation>" in load_instruction("activation_v1").text
+    # What is published under a name never changes: runs and their sidecars name instructions.
+    assert {name: load_instruction(name).digest for name in built_in_instructions()} == {}
     own = tmp_path / "mine.txt"
     own.write_text("Say what comes next.\n", encoding="utf-8")
     assert load_instruction(str(own)).text == "Say what comes next."
@@ -151,3 +152,15 @@ def test_instructions_are_built_in_or_files_of_the_users_own(tmp_path):
         load_instruction(str(own))
     with pytest.raises(ValueError, match=r"no instruction 'other': .* built-in ones \(activation_"):
         load_instruction("other")
+
+
+def test_rows_go_into_an_instruction_that_has_a_slot_for_them(tmp_path):
+    own = tmp_path / "mine.txt"
+    own.write_text("Read this: {row} What comes next?")
+    texts, _, model = written(
+        lambda prompt: Answer(GOOD.format("cats")),
+        rows(["they bark"]),
+        dataclasses.replace(CONFIG, instruction=str(own)),
+    )
+    assert model.asked == ["Read this: <text>\nthey bark\n</text> What comes next?"]
+    assert model.options[0][0] == "" and texts[0].endswith("cats.")
