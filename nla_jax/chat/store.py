@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nla_jax.chat.prices import Price, price_of
+from nla_jax.chat.prices import Price, guessed_tokens, price_of
 from nla_jax.chat.replies import Answer, Parameters, Reply
 
 _VERSION = 2
@@ -85,11 +85,14 @@ class AnswerStore:
             reply.seconds,
         )
         self.db.execute(f"insert or replace into answers values ({','.join('?' * len(row))})", row)
+        # Where the provider names no tokens, they are guessed from the texts.
+        guessed = guessed_tokens([reply.prompt, parameters.instruction]), guessed_tokens([answer.text])
+        paid = [guess if count is None else count for count, guess in zip(tokens, guessed, strict=True)]
         self.db.execute(
             "insert into spending values (?, ?, 1, ?, ?) on conflict do update set answers = answers + 1, "
             "input_tokens = input_tokens + excluded.input_tokens, "
             "output_tokens = output_tokens + excluded.output_tokens",
-            (self.model, reply.batch, *(count or 0 for count in tokens)),
+            (self.model, reply.batch, *paid),
         )
 
     def forget_problems(self, prompts: Sequence[str], parameters: Parameters) -> None:

@@ -58,6 +58,10 @@ def test_what_was_spent_outlives_the_answer(tmp_path):
         assert store.find(["x", "y"], parameters) == {"y": Answer("Y")}
         assert store.spent() == pytest.approx(0.5) and store.usual() == pytest.approx(0.25)
         assert store.seconds() == 2.0
+    # Without a count a token is taken to have four characters.
+    with open_store(tmp_path / "d", "openai:m", prices=prices) as store:
+        store.keep([Reply("x" * 400, Answer("y" * 40))], Parameters(5, "z" * 400))
+        assert store.spent() == pytest.approx(0.25)
     # A model without a price adds nothing.
     with open_store(tmp_path / "c", "openai:n", prices=prices, budget=0.6) as store:
         store.keep([Reply("x", Answer("X"), 100, 10)], parameters)
