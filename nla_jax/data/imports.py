@@ -17,7 +17,7 @@ from nla_jax.data.dataset import write_shard
 from nla_jax.data.import_files import Part, read_parts, source_files
 from nla_jax.data.manifest import FILE_NAME, Manifest
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
-from nla_jax.data.splits import check_documents, split_of
+from nla_jax.data.splits import FEWEST_DOCUMENTS, split_of
 from nla_jax.data.stage_texts import holds_a_tag
 from nla_jax.files import AnyPath, Place, as_path, fingerprint
 from nla_jax.process import warn
@@ -179,7 +179,7 @@ class _Writing:
         further = {*part.columns} - {*named.values()} - {*rows} - _TAKEN
         return rows | {name: part.columns[name] for name in sorted(further)}
 
-    def _check_unique(self, rows: Mapping[str, Sequence[Any]], first: int) -> None:
+    def _check_unique(self, rows: Mapping[str, Any], first: int) -> None:
         for row, (doc, position) in enumerate(zip(rows["doc_id"], rows["n_raw_tokens"], strict=True)):
             key = hash((doc, position))
             if key in self.seen:
@@ -260,7 +260,12 @@ class _Writing:
         if not (self.waiting or self.shards):
             raise ValueError(f"{self.source} holds no rows that can be used; expected at least one vector")
         if self.fractions is not None:
-            check_documents({split: len(self.documents[split]) for split in self.fractions})
+            counts = {split: len(self.documents[split]) for split in self.fractions}
+            if any(counts[split] < fewest for split, fewest in FEWEST_DOCUMENTS.items()):
+                raise ValueError(
+                    f"{self.source} has too few documents: the splits get {counts}, and every split needs 2, held_out "
+                    "4; give more documents, divide them with another --seed, or write one data set with --whole"
+                )
             if "doc" not in self.columns.named():
                 warn(
                     f"{self.source}: no column of documents is named, so that every row is a document of its own. Rows "

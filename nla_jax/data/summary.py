@@ -325,6 +325,8 @@ def _values(summaries: Sequence[Summary]) -> list[Table]:
     tables = []
     for column in COUNTED:
         total = sum((one.counts.get(column, Counter()) for one in summaries), Counter())
+        if set(total) <= {"none"}:
+            continue
         shown = [value for value, _ in total.most_common(VALUES_SHOWN)]
         lines = [(value, *(one.counts.get(column, Counter())[value] for one in summaries)) for value in shown]
         if others := len(total) - len(shown):
