@@ -20,7 +20,7 @@ from nla_jax.data.positions import CONTINUATION_TOKENS, Context, PositionConfig
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.prompt_batches import rounded_up
-from nla_jax.lm.tokenized import adds_bos, special_ids
+from nla_jax.lm.tokenized import adds_bos, decode_all, special_ids
 from nla_jax.lm.transformer import Params
 from nla_jax.sharding.placement import block_on_simulated_devices, shard_batch, to_host
 
@@ -115,7 +115,7 @@ def read_rows(
     """
     parts: list[list[np.ndarray]] = [[] for _ in contexts]
     pending = None
-    for chosen, arrays in _batches(contexts, config):
+    for chosen, arrays in batches(contexts, config):
         out = _residual_at(
             params,
             *shard_batch(arrays, mesh),
@@ -137,7 +137,7 @@ def read_rows(
     )
 
 
-def _batches(
+def batches(
     contexts: Sequence[Context], config: ExtractionConfig
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
     """Indices of contexts of similar lengths, the longest first, with the arguments of `residual_at` for them."""
@@ -223,7 +223,7 @@ def _texts_around(
         before.append(tokens[first:end])
         whole.append(tokens[first : end + CONTINUATION_TOKENS])
         after.append(tokens[end : end + CONTINUATION_TOKENS])
-    texts, wholes = tokenizer.batch_decode(before), tokenizer.batch_decode(whole)
+    texts, wholes = decode_all(tokenizer, before), decode_all(tokenizer, whole)
     continuations = [
         # Where a character is cut in two, its first half is decoded to another character than the whole.
         joined.removeprefix(text) if joined.startswith(text) else tokenizer.decode(tokens)

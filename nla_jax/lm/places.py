@@ -38,18 +38,18 @@ def places(source: TokenizedText) -> tuple[str | None, ...]:
     - turn_end: the last token of a message's content.
     - answer_start: the last token of what the template writes before an assistant's content.
     """
+    text, spans = source.text, source.spans
     found: list[str | None] = ["inside" if inside else None for inside in source.in_content]
-    ends = sentence_ends(source.text)
-    for i, (start, end) in enumerate(source.spans):
-        piece = source.text[start:end]
-        following = source.spans[i + 1][0] if i + 1 < len(source) else len(source.text)
+    starts = [start for start, _ in spans]
+    ends = [(end - 1, "sentence_end") for end in sentence_ends(text)]
+    for character, place in ends + [(match.start(), "line_end") for match in re.finditer("\n", text)]:
         # Of several tokens that make up one character, the last one closes.
-        if found[i] is None or following < start + len(piece.rstrip()):
-            continue
-        if "\n" in piece:
-            found[i] = "line_end"
-        elif _ends_within(ends, start, start + len(piece.rstrip())):
-            found[i] = "sentence_end"
+        i = bisect.bisect_right(starts, character) - 1
+        while i >= 0 and spans[i][1] <= character:
+            i -= 1
+        more = text[character + 1 : spans[i][1]]  # A sentence may go on where the token does.
+        if i >= 0 and found[i] is not None and (place == "line_end" or not more.strip()):
+            found[i] = place
     for i in source.last_of_turns() if any(turn is not None for turn in source.turns) else ():
         found[i] = "turn_end"
     for i in answer_starts(source):
@@ -71,12 +71,6 @@ def answer_starts(source: TokenizedText) -> list[int]:
 def sentence_ends(text: str) -> list[int]:
     """The characters where sentences end, in ascending order: each is the index after the sentence's last character."""
     return [match.end() for match in _SENTENCE_END.finditer(text) if _closes(match, text)]
-
-
-def _ends_within(ends: list[int], start: int, end: int) -> bool:
-    """Whether a sentence ends with the last of the characters from `start` to `end`."""
-    index = bisect.bisect_left(ends, end)
-    return end > start and index < len(ends) and ends[index] == end
 
 
 def _closes(match: re.Match, text: str) -> bool:

@@ -237,6 +237,14 @@ def without_second_bos(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase
     return tokens[1:] if starts_with_bos(tokens, tokenizer) and tokens[1:2] == tokens[:1] else tokens
 
 
+def decode_all(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of token sequences, as the tokenizer's `decode` gives them, all in one call."""
+    if tokenizer.clean_up_tokenization_spaces:
+        return tokenizer.batch_decode(sequences)
+    # The tokenizer looks at the type of every id before it calls this.
+    return tokenizer.backend_tokenizer.decode_batch(sequences, skip_special_tokens=False)
+
+
 _SPELLED: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = weakref.WeakKeyDictionary()
 """For each tokenizer: token id -> what it decodes to alone, for the ids that occurred."""
 
