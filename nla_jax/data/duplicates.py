@@ -7,7 +7,8 @@ import hashlib
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +26,8 @@ similarity s are found with probability 1 - (1 - s**8)**14: 0.05 at 0.5, 0.56 at
 are the settings of the FineWeb corpus (Penedo et al., 2024)."""
 
 
-def normalized(text: str) -> str:
-    """A text for comparisons: Unicode's compatibility form in small letters, its words joined by single spaces."""
-    return " ".join(words_of(text))
+_FACTORS_BR = np.random.default_rng(0).integers(2**64, size=(BANDS, ROWS), dtype=np.uint64) | np.uint64(1)
+"""Factors of a multilinear hash of each band's values modulo 2^64, others for every band."""
 
 
 def words_of(text: str) -> list[str]:
@@ -49,7 +49,8 @@ class SeenHashes:
           folder: where the database lies; it needs about 15 bytes a number.
         """
         # Nothing has to survive a crash, so there is neither a journal nor a wait for the disk.
-        self._database = sqlite3.connect(folder / "seen.sqlite", isolation_level=None)
+        self._path = folder / "seen.sqlite"
+        self._database = sqlite3.connect(self._path, isolation_level=None)
         self._database.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536; PRAGMA locking_mode=EXCLUSIVE;"
             "CREATE TABLE seen (hash INTEGER PRIMARY KEY, value INTEGER); BEGIN"
@@ -60,6 +61,7 @@ class SeenHashes:
 
     def __exit__(self, *error: object) -> None:
         self._database.close()
+        self._path.unlink(missing_ok=True)
 
     def find(self, hashes: list[int]) -> list[int]:
         """The values of those of the hashes that are in the set."""
@@ -99,8 +101,8 @@ def text_hashes(text: str, duplicates: Duplicates) -> list[int]:
     return [hash64("text", " ".join(words)), *(band_hashes(words) if duplicates == "near" else ())]
 
 
-def band_hashes(words: list[str]) -> Iterator[int]:
-    """A hash of each band of the MinHash signature of a text, see `BANDS`.
+def band_hashes(words: list[str]) -> list[int]:
+    """A signed 64-bit hash of each band of the MinHash signature of a text, see `BANDS`.
 
     Args:
       words: the words of the text; a text of fewer than `WORDS` words is one run.
@@ -118,5 +120,33 @@ def band_hashes(words: list[str]) -> Iterator[int]:
     runs = list(map(" ".join, zip(*(words[start:] for start in range(WORDS)), strict=False)))
     signature = RMinHash(num_perm=BANDS * ROWS, seed=0)
     signature.update(runs or [" ".join(words)])
-    bands = np.array(signature.digest(), np.uint32).reshape(BANDS, ROWS)
-    return (hash64(f"band {number}", band.tobytes()) for number, band in enumerate(bands))
+    signature_BR = np.array(signature.digest(), np.uint64).reshape(BANDS, ROWS)
+    return (signature_BR * _FACTORS_BR).sum(axis=1).view(np.int64).tolist()
+
+
+def shared_between(texts: Iterable[tuple[str, str]], *, folder: Path, duplicates: Duplicates) -> Counter[str]:
+    """Count the texts of each part of a corpus that repeat a text of another part.
+
+    Args:
+      texts: the part, such as a split, and the text of each document.
+      folder: an existing folder on this machine, for what was seen.
+      duplicates: exact or near, see `Duplicates`.
+
+    Returns:
+      The parts that are concerned, such as "av_sft and held_out", and for each how many texts came after a text of the
+      other part.
+
+    Raises:
+      ModuleNotFoundError: near duplicates are asked for, and the package `rensa` is not installed.
+    """
+    shared: Counter[str] = Counter()
+    parts: list[str] = []
+    with SeenHashes(folder) as seen:
+        for part, text in texts:
+            if part not in parts:
+                parts.append(part)
+            hashes = text_hashes(text, duplicates)
+            for other in {parts[number] for number in seen.find(hashes)} - {part}:
+                shared[" and ".join(sorted((part, other)))] += 1
+            seen.add(hashes, parts.index(part))
+    return shared

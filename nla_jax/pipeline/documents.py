@@ -9,6 +9,7 @@ import errno
 import functools
 import json
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ from nla_jax.data.corpus import corpus_documents, corpus_state
 from nla_jax.data.corpus_config import CorpusConfig
 from nla_jax.data.document_store import CorpusRecord, DocumentStore, write_documents
 from nla_jax.data.documents import Document, documents_digest
+from nla_jax.data.duplicates import shared_between
 from nla_jax.data.sidecar import Sidecar
+from nla_jax.data.splits import split_of
 from nla_jax.data.store import StoredDataset
 from nla_jax.files import AnyPath, local_folder, remove_folder
 from nla_jax.pipeline.digests import corpus_digest
@@ -59,12 +62,6 @@ def prepare_documents(run: Run) -> DocumentStore:
     return DocumentStore(run.directory / DOCUMENTS, read_record(run.directory))
 
 
-def load_documents(run: Run) -> tuple[list[Document], CorpusRecord]:
-    """The documents in memory, with their record; see `prepare_documents`."""
-    store = prepare_documents(run)
-    return list(store), store.record
-
-
 def _store_documents(run: Run) -> None:
     """Choose the documents, write them, and note that they are complete."""
     folder, config = run.directory / DOCUMENTS, run.config.corpus
@@ -88,7 +85,26 @@ def _store_documents(run: Run) -> None:
             "another run directory with --run-dir",
         ) from error
     choice = corpus_digest(run.config)
-    save_record(run, CorpusRecord(config.name, count, digest, state, choice, dict(sources), dict(notices)))
+    record = CorpusRecord(config.name, count, digest, state, choice, dict(sources), dict(notices))
+    _warn_of_shared_texts(run, DocumentStore(folder, record))
+    save_record(run, record)
+
+
+def _warn_of_shared_texts(run: Run, store: DocumentStore) -> None:
+    """Warn where the same text is in two splits under different ids."""
+    config = run.config
+    if config.corpus.duplicates != "same_id":
+        return
+    texts = ((split_of(one.id, config.corpus.fractions, config.seed), one.text) for one in store)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = shared_between(texts, folder=Path(folder), duplicates="exact")
+    if shared:
+        counts = ", ".join(f"{number} of {pair}" for pair, number in shared.items())
+        warn(
+            f"{store.record.corpus}: texts that differ in nothing but case, punctuation and white space are in two "
+            f"splits ({counts}), so that figures may be of texts that were trained on; leave repetitions out with "
+            "--corpus.duplicates exact, or near for nearly equal texts as well"
+        )
 
 
 def _chosen(

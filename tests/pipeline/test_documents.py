@@ -1,6 +1,7 @@
 """A run notices when its corpus changes under it: while data are made, and when it goes on with them."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
+from nla_jax.data import document_store
 from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import load_dataset
 from nla_jax.data.documents import documents_digest
@@ -166,7 +168,9 @@ def test_another_field_is_another_corpus(finished):
 
 def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypatch, capsys):
     path = finished.directory / "data" / "corpus.json"
-    state = {**documents.corpus_state("docstrings"), "numpy": "1.0"}
+    now = documents.corpus_state("docstrings")
+    monkeypatch.setattr(documents, "corpus_state", lambda source: now)
+    state = {**now, "numpy": "1.0"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": "docstrings", "state": state}))
     _forbid_reading(monkeypatch)
     capsys.readouterr()
@@ -185,3 +189,101 @@ def test_processes_that_find_other_documents_are_refused(finished, monkeypatch):
         ValueError, match=r"find other documents in .*texts \(here 24 with .* give all machines the"
     ):
         documents.check_processes(record)
+
+
+def _keep_only_the_documents(run):
+    """Leave the run as if it had been killed when its documents were stored."""
+    for folder in (run.directory / "data").iterdir():
+        if folder.is_dir() and folder.name != "documents":
+            shutil.rmtree(folder)
+
+
+def test_stored_documents_need_no_corpus(finished, monkeypatch):
+    before = [*documents.prepare_documents(finished)]
+    assert before == load_corpus(finished.config.corpus.source)
+    _keep_only_the_documents(finished)
+    shutil.rmtree(finished.directory.parent / "texts")
+    _forbid_reading(monkeypatch)
+    run_stages(finished, STAGES)
+    assert [*documents.prepare_documents(finished)] == before
+
+
+def test_stored_documents_of_an_edited_file_are_refused(finished):
+    _keep_only_the_documents(finished)
+    write_texts(finished.directory.parent / "texts" / "a.jsonl", word="others")
+    with pytest.raises(ValueError, match=r"texts has changed since .* \(a.jsonl has changed\)"):
+        documents.prepare_documents(finished)
+
+
+def test_a_store_that_was_not_finished_and_one_of_another_choice_are_made_again(finished):
+    folder = finished.directory / "data" / "documents"
+    (finished.directory / "data" / "corpus.json").unlink()
+    (folder / ".corpus-left").mkdir()
+    (folder / "documents-00007.parquet").write_bytes(b"of a longer corpus")
+    assert len(documents.prepare_documents(finished)) == 24
+    assert [path.name for path in folder.iterdir()] == ["documents-00000.parquet"]
+    corpus = dataclasses.replace(finished.config.corpus, max_documents=20)
+    fewer = Run(dataclasses.replace(finished.config, corpus=corpus), finished.directory)
+    assert [*documents.prepare_documents(fewer)] == load_corpus(corpus.source, max_documents=20)
+
+
+def test_the_record_counts_sources_and_what_was_left_out(tmp_path, tiny_lm):
+    write_texts(tmp_path / "a.jsonl", count=6)
+    write_texts(tmp_path / "b.jsonl", word="others", count=6)
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('{"text": " "}\n')
+    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    run = run_of(tmp_path / "run", tiny_lm.name, a)
+    corpus = CorpusConfig(sources=(a, b), weights=(1.0, 2.0), max_documents=9)
+    run = Run(dataclasses.replace(run.config, corpus=corpus), run.directory)
+    store = documents.prepare_documents(run)
+    assert store.record == documents.read_record(run.directory)
+    assert store.record.sources == {a: 3, b: 6}
+    assert store.record.corpus == f"0.333 {a} + 0.667 {b}"
+    assert store.record.notices == {"rows without text, left out": 1}
+    assert {name.removeprefix(f"{b}: ") for name in store.record.state} == {f"{a}: a.jsonl", "b.jsonl"}
+    write_texts(tmp_path / "b.jsonl", count=5)
+    with pytest.raises(ValueError, match=r"b.jsonl: b.jsonl has changed"):
+        documents.prepare_documents(run)
+
+
+def test_the_same_text_in_two_splits_is_a_warning(tmp_path, tiny_lm, capsys):
+    rows = [
+        {"id": f"{i}", "text": "Twice the same, " + ("and loud!" if i % 2 else "AND LOUD")} for i in range(30)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_of(tmp_path / "run", tiny_lm.name, tmp_path / "a.jsonl")
+    assert len(documents.prepare_documents(run)) == 30
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(
+        r"are in two splits \(.*\d+ of .* and .*\), .* with --corpus.duplicates exact, or near", line
+    )
+    corpus = dataclasses.replace(run.config.corpus, duplicates="exact")
+    run = Run(dataclasses.replace(run.config, corpus=corpus), tmp_path / "other")
+    assert len(documents.prepare_documents(run)) == 1
+    assert "splits" not in capsys.readouterr().err
+
+
+def test_a_full_disk_says_what_to_do_and_leaves_no_record(tmp_path, tiny_lm, monkeypatch):
+    write_texts(tmp_path / "a.jsonl")
+    run = run_of(tmp_path / "run", tiny_lm.name, tmp_path / "a.jsonl")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(document_store.pq, "write_table", full)
+        with pytest.raises(
+            OSError, match=r"the disk became full .* with corpus.max_documents, or give .*--run-dir"
+        ):
+            documents.prepare_documents(run)
+    assert documents.read_record(run.directory) is None
+    assert len(documents.prepare_documents(run)) == 24
+
+
+def test_a_run_in_a_bucket_stores_its_documents_there(tmp_path, tiny_lm, bucket):
+    write_texts(tmp_path / "a.jsonl")
+    run = run_of(f"{bucket}/run", tiny_lm.name, tmp_path / "a.jsonl")
+    stored = [*documents.prepare_documents(run)]
+    assert stored == load_corpus(str(tmp_path / "a.jsonl"))
+    assert [*documents.prepare_documents(Run(run.config, run.directory))] == stored
