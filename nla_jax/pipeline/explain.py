@@ -107,8 +107,6 @@ def _explain_base(run: Run) -> None:
             records.append(record)
             wait_for_all(path.name)
             bar.update()
-    if jax.process_index() > 0:
-        return
     report = joined([record["texts"] for record in records])
     rows = {split: sum(record["rows"][split] for record in records) for split in SPLITS}
     run.write_json(TEXTS, {**report, "rows_of_splits": rows})
@@ -162,8 +160,8 @@ def _explain_shard(run: Run, path: AnyPath, writer: Writer) -> dict[str, Any]:
         texts_N[is_supervised_N] = writer.explain(rows.take(is_supervised_N))
     report = since(writer.report(), before)
     written_by = dataclasses.replace(rows.sidecar, texts=writer.about())
-    explained = dataclasses.replace(rows, explanations=texts_N.tolist(), sidecar=written_by)
     has_text_N = np.array([text is not None for text in texts_N], bool)
+    explained = dataclasses.replace(rows, explanations=[text or "" for text in texts_N], sidecar=written_by)
     counts, documents, number = {}, {}, path.stem.rsplit("-", 1)[-1]
     for split, folder in run.split_folders().items():
         part = explained.take((split_N == split) & (has_text_N | (split == "rl")))
