@@ -140,7 +140,10 @@ def test_rows_without_contexts_and_a_config_without_a_model_are_refused():
 def test_instructions_are_built_in_or_files_of_the_users_own(tmp_path):
     assert "<explanation>" in load_instruction("activation_v1").text
     # What is published under a name never changes: runs and their sidecars name instructions.
-    assert {name: load_instruction(name).digest for name in built_in_instructions()} == {}
+    assert {name: load_instruction(name).digest for name in built_in_instructions()} == {
+        "activation_small_v1": "f220eb26e6970a84",
+        "activation_v1": "85499675672a15a0",
+    }
     own = tmp_path / "mine.txt"
     own.write_text("Say what comes next.\n", encoding="utf-8")
     assert load_instruction(str(own)).text == "Say what comes next."
