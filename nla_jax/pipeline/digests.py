@@ -63,6 +63,7 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
             fields["writer"] = config.writer.identity()
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
+    fields["extraction"] = config.extraction.identity()
     fields["corpus"] = _corpus_fields(config)
     if not config.data.is_given:
         del fields["data"]  # The same holds of runs that extract.
