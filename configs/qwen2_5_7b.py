@@ -45,7 +45,12 @@ def get_config() -> ExperimentConfig:
             held_out=0.02,
         ),
         extraction=ExtractionConfig(
-            max_tokens=512, positions_per_document=10, batch_size=64, storage="bfloat16"
+            max_tokens=512,
+            positions_per_document=10,
+            batch_size=64,
+            storage="bfloat16",
+            # Texts are asked for shard by shard: few and large ones, for the sake of message batches.
+            shard_documents=4096,
         ),
         writer=WriterConfig(
             name="chat", chat=ChatWriterConfig(chat=ChatConfig(model="anthropic:claude-haiku-4-5"))
