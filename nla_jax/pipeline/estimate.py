@@ -16,6 +16,7 @@ from nla_jax.data.documents import Document
 from nla_jax.data.extraction import Rows, columns_of
 from nla_jax.data.positions import Context, Tally, choose_positions
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
+from nla_jax.data.splits import split_of
 from nla_jax.data.writers.chat import ChatWriter
 from nla_jax.data.writers.open import Writer, open_writer
 from nla_jax.data.writers.predictive import WordCounts
@@ -35,6 +36,7 @@ class TextsEstimate:
     sampled: int
     """Documents whose prompts were made; all figures but `documents` are scaled from theirs."""
     rows: int
+    """Of all splits; those of `rl` are not asked about."""
     asked: Estimate | None
     """What the prompts take; None for a writer that asks no chat model that is known here."""
     prompts: int
@@ -72,7 +74,11 @@ def estimate_texts(run: Run, documents: int = SAMPLED_DOCUMENTS) -> TextsEstimat
     contexts = choose_positions(some, tokenizer, config.extraction, config.seed, tally)
     tally.check(config.extraction)
     rows = _rows_without_vectors(run, contexts)
-    prompts = writer.prompts(rows)
+    # Rows of joint training need no texts.
+    with_text_N = np.array(
+        [split_of(doc_id, config.corpus.fractions, config.seed) != "rl" for doc_id in rows.doc_ids]
+    )
+    prompts = writer.prompts(rows.take(with_text_N))
     scale = len(store) / len(some)
     return TextsEstimate(
         writer=config.writer.name,

@@ -11,6 +11,7 @@ from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConf
 from nla_jax.data.dataset import load_dataset, write_shard
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.sharing import sketches
+from nla_jax.data.splits import split_of
 from nla_jax.data.summary import datasets_at, summarize
 from nla_jax.pipeline.extract import extract
 from nla_jax.pipeline.run import Run
@@ -281,14 +282,17 @@ def test_sketches_estimate_the_distance_of_directions():
 CHAT = ["--writer.name", "chat", "--writer.chat.chat.model", "openai:gpt-4.1-mini"]
 
 
-def test_an_estimate_counts_the_prompts_of_all_rows(extracted, capsys, monkeypatch):
+def test_an_estimate_counts_the_prompts_of_all_rows_that_need_texts(extracted, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    rows = len(load_dataset(extracted.directory / "data" / "base"))
+    base = load_dataset(extracted.directory / "data" / "base")
+    config, rows = extracted.config, len(base)
+    splits = [split_of(doc_id, config.corpus.fractions, config.seed) for doc_id in base.doc_ids]
+    assert 0 < splits.count("rl") < rows
     main(["estimate", str(extracted.directory), *CHAT])
     printed = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "24, of which 24 were looked at" in printed["documents"]
     assert printed["rows"].split()[-1] == str(rows)
-    assert printed["prompts"].split()[1].rstrip(",") == str(rows)
+    assert printed["prompts"].split()[1].rstrip(",") == str(rows - splits.count("rl"))
     assert "at most $" in printed["cost"] and "not known" in printed["time"]
     main(["estimate", str(extracted.directory), "--documents", "6", *CHAT])
     scaled = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
