@@ -35,6 +35,7 @@ from nla_jax.data.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns
+from nla_jax.data.store import open_dataset
 from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
 from nla_jax.evaluation import baselines
 from nla_jax.evaluation.estimates import Ratio, bootstrap
@@ -130,8 +131,14 @@ def pieces(data: ActivationDataset, folder: Path) -> Mapping[str, Piece]:
     def explain():
         PredictiveWriter(PredictiveConfig(), seed=0, words=WordCounts(data.contexts)).explain(data)
 
-    def draw():
-        drawn = batches.training_batches({"activations_BD": data.activations}, 64, 0)
+    def take_over():
+        paths = dict.fromkeys(("av_sft", "ar_sft", "rl"), str(shard)) | {"held_out": None}
+        for rows in adopt(paths, held_out_share=0.05, seed=0).values():
+            for _ in rows.parts():
+                pass
+
+    def draw(rows):
+        drawn = batches.training_batches(rows, 64, 0)
         for _ in range(len(data) // 64):
             next(drawn)
 
@@ -150,19 +157,16 @@ def pieces(data: ActivationDataset, folder: Path) -> Mapping[str, Piece]:
         "corpus": lambda: load_corpus(str(folder / "documents.jsonl")),
         "write_shard": lambda: write(data, folder / "written" / "rows.parquet"),
         "load_dataset": lambda: load_dataset(shard),
-        "adopt": lambda: adopt(
-            dict.fromkeys(("av_sft", "ar_sft", "rl"), str(shard)) | {"held_out": None},
-            held_out_share=0.05,
-            seed=0,
-        ),
+        "adopt": take_over,
         "splits": divide,
-        "check_unseen": lambda: splits.check_unseen(asked, [("rl", known)]),
+        "check_unseen": lambda: splits.check_unseen(asked, [("rl", known.doc_ids, known.contexts)]),
         "writer": explain,
         "shuffled": lambda: splits.shuffled(range(len(data)), data.doc_ids, 0),
         "shuffled, 10 rows a document": lambda: splits.shuffled(
             range(len(data)), [f"d{row // 10}" for row in range(len(data))], 0
         ),
-        "training batches": draw,
+        "training batches": lambda: draw({"activations_BD": data.activations}),
+        "training batches from disk": lambda: draw(batches.StoredActivations(open_dataset(shard))),
         "AV tokens": lambda: batches.verbalizer_rows(data, lm.tokenizer, prompts[0], 200),
         "AR tokens": lambda: batches.reconstructor_rows(autoencoder, data.activations, data.explanations),
         "yardstick": lambda: Yardstick.of(data.activations),

@@ -1,6 +1,8 @@
 """Data sets in the reference's layout, written here by hand, become the splits of a run."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, DataConfig, ExperimentConfig, ModelConfig
-from nla_jax.data.adoption import adopt, sidecars, templates_of
+from nla_jax.data.adoption import adopt, sidecars, splits_digest, templates_of
 from nla_jax.data.batches import verbalizer_rows
 from nla_jax.data.dataset import load_dataset
 from nla_jax.pipeline.digests import stage_digest
@@ -179,6 +181,19 @@ def test_data_of_another_model_is_refused_before_anything_is_written(paths, tiny
     ):
         run_stages(run, ("extract", "explain"))
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_the_digest_of_rows_is_that_of_their_columns_as_one_list(paths):
+    splits = adopt(paths, held_out_share=0.3, seed=1)
+    expected = hashlib.blake2b(digest_size=8)
+    for split, stored in splits.items():
+        rows = stored.read()
+        expected.update(
+            json.dumps([split, rows.doc_ids, rows.n_raw_tokens.tolist(), rows.explanations]).encode()
+        )
+        expected.update(rows.activations.tobytes())
+    assert splits["rl"].read().explanations is None
+    assert splits_digest(splits) == expected.hexdigest()
 
 
 def test_held_out_documents_are_nowhere_else(paths, tiny_lm, tmp_path):
