@@ -2,13 +2,17 @@ import gzip
 import json
 import sys
 import types
+from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bucket import Bucket
 
-from nla_jax.data.corpus import corpus_state, load_corpus, parse_hub_source
+from nla_jax.data import keyed_order
+from nla_jax.data.corpus import corpus_documents, corpus_state, load_corpus, parse_hub_source
+from nla_jax.data.corpus_config import CorpusConfig
 from nla_jax.data.documents import Document, documents_digest
 
 
@@ -305,7 +309,8 @@ def test_hugging_face_sources_that_cannot_be_loaded_say_what_to_write(datasets):
         load_corpus("hf:some/set:valid")
     for wrong in ("hf:", "hf:a:b:c:d", "hf:a::train", "hf:a:"):
         with pytest.raises(
-            ValueError, match=r"is not of the form hf:NAME\[:CONFIG\]\[:SPLIT\] or hf:ORG/NAME/CONFIG\[:SPLIT\]; for"
+            ValueError,
+            match=r"is not of the form hf:NAME\[:CONFIG\]\[:SPLIT\] or hf:ORG/NAME/CONFIG\[:SPLIT\]; for",
         ):
             parse_hub_source(wrong)
 
@@ -317,3 +322,191 @@ def test_hugging_face_source_without_the_package(monkeypatch):
         match=r"'hf:x' needs the optional package `datasets`; run `pip install 'nla_jax\[hf",
     ):
         load_corpus("hf:x")
+
+
+def test_a_configuration_may_follow_the_name_after_a_slash():
+    assert parse_hub_source("hf:ORG/NAME/CONFIG") == ("ORG/NAME", "CONFIG", "train")
+    assert parse_hub_source("hf:ORG/NAME/CONFIG:test") == ("ORG/NAME", "CONFIG", "test")
+    assert parse_hub_source("hf:/a/folder") == ("/a/folder", None, "train")
+    with pytest.raises(ValueError, match="is not of the form"):
+        parse_hub_source("hf:ORG/NAME/CONFIG:OTHER:test")
+
+
+@pytest.fixture
+def local_data_set(tmp_path):
+    """A source that the package `datasets` itself reads, from a folder here; 200 rows in two files."""
+    (tmp_path / "set").mkdir()
+    for part in range(2):
+        rows = [{"text": f"text {100 * part + i}", "id": 100 * part + i} for i in range(100)]
+        write_jsonl(tmp_path / "set" / f"{part}.jsonl", rows)
+    return f"hf:{tmp_path / 'set'}"
+
+
+def streamed_ids(source, **fields):
+    return [int(d.id) for d in corpus_documents(CorpusConfig(source, **fields), seed=0)]
+
+
+def test_a_stream_is_shuffled_by_the_seed_and_a_smaller_choice_is_a_prefix(local_data_set):
+    config = CorpusConfig(local_data_set, shuffle_buffer=50)
+    order, other = ([int(d.id) for d in corpus_documents(config, seed=seed)] for seed in (0, 1))
+    assert sorted(order) == sorted(other) == list(range(200)) and order != other
+    assert streamed_ids(local_data_set, shuffle_buffer=50) == order
+    assert streamed_ids(local_data_set, shuffle_buffer=50, max_documents=30) == order[:30]
+    assert streamed_ids(local_data_set, shuffle_buffer=0) == list(range(200))
+
+
+def test_errors_of_the_package_itself_say_what_to_do(local_data_set):
+    for rest, message in (
+        (":large:train", r"BuilderConfig 'large' not found.*; write hf:NAME"),
+        (":valid", r"valid.*; write hf:NAME\[:CONFIG\]\[:SPLIT\] with a"),
+        ("_missing", r"set_missing' cannot be loaded: .*; look whether the name is right and the hub can be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_corpus(local_data_set + rest)
+
+
+def test_a_stream_that_breaks_off_says_where(datasets, monkeypatch):
+    def broken(rows):
+        yield {"text": "one"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(FakeRows, "__iter__", broken)
+    with pytest.raises(
+        ValueError, match=r"broke off after 1 rows: reset by peer; run the same command again"
+    ):
+        load_corpus("hf:some/set")
+
+
+def write_numbered(path, word, count, **fields):
+    write_jsonl(path, [{"text": f"{word} {i}", "id": i, **fields} for i in range(count)])
+    return str(path)
+
+
+def test_sources_are_mixed_by_their_weights_at_every_point(tmp_path):
+    a, b = (write_numbered(tmp_path / f"{name}.jsonl", name, 100) for name in "ab")
+    config = CorpusConfig(sources=(a, b), weights=(3.0, 1.0), max_documents=80)
+    documents = list(corpus_documents(config, seed=0))
+    for count in range(1, 81):
+        shares = [document.genre for document in documents[:count]]
+        assert abs(shares.count("a") - 0.75 * count) < 1
+    assert {document.id for document in documents if document.genre == "a"} < {f"{a}/{i}" for i in range(100)}
+    shorter = CorpusConfig(sources=(a, b), weights=(3.0, 1.0), max_documents=20)
+    assert list(corpus_documents(shorter, seed=0)) == documents[:20]
+
+
+def test_a_mixture_ends_with_its_first_source(tmp_path, capsys):
+    a = write_numbered(tmp_path / "a.jsonl", "a", 5)
+    b = write_numbered(tmp_path / "b.jsonl", "b", 100)
+    counts = Counter()
+    documents = list(
+        corpus_documents(CorpusConfig(sources=(a, b), weights=(1.0, 3.0)), seed=0, sources=counts)
+    )
+    assert counts[a] == 5 and len(documents) == counts.total() <= 22
+    assert (
+        f"documents taken before {a} ended, and with it the mixture: {len(documents)}"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "a", "sources": ("b",)}, r"corpus.source is 'a' and corpus.sources are given as well"),
+        ({"sources": ("a", "a")}, r"names a source twice: a, a"),
+        ({"sources": ("a", "b"), "weights": (1.0,)}, r"corpus.weights has 1 values for 2 sources"),
+        (
+            {"sources": ("a", "b"), "weights": (1.0, 0.0)},
+            r"corpus.weights are \(1.0, 0.0\); expected positive",
+        ),
+        ({"weights": (1.0,)}, r"corpus.weights has 1 values for 0 sources"),
+        ({"shuffle_buffer": -1}, r"corpus.shuffle_buffer is -1, expected at least 0"),
+        (
+            {"min_characters": 5, "max_characters": 4},
+            r"corpus.max_characters is 4; expected at least min_char",
+        ),
+    ],
+)
+def test_configs_that_make_no_sense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusConfig(**fields)
+
+
+def test_duplicates_are_removed_whatever_the_order_of_files(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(map(str, rng.integers(1000, size=80))) for _ in range(20)]
+    near = [text.replace(text.split()[40], "changed", 1) for text in texts[:8]]
+    rows = [{"id": i, "text": text} for i, text in enumerate([*texts, *near, *map(str.upper, texts[:4])])]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    write_jsonl(tmp_path / "b.jsonl", rows[::-1])
+    kept = {}
+    for duplicates in ("same_id", "exact", "near"):
+        kept[duplicates], again = (
+            [
+                d.id
+                for d in corpus_documents(CorpusConfig(str(tmp_path / name), duplicates=duplicates), seed=1)
+            ]
+            for name in ("a.jsonl", "b.jsonl")
+        )
+        assert kept[duplicates] == again
+        few = CorpusConfig(str(tmp_path / "a.jsonl"), duplicates=duplicates, max_documents=7)
+        assert [d.id for d in corpus_documents(few, seed=1)] == again[:7]
+    assert {name: len(ids) for name, ids in kept.items()} == {"same_id": 32, "exact": 28, "near": 20}
+    assert "near duplicates of other documents, left out: 12" in capsys.readouterr().err
+
+
+def test_documents_are_filtered_by_length_and_language(tmp_path, capsys):
+    english = "The cat sat on the mat and looked at the birds in the garden. "
+    german = "Die Katze saß auf der Matte und sah den Vögeln im Garten lange zu. "
+    rows = [
+        english,
+        german,
+        english * 9,
+        "The cat.",
+        "Le chat dort sur le tapis pendant que les oiseaux chantent dehors.",
+    ]
+    write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": text} for i, text in enumerate(rows)])
+    config = CorpusConfig(
+        str(tmp_path / "a.jsonl"), min_characters=20, max_characters=200, languages=("en", "de")
+    )
+    assert sorted(d.id for d in corpus_documents(config, seed=0)) == ["0", "1"]
+    line = capsys.readouterr().err
+    for notice in ("fewer than 20 characters", "more than 200 characters", "in other languages"):
+        assert f"{notice}, left out: 1" in line
+    unknown = CorpusConfig(config.source, languages=("en", "English"))
+    with pytest.raises(
+        ValueError, match=r"corpus.languages names English; the languages that can be told are .*, en,"
+    ):
+        list(corpus_documents(unknown, seed=0))
+
+
+def test_a_language_filter_without_the_package(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    source = write_numbered(tmp_path / "a.jsonl", "a", 2)
+    with pytest.raises(ModuleNotFoundError, match=r"`py3langid`; run `pip install 'nla_jax\[corpora\]'`"):
+        list(corpus_documents(CorpusConfig(source, languages=("xx",)), seed=0))
+
+
+def test_chats_of_the_target_need_a_run():
+    with pytest.raises(ValueError, match="'self:builtin': only a run can let its target LM write chats"):
+        load_corpus("self:builtin")
+
+
+def test_a_limited_choice_holds_few_documents_on_disk_and_the_same_as_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(keyed_order, "KEYS_AT_ONCE", 10)
+    documents = [Document(str(i % 900), f"text {i % 900}", "g") for i in range(1000)]
+    whole = list(keyed_order.in_keyed_order(documents, seed=0, folder=tmp_path))
+    few = list(keyed_order.in_keyed_order(documents, seed=0, folder=tmp_path, limit=20))
+    first, of_few = (list(dict.fromkeys(d.id for d in part))[:20] for part in (whole, few))
+    assert len(whole) == 1000 and first == of_few
+    assert len(few) < 200
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_on_disk_when_a_reader_stops(tmp_path):
+    source = write_numbered(tmp_path / "a.jsonl", "a", 9)
+    (folder := tmp_path / "work").mkdir()
+    stream = corpus_documents(CorpusConfig(source, duplicates="exact"), seed=0, folder=folder)
+    next(stream)
+    assert list(folder.iterdir())
+    stream.close()
+    assert not list(folder.iterdir())
