@@ -46,13 +46,15 @@ def writers(model: str) -> dict[str, WriterConfig]:
 def base_config(args: argparse.Namespace) -> ExperimentConfig:
     """The CPU recipe on few documents, with an AR warm start on the writers' texts alone."""
     config = load_config(find_config("smollm2_135m_cpu"))
+    # The extraction is not divided by these; equal shares let few documents do.
+    shares = dict.fromkeys(("av_sft", "ar_sft", "rl", "held_out"), 0.25)
     loop = dataclasses.replace(
         config.ar_sft.loop, steps=args.steps, evaluate_every=args.steps, checkpoint_every=args.steps
     )
     optimizer = dataclasses.replace(config.ar_sft.optimizer, decay_steps=args.steps)
     return dataclasses.replace(
         config,
-        corpus=dataclasses.replace(config.corpus, max_documents=args.documents),
+        corpus=dataclasses.replace(config.corpus, max_documents=args.documents, **shares),
         ar_sft=dataclasses.replace(config.ar_sft, loop=loop, optimizer=optimizer, verbalized=0.0),
         max_reconstructor_tokens=80,
     )
