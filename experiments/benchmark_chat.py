@@ -32,7 +32,7 @@ from nla_jax.chat.config import ChatConfig
 from nla_jax.chat.models import open_chat_model
 from nla_jax.process import machine_class
 
-SERVER = Path(__file__).parent.parent / "tests" / "chat_server.py"
+SERVER = Path(__file__).parent.parent / "tests/chat_server.py"
 TOPICS = ("rain", "bread", "a bridge", "chess", "salt", "an owl", "trains", "glass", "the moon", "a letter")
 
 
