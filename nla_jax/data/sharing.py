@@ -155,7 +155,7 @@ def _card(out: AnyPath, sidecars: Mapping[str, Sidecar], with_vectors: bool, lic
         corpus=about.extraction.corpus,
         documents=about.extraction.corpus_documents or "an unknown number of",
         digest=about.extraction.corpus_digest or "not recorded",
-        writer=_written_by(report),
+        writer=_written_by(report or next((one.texts for one in sidecars.values() if one.texts), {})),
         commit=about.git_commit or "unknown",
         license=license_name,
     )
@@ -174,10 +174,12 @@ def _written_by(report: Mapping[str, Any]) -> str:
     told = (
         f", by the instruction {instruction['name']} (digest {instruction['digest']})" if instruction else ""
     )
-    return (
-        f"The texts were written by the writer {report.get('writer', 'unknown')}{model}{told}. Of {report.get('rows')} "
-        f"rows {report.get('written')} have a text; the others were left out of the supervised splits."
+    counts = (
+        f" Of {report['rows']} rows {report['written']} have a text; the others were left out."
+        if "written" in report
+        else ""
     )
+    return f"The texts were written by the writer {report.get('writer', 'unknown')}{model}{told}.{counts}"
 
 
 _CARD = """---
