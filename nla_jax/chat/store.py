@@ -203,17 +203,21 @@ def open_store(
 
     Raises:
       ValueError: the file is not a store of answers, or is of a later version.
+      OSError: the disk is full, the file may not be written to, or another process holds it; also raised later on.
     """
-    with contextlib.closing(sqlite3.connect(file, timeout=60)) as db:
-        try:
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=60)) as db:
             _prepare(db, file)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # The disk is full, the folder read-only, or the file locked.
-            raise ValueError(
-                f"{file} is not a file with answers of chat models ({error}); name another"
-            ) from error
-        yield AnswerStore(db, model, prices, budget, changed)
+            yield AnswerStore(db, model, prices, budget, changed)
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"answers of {model} cannot be kept in {file}: {error}; make room on the disk, see whether the file may be "
+            "written to, and who else uses it. Answers so far are kept: the same command goes on from there"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"{file} is not a file with answers of chat models ({error}); name another"
+        ) from error
 
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from nla_jax.chat import sending
 from nla_jax.chat.replies import Answer, Failure, Parameters, Reply
-from nla_jax.chat.sending import ConcurrencyLimit, Sender
+from nla_jax.chat.sending import TEST_PROMPT, ConcurrencyLimit, Sender
 
 PARAMETERS = Parameters(5)
 
@@ -97,6 +97,40 @@ def test_waits_grow_and_spread(monkeypatch):
         assert most / 2 <= min(waits) and max(waits) <= most and len(set(waits)) > 40
     assert 7.0 <= sending.waiting_time(3, 7.0) <= 7.0 * 1.2
     assert sending.waiting_time(3, 1e9) <= 720
+
+
+@pytest.mark.parametrize("kind", ["prompt", "server"])
+def test_many_prompts_in_a_row_that_fail_always_end_nothing(kind):
+    sent = []
+
+    def ask(prompt, parameters):
+        sent.append(prompt)
+        if prompt.startswith("bad"):
+            raise Failure(kind, "no")
+        return Reply(prompt, Answer(prompt))
+
+    bad = [f"bad {i}" for i in range(50)]
+    replies = {reply.prompt: reply.answer for reply in asked(ask, [*bad, "good"])}
+    assert replies == {
+        **dict.fromkeys(bad, Answer("", "no")),
+        "good": Answer("good"),
+        TEST_PROMPT: Answer(TEST_PROMPT),
+    }
+    # Once after 32 of them, and once more where the last of all has failed.
+    assert 1 <= sent.count(TEST_PROMPT) <= 2
+
+
+def test_a_long_silence_ends_asking_before_every_try_was_made(monkeypatch):
+    monkeypatch.setattr(sending, "SILENCE", 0.0)
+    sent = []
+
+    def ask(prompt, parameters):
+        sent.append(prompt)
+        raise Failure("server", "the server did not reply in time")
+
+    with pytest.raises(RuntimeError, match="a:m gave no answer .the server did not reply in time"):
+        asked(ask, [str(i) for i in range(100)])
+    assert len(sent) < 20
 
 
 class InterruptedQueue(queue.Queue):

@@ -78,3 +78,22 @@ def test_a_file_that_is_no_store_is_named(tmp_path):
     db.close()
     with pytest.raises(ValueError, match="d was written by a later version of nla_jax"):
         CachedChat("a:m", silent, tmp_path / "d")(["x"], max_tokens=5)
+
+
+def test_a_full_disk_is_named_and_what_was_kept_stays(tmp_path):
+    with pytest.raises(OSError, match="cannot be kept in .*c: database or disk is full; make room"):  # noqa: SIM117
+        with open_store(tmp_path / "c", "a:m", prices={}) as store:
+            store.keep([Reply("x", Answer("X"))], Parameters(5))
+            (pages,) = store.db.execute("pragma page_count").fetchone()
+            store.db.execute(f"pragma max_page_count = {pages}")
+            store.keep([Reply("y", Answer("Y" * 100_000))], Parameters(5))
+    with open_store(tmp_path / "c", "a:m", prices={}) as store:
+        assert store.find(["x", "y"], Parameters(5)) == {"x": Answer("X")}
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with (
+        pytest.raises(OSError, match="cannot be kept in .*c: unable to open database file"),
+        open_store(tmp_path / "nowhere" / "c", "a:m", prices={}),
+    ):
+        pass
