@@ -24,7 +24,7 @@ WINDOW_ROWS = 131_072
 """Rows that a shuffle mixes with each other; all rows where there are no more than that. See `batches`."""
 PART_ROWS = 8192
 """Rows that are in memory together where a data set is gone through from its beginning to its end."""
-_SHARDS_HELD = 1024
+_SHARDS_HELD = 4096
 """Shards whose footers are kept for further rows."""
 _ROWS_HELD = 2 * WINDOW_ROWS
 """Rows whose vectors are kept for further rows, or mapped, and rows whose texts are: those of two windows."""
@@ -182,8 +182,9 @@ class StoredDataset:
             table, vectors_BD = shard.empty_table(text_columns(shard)), np.empty((0, self.width), np.float32)
             parts, order = [rows_of(table, vectors_BD, shard.sidecar, shard.path)], [np.arange(0)]
         whole = joined(parts, np.concatenate([part.activations for part in parts]))
-        whole = dataclasses.replace(whole, sidecar=self.sidecar)
-        return whole.take(np.argsort(np.concatenate(order), kind="stable"))
+        whole = dataclasses.replace(whole, sidecar=dataclasses.replace(self.sidecar, row_count=len(whole)))
+        places = np.concatenate(order)
+        return whole if (np.diff(places) > 0).all() else whole.take(np.argsort(places, kind="stable"))
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[ActivationDataset]:
         """All rows in order, `rows` of them at a time; no row group need fit into memory.
