@@ -58,6 +58,14 @@ def test_a_cut_keeps_the_same_documents_whatever_the_order_and_file_names(tmp_pa
     }
 
 
+def test_the_choice_is_that_of_earlier_versions(tmp_path):
+    """The digest is that of the version before corpora were streams, when they were sorted in memory."""
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}"} for i in range(40)])
+    documents = load_corpus(str(tmp_path / "a.jsonl"), max_documents=10, seed=2)
+    assert [d.text for d in documents[:3]] == ["text 39", "text 28", "text 35"]
+    assert documents_digest(documents) == "02eef2abac0541d6"
+
+
 def test_a_repeated_row_is_kept_once(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": "same"}, {"text": "same"}, {"text": "same", "id": "named"}])
     assert sorted(d.text for d in load_corpus(str(tmp_path / "a.jsonl"))) == ["same", "same"]

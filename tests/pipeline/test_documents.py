@@ -18,7 +18,7 @@ from nla_jax.data.dataset import load_dataset
 from nla_jax.data.documents import documents_digest
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.pipeline import documents
-from nla_jax.pipeline.digests import stage_digest
+from nla_jax.pipeline.digests import corpus_digest, stage_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.stages import run_stages
 
@@ -287,3 +287,34 @@ def test_a_run_in_a_bucket_stores_its_documents_there(tmp_path, tiny_lm, bucket)
     stored = [*documents.prepare_documents(run)]
     assert stored == load_corpus(str(tmp_path / "a.jsonl"))
     assert [*documents.prepare_documents(Run(run.config, run.directory))] == stored
+
+
+def test_earlier_configs_keep_their_digests():
+    """The digests are those of the version before corpora were streams."""
+    assert stage_digest(ExperimentConfig("x"), "extract") == "4e591aa01ddf5257"
+    corpus = CorpusConfig("a.jsonl", field="body", max_documents=7)
+    assert stage_digest(ExperimentConfig("x", corpus=corpus), "extract") == "3ab236a515f128be"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"duplicates": "near"},
+        {"shuffle_buffer": 5},
+        {"min_characters": 1},
+        {"max_characters": 9},
+        {"languages": ("en",)},
+        {"sources": ("a", "b")},
+        {"max_documents": 3},
+    ],
+)
+def test_what_decides_the_choice_is_in_the_digests(fields):
+    config, other = ExperimentConfig("x"), ExperimentConfig("x", corpus=CorpusConfig(**fields))
+    assert stage_digest(config, "extract") != stage_digest(other, "extract")
+    assert corpus_digest(config) != corpus_digest(other)
+
+
+def test_how_documents_are_shared_out_is_no_part_of_their_choice():
+    other = ExperimentConfig("x", corpus=CorpusConfig(av_sft=0.5, ar_sft=0.25))
+    assert corpus_digest(ExperimentConfig("x")) == corpus_digest(other)
+    assert stage_digest(ExperimentConfig("x"), "extract") != stage_digest(other, "extract")
