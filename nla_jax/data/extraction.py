@@ -116,15 +116,7 @@ def read_rows(
     parts: list[list[np.ndarray]] = [[] for _ in contexts]
     pending = None
     for chosen, arrays in batches(contexts, config):
-        out = _residual_at(
-            params,
-            *shard_batch(arrays, mesh),
-            config=lm_config,
-            layers=tuple(layers),
-            # Some of the likeliest tokens are not words, so more of them are read than words are stored.
-            top=4 * config.next_words,
-        )
-        block_on_simulated_devices(out)
+        out = forward(arrays, params, lm_config, layers, config, mesh)
         if pending is not None:  # The device computes this batch while the host takes the one before.
             _take(*pending, contexts, config, parts)
             on_batch(len(pending[0]))
@@ -134,6 +126,27 @@ def read_rows(
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Rows(
         dict(zip(layers, columns[: len(layers)], strict=True)), columns[-1] if config.next_words else None
+    )
+
+
+def forward(
+    arrays: tuple[np.ndarray, ...],
+    params: Params,
+    lm_config: LMConfig,
+    layers: Sequence[int],
+    config: ExtractionConfig,
+    mesh: Mesh,
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """Run the target over a batch of `batches`; returns what `residual_at` does, which devices may still compute."""
+    return block_on_simulated_devices(
+        _residual_at(
+            params,
+            *shard_batch(arrays, mesh),
+            config=lm_config,
+            layers=tuple(layers),
+            # Some of the likeliest tokens are not words, so more of them are read than words are stored.
+            top=4 * config.next_words,
+        )
     )
 
 

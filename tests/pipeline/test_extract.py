@@ -1,6 +1,8 @@
 import dataclasses
 import errno
 import json
+import os
+import random
 import shutil
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_a_shard_without_rows_is_written_and_read(run_of, tmp_path):
     )
 
 
-@pytest.mark.parametrize("written", [0, 1, 3])
+@pytest.mark.parametrize("written", [1, 4])
 def test_a_killed_extraction_goes_on_and_ends_with_the_same_bytes(run_of, monkeypatch, written):
     alone, killed = run_of("alone", layers=(2,)), run_of("killed", layers=(2,))
     extract(alone)
@@ -143,6 +145,36 @@ def test_a_killed_extraction_goes_on_and_ends_with_the_same_bytes(run_of, monkey
     calls.clear()
     extract(killed)
     assert calls == []
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+def test_ten_kills_change_no_byte(run_of, monkeypatch):
+    alone, run = run_of("alone", shard_documents=4), run_of("killed", shard_documents=4)
+    extract(alone)
+    prepare_documents(run)
+    replace, draw, kills, finished = os.replace, random.Random(0), 0, False
+    while not finished:
+        left = draw.randrange(4) if kills < 10 else 10**6
+
+        def until_killed(source, target):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", until_killed)
+            try:
+                extract(run)
+                finished = True
+            except Killed:
+                kills += 1
+    assert kills == 10
+    assert digests(run) == digests(alone)
 
 
 def test_a_full_disk_is_told_and_finished_shards_stay(run_of, monkeypatch):
