@@ -341,7 +341,7 @@ def _values(summaries: Sequence[Summary]) -> list[Table]:
 def _languages(summaries: Sequence[Summary]) -> Table:
     title, names = "Languages", tuple(one.name for one in summaries)
     if any(one.languages is None for one in summaries):
-        return Table(title, ("",), (("not told: run `pip install 'nla_jax[corpora]'`",),))
+        return Table(title, ("",), (("not told: run `pip install py3langid`",),))
     total = sum((one.languages for one in summaries), Counter())
     lines = tuple(
         (language, *(one.languages[language] for one in summaries))

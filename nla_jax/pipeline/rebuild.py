@@ -42,7 +42,7 @@ def rebuild(place: Place, out: Place, *, tolerance: float) -> RebuildReport:
     The rows whose vectors agree are written as data sets; a killed rebuild goes on with the shards that are missing.
 
     Args:
-      place: a folder that `data.sharing.share` wrote without vectors.
+      place: a folder that `nla data share --without-vectors` wrote.
       out: folder that is written.
       tolerance: how far norms (as a share) and directions (as a distance of unit vectors) may differ.
 
