@@ -134,6 +134,18 @@ def test_vectors_are_mapped_where_they_lie_here_and_decoded_where_others_wrote_t
     np.testing.assert_array_equal(next(again.parts(1100)).activations, mapped)
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_a_data_set_in_a_bucket_is_read_where_it_lies(bucket, storage):
+    place = f"{bucket}/set/av_sft-00000.parquet"
+    columns = stage_columns("av_sft", columns_of(0, 600), TEMPLATES)
+    write_shard(place, columns, dataclasses.replace(SIDECAR, row_count=600, storage=storage))
+    Manifest.of(f"{bucket}/set").save(f"{bucket}/set")
+    stored = open_dataset(f"{bucket}/set")
+    assert_rows(stored.read([599, 0, 512]), np.array([599, 0, 512]), storage)
+    assert_rows(load_dataset(f"{bucket}/set"), np.arange(600), storage)
+    assert verify_dataset(f"{bucket}/set") == 1
+
+
 def test_float32_is_what_other_readers_of_parquet_expect_and_bfloat16_is_rounded(folder):
     column = pq.read_table(folder / "av_sft-00000.parquet")["activation_vector"]
     vectors = columns_of(0, SIZES[0])["activation_vector"]
