@@ -1,12 +1,16 @@
-"""The stage explain with a chat model that answers by rule."""
+"""Warm starts from texts of chat models: the local back end end to end, and a model that answers by rule."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import re
+import sqlite3
 
+import numpy as np
 import pytest
 from processes import ROOT
+from tiny_model import write_tiny_model
 
 from nla_jax.chat.config import ChatConfig
 from nla_jax.chat.models import CachedChat
@@ -128,6 +132,36 @@ def test_rows_that_a_model_explains_badly_or_not_at_all_are_left_out_and_counted
     run_stages(again, ["explain"])
     assert len(rule.asked) == asked and json.loads((run.directory / TEXTS).read_text()) == report
     assert rows_of(again)["ar_sft"].explanations == found["ar_sft"].explanations
+
+
+def test_warm_starts_from_texts_of_a_local_language_model(shallow_model_dir, tmp_path):
+    # What a model without training writes passes no check; here whatever has words does. Tied to its embedding, it
+    # would repeat one token.
+    writing_model = write_tiny_model(tmp_path / "writer", num_layers=2, tie=False)
+    lenient = TextChecks(
+        needs_tag=False, fewest_statements=1, most_statements=99, fewest_words=1, copied_words=99
+    )
+    writer = ChatWriterConfig(
+        ChatConfig(f"local:{writing_model}"),
+        "activation_small_v1",
+        context_characters=60,
+        answer_tokens=10,
+        temperature=1.0,
+        checks=lenient,
+    )
+    run = Run(config_of(shallow_model_dir, writer), tmp_path / "run")
+    run_stages(run, ["extract", "explain", "av_sft", "ar_sft"])
+    with contextlib.closing(sqlite3.connect(run.directory / "data" / "answers.sqlite")) as db:
+        answers = {answer.strip() for (answer,) in db.execute("select answer from answers")}
+    found, report = rows_of(run), json.loads((run.directory / TEXTS).read_text())
+    texts = [text for split in SUPERVISED for text in found[split].explanations]
+    squeezed = {re.sub(r"\W+", "", answer) for answer in answers}
+    assert len(texts) == report["written"] > 20 and report["left_out"] == sum(report["refused"].values())
+    assert len(set(texts)) > len(texts) / 2
+    assert all(re.sub(r"\W+", "", text) in squeezed for text in texts)
+    metrics = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    last = {row["stage"]: row for row in metrics if row["step"] == 2}
+    assert np.isfinite([last["av_sft"]["gap"], last["ar_sft"]["held_out_fve_nrm"]]).all()
 
 
 @pytest.mark.parametrize("change", [{"concurrency": 1}, {"budget": 2.0}, {"prices": "p.json"}])
