@@ -117,7 +117,7 @@ def main() -> None:
     figures = []
     for documents in args.documents:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            repeats = write_corpus(source := Path(folder) / "corpus.parquet", documents)
+            repeats = write_corpus(source := Path(folder) / "documents.parquet", documents)
             command = [sys.executable, __file__, "--measure", str(source), "--folder", folder]
             rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         found = (documents - rows[-1]["documents"]) / repeats
