@@ -56,14 +56,29 @@ class MessageBatches:
         for _ in range(ROUNDS):
             answered = store.find(prompts, parameters)
             left = [prompt for prompt in prompts if prompt not in answered]
-            if not (parts := self._allowed(left, parameters, store)):
+            if not self.send(left, parameters, store):
                 return
-            for part in parts:
-                self._send(part, parameters, store)
             failed = self.collect(left, parameters, store, update)
         replies = [Reply(prompt, Answer("", problem), 0, 0) for prompt, problem in failed.items()]
         store.keep(replies, parameters)
         update(len(replies))
+
+    def send(self, prompts: Sequence[str], parameters: Parameters, store: AnswerStore) -> int:
+        """Send prompts in batches, and wait for nothing; returns how many batches there are.
+
+        Args:
+          prompts: different prompts without an answer, which no batch under way holds; less is sent where the budget
+            ends.
+          parameters: the parameters of all of them.
+          store: where batches are kept.
+
+        Raises:
+          RuntimeError: the API refuses to work; what was sent is on record.
+        """
+        parts = self._allowed(prompts, parameters, store)
+        for part in parts:
+            self._send(part, parameters, store)
+        return len(parts)
 
     def collect(
         self,
@@ -97,7 +112,7 @@ class MessageBatches:
     def _allowed(self, prompts: Sequence[str], parameters: Parameters, store: AnswerStore) -> list[list[str]]:
         """The prompts that the budget allows, in parts that a batch takes."""
         parts, characters = [], MOST_CHARACTERS
-        for count, prompt in enumerate(prompts):
+        for count, prompt in enumerate(prompts, start=store.batched()):
             if not store.may_send(count, batch=True):
                 break
             characters += len(prompt) + len(parameters.instruction)

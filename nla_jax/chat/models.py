@@ -97,6 +97,38 @@ class CachedChat:
             found = store.find(prompts, parameters)
         return [found.get(prompt, Answer("", "it was not asked")) for prompt in prompts]
 
+    def send_batches(
+        self,
+        prompts: Sequence[str],
+        *,
+        instruction: str = "",
+        max_tokens: int,
+        temperature: float | None = None,
+    ) -> None:
+        """Send message batches of the prompts that are neither answered nor under way, and wait for none of them.
+
+        `answers` of the same prompts waits for them later. Batches are answered side by side, so that many that are
+        sent at once take as long as one. Without message batches in the config nothing is done.
+
+        Args:
+          prompts: what the user says.
+          instruction: as in `answers`, like the others.
+          max_tokens: most tokens of an answer.
+          temperature: what answers are sampled at.
+
+        Raises:
+          RuntimeError: as `answers`.
+        """
+        if not self.config.batch or jax.process_index() > 0:
+            return
+        parameters = Parameters(max_tokens, _utf8(instruction), temperature, self.config.thinking_tokens)
+        prompts = list(dict.fromkeys(map(_utf8, prompts)))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with changing_copy(self.path) as (file, changed), self._open(file, changed) as store:
+            store.guess = self._guess(prompts, parameters)
+            known = store.find(prompts, parameters).keys() | store.in_batches(prompts, parameters)
+            self.batches.send([prompt for prompt in prompts if prompt not in known], parameters, store)
+
     def spent(self) -> float:
         """US dollars that the answers in the cache took, over all runs and models; 0 where there is no cache yet."""
         if not self.path.exists():

@@ -149,6 +149,20 @@ class AnswerStore:
             found |= {number for (number,) in self.db.execute(query, some)}
         return sorted(found & numbers)
 
+    def in_batches(self, prompts: Sequence[str], parameters: Parameters) -> set[str]:
+        """Those of the prompts that a batch under way holds."""
+        key_of = {self.key(prompt, parameters): prompt for prompt in prompts}
+        keys, sent = list(key_of), set()
+        for start in range(0, len(keys), _AT_A_TIME):
+            some = keys[start : start + _AT_A_TIME]
+            query = f"select key from batch_prompts where key in ({','.join('?' * len(some))})"
+            sent |= {key_of[key] for (key,) in self.db.execute(query, some)}
+        return sent
+
+    def batched(self) -> int:
+        """How many prompts the batches under way hold."""
+        return self.db.execute("select count(*) from batch_prompts").fetchone()[0]
+
     def batch(self, number: int) -> tuple[str | None, float, dict[str, str]]:
         """The id of a batch, if the provider gave one, when it was sent (Unix time), and key -> prompt."""
         query = "select id, sent from batches where number = ?"

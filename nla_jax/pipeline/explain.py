@@ -6,6 +6,7 @@ are there. So no process holds more than one shard, and a run that was killed go
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -97,6 +98,7 @@ def _explain_base(run: Run) -> None:
     """
     paths = shards_of(run.directory / "data" / "base")
     writer: Writer | None = None
+    _send_batches(run, paths)
     records = []
     with _progress("explain", len(paths)) as bar:
         for path in paths:
@@ -111,6 +113,26 @@ def _explain_base(run: Run) -> None:
     rows = {split: sum(record["rows"][split] for record in records) for split in SPLITS}
     run.write_json(TEXTS, {**report, "rows_of_splits": rows})
     check_documents({split: sum(record["documents"][split] for record in records) for split in SPLITS})
+
+
+def _send_batches(run: Run, paths: Sequence[AnyPath]) -> None:
+    """Send the prompts of all shards where they go in message batches, which would take a day a shard one by one."""
+    writer = run.config.writer
+    if writer.name != "chat" or not writer.chat.chat.batch:
+        return
+    missing = [path for path in paths if _record_of(run, path) is None]
+    if not missing:
+        return
+    sender = _open_writer(run)
+    for path in missing:
+        rows = load_dataset(path)
+        sender.send_batches(rows.take(_splits_of(run, rows) != "rl"))
+
+
+def _splits_of(run: Run, rows: ActivationDataset) -> np.ndarray:
+    """The split of each row, as an array of names."""
+    fractions, seed = run.config.corpus.fractions, run.config.seed
+    return np.array([split_of(doc_id, fractions, seed) for doc_id in rows.doc_ids], dtype=object)
 
 
 def _open_writer(run: Run) -> Writer:
@@ -153,8 +175,7 @@ def _record_of(run: Run, path: AnyPath) -> dict[str, Any] | None:
 def _explain_shard(run: Run, path: AnyPath, writer: Writer) -> dict[str, Any]:
     """Write the rows of a shard of data/base into the splits, and note it. Rows of joint training need no texts."""
     rows, before = load_dataset(path), writer.report()
-    fractions, seed = run.config.corpus.fractions, run.config.seed
-    split_N = np.array([split_of(doc_id, fractions, seed) for doc_id in rows.doc_ids], dtype=object)
+    split_N = _splits_of(run, rows)
     texts_N = np.full(len(rows), None, dtype=object)
     if (is_supervised_N := split_N != "rl").any():
         texts_N[is_supervised_N] = writer.explain(rows.take(is_supervised_N))

@@ -52,6 +52,31 @@ def test_a_batch_answers_at_half_the_price(server, config, tmp_path):
     assert sizes(server) == [6] and server.asked == []
 
 
+def test_batches_that_are_sent_ahead_are_under_way_together_and_sent_once(server, config, tmp_path):
+    chat = open_chat_model(config, tmp_path / "c")
+    for some in (PROMPTS[:2], PROMPTS[1:4], PROMPTS[:4]):
+        chat.send_batches(some, max_tokens=5)
+    assert sizes(server) == [2, 2]
+    assert [answer.text for answer in chat.answers(PROMPTS, max_tokens=5)] == TEXTS
+    assert sizes(server) == [2, 2, 2]
+    chat.send_batches(PROMPTS, max_tokens=5)
+    assert sizes(server) == [2, 2, 2]
+
+
+def test_the_budget_counts_what_other_batches_hold(server, config, tmp_path):
+    chat = open_chat_model(dataclasses.replace(config, budget=5 * 0.075 - 0.01), tmp_path / "c")
+    chat([TEXTS[0]], max_tokens=5)
+    for prompt in PROMPTS:
+        chat.send_batches([prompt], max_tokens=5)
+    assert sizes(server) == [1] * 5
+
+
+def test_without_message_batches_nothing_is_sent_ahead(server, config, tmp_path):
+    chat = open_chat_model(dataclasses.replace(config, batch=False), tmp_path / "c")
+    chat.send_batches(PROMPTS, max_tokens=5)
+    assert sizes(server) == [] and server.asked == []
+
+
 class Killed(BaseException):
     pass
 

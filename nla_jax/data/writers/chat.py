@@ -61,6 +61,16 @@ class AnswersPrompts(Protocol):
     ) -> list[Answer]:
         """The answers in the order of the prompts; one without a text says why."""
 
+    def send_batches(
+        self,
+        prompts: Sequence[str],
+        *,
+        instruction: str = "",
+        max_tokens: int,
+        temperature: float | None = None,
+    ) -> None:
+        """Send prompts that are to be answered later, where the model is asked in message batches."""
+
 
 class ChatWriter:
     """A writer whose texts a chat model writes."""
@@ -102,6 +112,23 @@ class ChatWriter:
         self.tally.count(texts)
         return texts
 
+    def send_batches(self, rows: ActivationDataset) -> None:
+        """Send what `explain` of these rows will ask first, where the config asks in message batches.
+
+        Raises:
+          ValueError, RuntimeError: as `explain`.
+        """
+        self._chat.send_batches(self.prompts(rows), **self._parameters)
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        """How the chat model is asked."""
+        return {
+            "instruction": self.instruction.system_prompt,
+            "max_tokens": self.config.answer_tokens,
+            "temperature": self.config.temperature,
+        }
+
     def _ask(
         self, contexts: Sequence[str], prompts: dict[int, str], texts: list[str | None]
     ) -> dict[int, RefusedText]:
@@ -110,13 +137,7 @@ class ChatWriter:
         Rows without any answer are only counted: their prompts would get none again.
         """
         refused = {}
-        answers = self._chat.answers(
-            list(prompts.values()),
-            instruction=self.instruction.system_prompt,
-            max_tokens=self.config.answer_tokens,
-            temperature=self.config.temperature,
-            desc="texts",
-        )
+        answers = self._chat.answers(list(prompts.values()), **self._parameters, desc="texts")
         for row, answer in zip(prompts, answers, strict=True):
             if answer.problem:
                 self.tally.refused[NO_ANSWER] += 1
