@@ -10,11 +10,14 @@ from tiny_model import write_tiny_model
 from nla_jax.chat.local import LocalLM
 from nla_jax.config import ExperimentConfig, ModelConfig
 from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.dataset import load_dataset
+from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.self_prompts import SelfChatConfig
 from nla_jax.pipeline import self_chat as module
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.self_chat import FOLDER, self_documents
+from nla_jax.pipeline.stages import run_stages
 
 PROMPTS = [
     {"system": "Count.", "turns": ["What are lists?", "Why?"]},
@@ -181,3 +184,19 @@ def test_a_model_without_a_chat_template_is_refused(folder, tmp_path):
     run.models.target.tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"has no chat template.*corpus\.self_chat\.model"):
         documents_of(run)
+
+
+def test_activations_are_read_of_the_chats_that_the_target_wrote(folder, tmp_path):
+    run = run_of(folder, tmp_path, batch_size=64, documents=64, max_tokens=8, languages=("english",))
+    shares = {"av_sft": 0.25, "ar_sft": 0.25, "rl": 0.25, "held_out": 0.25}
+    config = dataclasses.replace(
+        run.config,
+        corpus=dataclasses.replace(run.config.corpus, source="self:builtin", **shares),
+        extraction=ExtractionConfig(max_tokens=96, min_position=5, positions_per_document=2, next_words=0),
+    )
+    run = Run(config, tmp_path)
+    run_stages(run, ("extract",))
+    rows = load_dataset(tmp_path / "data" / "base")
+    chats = documents_of(run)
+    assert set(rows.doc_ids) == {chat.id for chat in chats} and len(rows) == 2 * len(chats)
+    assert {"user", "assistant"} <= set(rows.extra["role"])
