@@ -9,9 +9,11 @@ import sqlite3
 
 import numpy as np
 import pytest
+from chat_server import ChatServer
 from processes import ROOT
 from tiny_model import write_tiny_model
 
+from nla_jax.chat import batches
 from nla_jax.chat.config import ChatConfig
 from nla_jax.chat.models import CachedChat
 from nla_jax.chat.replies import Answer, Reply
@@ -132,6 +134,28 @@ def test_rows_that_a_model_explains_badly_or_not_at_all_are_left_out_and_counted
     run_stages(again, ["explain"])
     assert len(rule.asked) == asked and json.loads((run.directory / TEXTS).read_text()) == report
     assert rows_of(again)["ar_sft"].explanations == found["ar_sft"].explanations
+
+
+def test_message_batches_of_all_shards_are_under_way_together(shallow_model_dir, tmp_path, monkeypatch):
+    text = "<explanation>\nSomething stood last.\nMore of it is due now.\n</explanation>"
+    server = ChatServer(lambda prompt: text)
+    sent_before_an_answer = []
+    results = server.results
+    monkeypatch.setattr(
+        server, "results", lambda name: sent_before_an_answer.append(len(server.batches)) or results(name)
+    )
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    monkeypatch.setattr(batches, "FIRST_POLL", 0.01)
+    writer = ChatWriterConfig(ChatConfig("anthropic:m", batch=True), checks=TextChecks(fewest_words=5))
+    config = config_of(shallow_model_dir, writer)
+    extraction = dataclasses.replace(config.extraction, shard_documents=16)
+    run = Run(dataclasses.replace(config, extraction=extraction), tmp_path / "run")
+    run_stages(run, ["extract", "explain"])
+    server.close()
+    shards = len(list((run.directory / "data" / "base").glob("*.parquet")))
+    assert shards == 3 and sent_before_an_answer == [shards] * shards and server.asked == []
+    assert json.loads((run.directory / TEXTS).read_text())["left_out"] == 0
 
 
 def test_warm_starts_from_texts_of_a_local_language_model(shallow_model_dir, tmp_path):
