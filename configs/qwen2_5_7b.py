@@ -7,7 +7,7 @@ rates of its warm starts scaled by the square root of that. Its authors call the
 from nla_jax.autoencoder.verbalizer import InjectionConfig
 from nla_jax.chat.config import ChatConfig
 from nla_jax.config import ExperimentConfig, ModelConfig, ReconstructorWarmStartConfig, WarmStartConfig
-from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.corpora.config import CorpusConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.chat import ChatWriterConfig
 from nla_jax.data.writers.config import WriterConfig

@@ -26,9 +26,9 @@ from benchmarks.measure import markdown
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nla_jax.data.corpus import corpus_documents
-from nla_jax.data.corpus_config import CorpusConfig
-from nla_jax.data.document_store import CorpusRecord, DocumentStore, write_documents
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.corpus import corpus_documents
+from nla_jax.data.corpora.document_store import CorpusRecord, DocumentStore, write_documents
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.positions import Tally, choose_positions
 from nla_jax.data.splits import split_of

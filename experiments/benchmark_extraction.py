@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from nla_jax.config import CorpusConfig, load_config
-from nla_jax.data.corpus import load_corpus
+from nla_jax.data.corpora.corpus import load_corpus
 from nla_jax.data.extraction import batches, forward
 from nla_jax.data.positions import Tally, choose_positions
 from nla_jax.pipeline.documents import prepare_documents

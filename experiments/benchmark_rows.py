@@ -31,7 +31,7 @@ from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data import batches, splits
 from nla_jax.data.adoption import adopt
-from nla_jax.data.corpus import load_corpus
+from nla_jax.data.corpora.corpus import load_corpus
 from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, write_shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns

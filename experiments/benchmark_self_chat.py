@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from nla_jax.config import ExperimentConfig, ModelConfig
-from nla_jax.data.corpus_config import CorpusConfig
-from nla_jax.data.self_prompts import SelfChatConfig
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.self_prompts import SelfChatConfig
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.self_chat import FOLDER, self_documents
 from nla_jax.process import machine_class, use_compilation_cache

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
-from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.corpora.config import CorpusConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.config import WriterConfig
 from nla_jax.evaluation.config import EvaluationConfig

@@ -14,7 +14,14 @@ from processes import ROOT
 import nla_jax
 
 FLOORS = (
-    ("files", "html", "process", "randomness", "shipped", "text_analysis"),  # modules that know nothing of the rest
+    (
+        "files",
+        "html",
+        "process",
+        "randomness",
+        "shipped",
+        "text_analysis",
+    ),  # modules that know nothing of the rest
     ("sharding",),  # where arrays live
     ("lm",),  # the language model as arrays
     ("lm.files",),  # the language model as files

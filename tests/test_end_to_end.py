@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from processes import ROOT, command, environment, finish, finish_all
 
-from nla_jax.data.corpus import load_corpus
+from nla_jax.data.corpora.corpus import load_corpus
 
 STAGES = ("av_sft", "ar_sft", "rl")
 

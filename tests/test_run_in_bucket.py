@@ -10,7 +10,7 @@ from processes import ROOT
 
 import nla_jax
 from nla_jax.__main__ import main
-from nla_jax.data.corpus import load_corpus
+from nla_jax.data.corpora.corpus import load_corpus
 from nla_jax.files import as_path, upload
 from nla_jax.training.metrics_log import MetricsLog
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.splits import hash_fraction
 from nla_jax.lm.places import places
 from nla_jax.lm.tokenized import TokenizedText, special_ids, tokenize_chat, tokenize_texts

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from nla_jax.config import ExperimentConfig, plain
-from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.corpora.config import CorpusConfig
 from nla_jax.data.splits import MONITOR_SHARE
 
 STAGE_FIELDS = {

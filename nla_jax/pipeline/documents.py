@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from nla_jax.data.adoption import adopt, data_state, documents_of, splits_digest
-from nla_jax.data.corpus import corpus_documents, corpus_state
-from nla_jax.data.corpus_config import CorpusConfig
-from nla_jax.data.document_store import CorpusRecord, DocumentStore, write_documents
-from nla_jax.data.documents import Document, documents_digest
-from nla_jax.data.duplicates import shared_between
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.corpus import corpus_documents, corpus_state
+from nla_jax.data.corpora.document_store import CorpusRecord, DocumentStore, write_documents
+from nla_jax.data.corpora.documents import Document, documents_digest
+from nla_jax.data.corpora.duplicates import shared_between
 from nla_jax.data.sidecar import Sidecar
 from nla_jax.data.splits import split_of
 from nla_jax.data.store import StoredDataset

@@ -10,9 +10,9 @@ import numpy as np
 
 from nla_jax.chat.estimates import Estimate, estimate
 from nla_jax.chat.prices import guessed_tokens
+from nla_jax.data.corpora.document_store import DocumentStore
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.dataset import ActivationDataset
-from nla_jax.data.document_store import DocumentStore
-from nla_jax.data.documents import Document
 from nla_jax.data.extraction import Rows, columns_of
 from nla_jax.data.positions import Context, Tally, choose_positions
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar

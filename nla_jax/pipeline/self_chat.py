@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from nla_jax.chat.local import LocalLM, seed_of
 from nla_jax.config import plain
-from nla_jax.data.chats import Message, render_plain
-from nla_jax.data.documents import Document
-from nla_jax.data.self_prompts import ChatPrompt, SelfChatConfig, self_prompts
+from nla_jax.data.corpora.chats import Message, render_plain
+from nla_jax.data.corpora.documents import Document
+from nla_jax.data.corpora.self_prompts import ChatPrompt, SelfChatConfig, self_prompts
 from nla_jax.files import AnyPath, write_text
 from nla_jax.lm.chat_template import render_messages
 from nla_jax.lm.files.weights import load_language_model

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.extraction import ExtractionConfig, Rows, columns_of, next_words, read_rows
 from nla_jax.data.positions import Context, Reading, Tally, choose_positions
 from nla_jax.lm.logits import logits

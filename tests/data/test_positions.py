@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.positions import PositionConfig, Tally, choose_positions
 from nla_jax.data.splits import hash_fraction
 from nla_jax.lm.places import places

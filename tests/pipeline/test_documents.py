@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
-from nla_jax.data import document_store
-from nla_jax.data.corpus import load_corpus
+from nla_jax.data.corpora import document_store
+from nla_jax.data.corpora.corpus import load_corpus
+from nla_jax.data.corpora.documents import documents_digest
 from nla_jax.data.dataset import load_dataset
-from nla_jax.data.documents import documents_digest
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.pipeline import documents
 from nla_jax.pipeline.digests import corpus_digest, stage_digest

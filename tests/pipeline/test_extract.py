@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
+from nla_jax.data.corpora.documents import documents_digest
 from nla_jax.data.dataset import load_dataset
-from nla_jax.data.documents import documents_digest
 from nla_jax.data.extraction import ExtractionConfig, columns_of, read_rows
 from nla_jax.data.positions import Tally, choose_positions
 from nla_jax.pipeline import extract as stage

@@ -9,10 +9,10 @@ from tiny_model import write_tiny_model
 
 from nla_jax.chat.local import LocalLM
 from nla_jax.config import ExperimentConfig, ModelConfig
-from nla_jax.data.corpus_config import CorpusConfig
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.self_prompts import SelfChatConfig
 from nla_jax.data.dataset import load_dataset
 from nla_jax.data.extraction import ExtractionConfig
-from nla_jax.data.self_prompts import SelfChatConfig
 from nla_jax.pipeline import self_chat as module
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.run import Run

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nla_jax.data.documents import Document, DocumentsDigest
-from nla_jax.data.keyed_order import messages_of_json
+from nla_jax.data.corpora.documents import Document, DocumentsDigest
+from nla_jax.data.corpora.keyed_order import messages_of_json
 from nla_jax.files import AnyPath, local_copy, write_atomically
 
 DOCUMENTS_A_FILE = 4096

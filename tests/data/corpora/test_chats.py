@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nla_jax.data.chats import ROLES, ChatLeftOut, read_chat, render_plain
-from nla_jax.data.corpus import load_corpus
-from nla_jax.data.documents import Document, documents_digest
+from nla_jax.data.corpora.chats import ROLES, ChatLeftOut, read_chat, render_plain
+from nla_jax.data.corpora.corpus import load_corpus
+from nla_jax.data.corpora.documents import Document, documents_digest
 
 PLAIN = ({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"})
 

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from nla_jax.data import docstrings as module
-from nla_jax.data.corpus import load_corpus
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora import docstrings as module
+from nla_jax.data.corpora.corpus import load_corpus
+from nla_jax.data.corpora.documents import Document
 
 PROSE = "the quick brown fox jumps over the lazy dog and then walks home again " * 5
 

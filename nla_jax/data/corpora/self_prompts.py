@@ -36,8 +36,8 @@ class SelfChatConfig:
     """Of sampling; 1 draws from the model's own distribution, in which small models lose the thread, and 0 takes the
     likeliest tokens."""
     languages: tuple[str, ...] = ()
-    """Languages of the built-in templates, such as english and german: the names of the files in data/prompts. Empty
-    stands for all of them."""
+    """Languages of the built-in templates, such as english and german: the names of the files in data/corpora/prompts.
+    Empty stands for all of them."""
     batch_size: int = 32
     """Chats that are written at a time, and lost at most when the process is killed."""
     model: str = ""

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from nla_jax.data import self_prompts as module
-from nla_jax.data.self_prompts import ChatPrompt, SelfChatConfig, self_prompts
+from nla_jax.data.corpora import self_prompts as module
+from nla_jax.data.corpora.self_prompts import ChatPrompt, SelfChatConfig, self_prompts
 
 
 def test_built_in_prompts_are_thousands_all_different_and_chosen_by_the_seed():

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from nla_jax.data.duplicates import Duplicates
-from nla_jax.data.self_prompts import SelfChatConfig, is_self_chat
+from nla_jax.data.corpora.duplicates import Duplicates
+from nla_jax.data.corpora.self_prompts import SelfChatConfig, is_self_chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class CorpusConfig:
 
     source: str = "docstrings"
     """`docstrings` (built in), a .txt, .jsonl, .json or .parquet file or a folder of them, here or at gs://...,
-    hf:NAME[:CONFIG][:SPLIT], or self:PROMPTS for chats that the target LM writes itself; see `data/corpus.py`."""
+    hf:NAME[:CONFIG][:SPLIT], or self:PROMPTS for chats that the target LM writes itself; see data/corpora/corpus.py."""
     sources: tuple[str, ...] = ()
     """Several sources in place of `source`, which are mixed; the ids of their documents begin with the source."""
     weights: tuple[float, ...] = ()
@@ -28,7 +28,7 @@ class CorpusConfig:
     duplicates: Duplicates = "same_id"
     """Which documents are left out as repetitions: those with the id of an earlier one; with exact also those with its
     text, but for case, punctuation and white space; with near also those with nearly its text; see
-    `data/duplicates.py`."""
+    `data/corpora/duplicates.py`."""
     min_characters: int = 0
     """Shorter documents are left out."""
     max_characters: int | None = None

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from nla_jax.data.corpus_config import CorpusConfig
-from nla_jax.data.corpus_files import corpus_files, file_documents
-from nla_jax.data.docstrings import docstring_documents, docstring_versions
-from nla_jax.data.document_filters import filter_documents
-from nla_jax.data.documents import Document, documents_of_rows
-from nla_jax.data.duplicates import SeenHashes, hash64, text_hashes
-from nla_jax.data.hub_corpus import hub_rows, is_streamed, parse_hub_source
-from nla_jax.data.keyed_order import in_keyed_order
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.docstrings import docstring_documents, docstring_versions
+from nla_jax.data.corpora.documents import Document, documents_of_rows
+from nla_jax.data.corpora.duplicates import SeenHashes, hash64, text_hashes
+from nla_jax.data.corpora.files import corpus_files, file_documents
+from nla_jax.data.corpora.filters import filter_documents
+from nla_jax.data.corpora.hub import hub_rows, is_streamed, parse_hub_source
+from nla_jax.data.corpora.keyed_order import in_keyed_order
 from nla_jax.process import warn
 
 SelfDocuments = Callable[[str], Iterator[Document]]

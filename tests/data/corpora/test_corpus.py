@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from bucket import Bucket
 
-from nla_jax.data import keyed_order
-from nla_jax.data.corpus import corpus_documents, corpus_state, load_corpus, parse_hub_source
-from nla_jax.data.corpus_config import CorpusConfig
-from nla_jax.data.documents import Document, documents_digest
+from nla_jax.data.corpora import keyed_order
+from nla_jax.data.corpora.config import CorpusConfig
+from nla_jax.data.corpora.corpus import corpus_documents, corpus_state, load_corpus, parse_hub_source
+from nla_jax.data.corpora.documents import Document, documents_digest
 
 
 def write_jsonl(path, rows):

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from nla_jax.data.duplicates import SeenHashes, hash64, shared_between, text_hashes, words_of
+from nla_jax.data.corpora.duplicates import SeenHashes, hash64, shared_between, text_hashes, words_of
 
 WORDS = [f"word{number}" for number in range(500)]
 

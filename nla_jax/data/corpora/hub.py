@@ -55,7 +55,7 @@ def hub_rows(source: str, *, seed: int, shuffle_buffer: int) -> Iterator[tuple[s
         import datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"corpus {source!r} needs the optional package `datasets`; run `pip install 'nla_jax[hf]'`, or give a "
+            f"corpus {source!r} needs the optional package `datasets`; run `pip install datasets`, or give a "
             "local file or 'docstrings'"
         ) from error
     streaming = is_streamed(source)

@@ -4,7 +4,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 
 CHARACTERS_READ = 600
 """Characters from the middle of a text that its language is told by."""
@@ -56,7 +56,7 @@ def _identifier(languages: tuple[str, ...]) -> Callable[[str], str]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "corpus.languages needs the optional package `py3langid`; run `pip install 'nla_jax[corpora]'`"
+            "corpus.languages needs the optional package `py3langid`; run `pip install py3langid`"
         ) from error
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     known = sorted(identifier.labels)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nla_jax.data.chats import CHAT_FIELDS, ChatLeftOut, Message, read_chat, render_plain
+from nla_jax.data.corpora.chats import CHAT_FIELDS, ChatLeftOut, Message, read_chat, render_plain
 from nla_jax.lm.tokenized import as_unicode
 
 

@@ -12,7 +12,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nla_jax.data.documents import Document, documents_of_rows, field_of_row, missing_field, unicode_text
+from nla_jax.data.corpora.documents import (
+    Document,
+    documents_of_rows,
+    field_of_row,
+    missing_field,
+    unicode_text,
+)
 from nla_jax.files import AnyPath, as_path, fingerprint
 
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.splits import hash_fraction
 
 DOCSTRING_DISTRIBUTIONS = (

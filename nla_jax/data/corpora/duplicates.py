@@ -114,7 +114,7 @@ def band_hashes(words: list[str]) -> list[int]:
         from rensa import RMinHash
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "near duplicates are found with the optional package `rensa`; run `pip install 'nla_jax[corpora]'`, or set "
+            "near duplicates are found with the optional package `rensa`; run `pip install rensa`, or set "
             "corpus.duplicates to exact or same_id"
         ) from error
     runs = list(map(" ".join, zip(*(words[start:] for start in range(WORDS)), strict=False)))

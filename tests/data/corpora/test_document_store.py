@@ -2,9 +2,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nla_jax.data import document_store
-from nla_jax.data.document_store import CorpusRecord, DocumentStore, write_documents
-from nla_jax.data.documents import Document, documents_digest
+from nla_jax.data.corpora import document_store
+from nla_jax.data.corpora.document_store import CorpusRecord, DocumentStore, write_documents
+from nla_jax.data.corpora.documents import Document, documents_digest
 
 CHAT = (
     {"role": "user", "content": "Hi"},

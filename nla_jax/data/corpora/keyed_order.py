@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nla_jax.data.documents import Document
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.splits import hash_fraction
 
 KEYS_AT_ONCE = 100_000
