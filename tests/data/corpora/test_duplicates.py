@@ -80,5 +80,5 @@ def test_texts_shared_between_parts_are_counted(tmp_path):
 
 def test_near_duplicates_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
-    with pytest.raises(ModuleNotFoundError, match=r"`rensa`; run `pip install 'nla_jax\[corpora\]'`, or set"):
+    with pytest.raises(ModuleNotFoundError, match=r"`rensa`; run `pip install rensa`, or set"):
         text_hashes("a", "near")
