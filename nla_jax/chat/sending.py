@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from nla_jax.chat.replies import Allowance, Answer, Failure, Parameters, Reply
+from nla_jax.chat.replies import Allowance, Answer, Failure, FailureKind, Parameters, Reply
 
 Ask = Callable[[str, Parameters], Reply]
 """Sends one prompt and waits for the reply. It raises a Failure where there is none."""
@@ -38,37 +38,40 @@ TEST_PROMPT = "Say hello."
 class ConcurrencyLimit:
     """How many requests may be under way: it grows by an eighth a round, doubling at first, and shrinks to 0.7.
 
-    A round is as many replies and failures as the limit allows requests, and one that shrinks it is of `ROUND` at
-    least. A few faults do not shrink the limit, since they come whatever the load is. A round whose replies take
-    several times as long as those of the fastest keeps the limit: the server has a queue, and a longer one would only
-    bring time-outs.
+    A round is as many replies and failures as the limit allows requests, and at least `ROUND`. The limit shrinks where
+    an eighth of a round is refused as too many requests, and stays where a sixteenth is. Other faults come whatever
+    the load is, so only a third of a round shrinks it. A round whose replies take several times as long as those of
+    the fastest keeps the limit: the server has a queue, and a longer one would only bring time-outs.
     """
 
-    FIRST, ROUND, SHRINK, SHARE_OF_FAILURES, SLOWER = 4, 16, 0.7, 1 / 3, 4.0
+    FIRST, ROUND, SHRINK, SLOWER = 4, 16, 0.7, 4.0
+    SHARE_TOO_MANY, SHARE_ENOUGH, SHARE_OF_FAILURES = 1 / 8, 1 / 16, 1 / 3
 
     def __init__(self, most: int):
         self.most, self.value = most, min(self.FIRST, most)
         self._doubling, self._fastest = True, float("inf")
-        self._failures, self._seconds = 0, []
+        self._busy, self._failures, self._seconds = 0, 0, []
 
-    def count(self, seconds: float, *, failed: bool) -> None:
-        """Take note of a request that took `seconds`, and of whether it failed for the server's reasons."""
-        if failed:
+    def count(self, seconds: float, failure: FailureKind | None = None) -> None:
+        """Take note of a request that took `seconds`, and of how it failed if it did for the server's reasons."""
+        if failure == "busy":
+            self._busy += 1
+        elif failure is not None:
             self._failures += 1
         else:
             self._seconds.append(seconds)
-        size = self._failures + len(self._seconds)
-        too_many = self._failures > self.SHARE_OF_FAILURES * size
-        if size < self.value or (too_many and size < self.ROUND):
+        size = self._busy + self._failures + len(self._seconds)
+        if size < max(self.value, self.ROUND):
             return
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else float("inf")
         self._fastest = min(self._fastest, mean)
-        if too_many:
+        is_too_many = self._busy > self.SHARE_TOO_MANY * size
+        if is_too_many or self._busy + self._failures > self.SHARE_OF_FAILURES * size:
             self.value, self._doubling = max(int(self.value * self.SHRINK), 1), False
-        elif mean <= self.SLOWER * self._fastest:
+        elif self._busy <= self.SHARE_ENOUGH * size and mean <= self.SLOWER * self._fastest:
             step = self.value if self._doubling else max(self.value // 8, 1)
             self.value = min(self.value + step, self.most)
-        self._failures, self._seconds = 0, []
+        self._busy, self._failures, self._seconds = 0, 0, []
 
 
 @dataclasses.dataclass(order=True)
@@ -162,14 +165,14 @@ class _Sending:
         """What an outcome puts on record."""
         self.under_way -= 1
         if isinstance(result, Reply):
-            self.limit.count(seconds, failed=False)
+            self.limit.count(seconds)
             reply = dataclasses.replace(result, seconds=seconds)
             return [reply, *self._cleared()] if self._note(reply) else [reply]
         if not isinstance(result, Failure) or result.kind == "all":
             self._stop(asking_ends(self.sender.name, result))
             return []
         if result.kind != "prompt":
-            self.limit.count(seconds, failed=True)
+            self.limit.count(seconds, result.kind)
             self.broken = self.broken or result.kind != "busy"
         request.tries += 1
         at_first = result.kind in ("unreachable", "nonsense") and not self.answered

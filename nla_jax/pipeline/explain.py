@@ -144,9 +144,29 @@ def _open_writer(run: Run) -> Writer:
             counts.add(context or "" for context in contexts)
         return counts
 
-    return open_writer(
+    writer = open_writer(
         config.writer, seed=config.seed, words=words, cache=run.directory / "data" / "answers.sqlite"
     )
+    _check_writer(run, writer)
+    return writer
+
+
+def _check_writer(run: Run, writer: Writer) -> None:
+    """Refuse to go on where what the config names is not what wrote the texts so far, before anything is asked.
+
+    Raises:
+      ValueError: it differs, as where the file of an instruction was edited.
+    """
+    folder, now = run.directory / "data" / "texts", writer.about()
+    for place in sorted(folder.glob("*.json")) if folder.exists() else ():
+        before = json.loads(place.read_bytes())["texts"]
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            values = "; ".join(f"{name}: {before.get(name)!r} then, {now[name]!r} now" for name in changed)
+            raise ValueError(
+                f"some of the texts in {run.directory / 'data'} were written in another way ({values}). Bring that "
+                f"back, or delete {folder} to have all texts written anew; answers that were paid for are kept"
+            )
+        return
 
 
 def _record_path(run: Run, path: AnyPath) -> AnyPath:

@@ -25,11 +25,11 @@ def asked(ask, prompts, concurrency=8) -> list[Reply]:
     return [reply for replies in sender(prompts, PARAMETERS, Unlimited()) for reply in replies]
 
 
-def play(limit: ConcurrencyLimit, replies: int, *, share_failing: float = 0.0, seconds: float = 1.0) -> int:
+def play(limit: ConcurrencyLimit, replies: int, *, share_failing: float = 0.0, kind: str = "server") -> int:
     """The limit after a number of replies of which every so manieth fails."""
     every = round(1 / share_failing) if share_failing else 0
     for number in range(1, replies + 1):
-        limit.count(seconds, failed=bool(every) and number % every == 0)
+        limit.count(1.0, kind if every and number % every == 0 else None)
     return limit.value
 
 
@@ -40,13 +40,28 @@ def test_the_limit_grows_to_the_most_under_a_few_faults():
 
 def test_the_limit_shrinks_where_many_requests_are_refused_and_recovers():
     limit = ConcurrencyLimit(256)
-    # Rounds of 4, 8, 16, 32, 64 and 128.
-    assert play(limit, 252) == 256
+    # Three rounds of 16, and rounds of 32, 64 and 128.
+    assert play(limit, 272) == 256
     assert play(limit, 256, share_failing=0.5) == 179
     assert play(limit, 179 + 125, share_failing=1.0) == 87
     assert play(limit, 87) == 97
     assert play(limit, 97 + 67 + 46 + 32 + 22 + 5 * 16, share_failing=1.0) == 1
-    assert play(limit, 1) == 2
+    assert play(limit, 16) == 2
+
+
+def test_the_limit_settles_where_hardly_any_request_is_refused_as_too_many():
+    limit, slots, refused, served = ConcurrencyLimit(256), 64, 0, 0
+    values = []
+    while served < 2000:
+        now = limit.value
+        for place in range(max(now, ConcurrencyLimit.ROUND)):
+            is_refused = place % now >= slots
+            refused += is_refused
+            limit.count(1.0, "busy" if is_refused else None)
+            served += not is_refused
+        values.append(limit.value)
+    assert all(slots * 0.9 < value < slots * 1.15 for value in values[-10:])
+    assert refused < 0.12 * served
 
 
 def test_the_limit_stays_where_replies_come_from_a_queue():
@@ -54,7 +69,7 @@ def test_the_limit_stays_where_replies_come_from_a_queue():
     while served < 3000:
         # One request at a time takes a second, so the last one waits for all before it.
         for place in range(limit.value):
-            limit.count(float(place + 1), failed=False)
+            limit.count(float(place + 1))
         served += limit.value
     assert 4 < limit.value < 64
 

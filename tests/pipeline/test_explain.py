@@ -178,3 +178,42 @@ def test_texts_for_too_few_documents_are_an_error_that_loses_nothing(run_of, mon
     ):
         explain(run)
     assert not data_is_written(run) and len(load_dataset(run.directory / "data" / "rl"))
+
+
+def test_a_writer_that_has_changed_is_refused_before_it_writes(run_of, monkeypatch):
+    run = run_of("run")
+    written = []
+
+    class Versioned:
+        def __init__(self, version, lasts=100):
+            self.version, self.lasts, self.tally = version, lasts, Tally()
+
+        def explain(self, rows):
+            if not self.lasts:
+                raise KeyboardInterrupt
+            self.lasts -= 1
+            written.append(self.version)
+            texts = [f"Version {self.version}."] * len(rows)
+            self.tally.count(texts)
+            return texts
+
+        def prompts(self, rows):
+            return None
+
+        def about(self):
+            return {"writer": "versioned", "instruction": {"digest": self.version}}
+
+        def report(self):
+            return self.tally.report(**self.about())
+
+    monkeypatch.setattr(stage, "open_writer", lambda *_, **__: Versioned("a", lasts=2))
+    with pytest.raises(KeyboardInterrupt):
+        explain(run)
+    monkeypatch.setattr(stage, "open_writer", lambda *_, **__: Versioned("b"))
+    with pytest.raises(
+        ValueError, match=r"written in another way \(instruction: \{'digest': 'a'\} then, .*'b'"
+    ):
+        explain(run)
+    monkeypatch.setattr(stage, "open_writer", lambda *_, **__: Versioned("a"))
+    explain(run)
+    assert set(written) == {"a"} and data_is_written(run)
