@@ -1,8 +1,7 @@
 """Kill a run at random moments, half of them while it saves, and compare what it ends with to a run left alone.
 
-`python tests/random_kills.py OUT --kills 30` takes half an hour on two cores; pytest runs four chosen kills.
-`python tests/random_kills.py OUT --data --kills 10` kills ten times during extraction and ten times during explaining,
-compares the digests of all shards, and takes ten minutes.
+`python tests/random_kills.py OUT --kills 30` takes half an hour on two cores; pytest runs four chosen kills. `data_kills.py` does
+the same to the stages that make data.
 """
 
 import argparse
@@ -22,7 +21,6 @@ from processes import ROOT, command, environment, finish
 from test_end_to_end import read_metrics, write_corpus
 from tiny_model import write_tiny_model
 
-from nla_jax.data.manifest import verify_dataset
 from nla_jax.training.checkpoint_files import Description, describe, verify
 
 HIGH_RATE = ("--av-sft.optimizer.learning-rate", "1e-2")
@@ -34,14 +32,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="an empty directory")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--data", action="store_true", help="kill while data are made instead of while models train"
-    )
     args = parser.parse_args()
     out = args.out.resolve()
-    if args.data:
-        kill_while_data_are_made(out, args.kills, random.Random(args.seed))
-        return
     model, corpus = write_tiny_model(out / "model"), write_corpus(out / "texts.jsonl")
     rounds = 10 * args.kills
     lengths = {"--av-sft.loop.steps": 60, "--ar-sft.loop.steps": 60, "--rl.loop.steps": rounds}
@@ -74,39 +66,6 @@ def main() -> None:
         f"{args.kills} kills, {saving} in saves; {checked} checkpoints read, none damaged; same metrics: {same}"
     )
     raise SystemExit(not same)
-
-
-def kill_while_data_are_made(out: Path, kills: int, rng: random.Random) -> None:
-    """Kill both stages that make data; exit with 1 if a shard or manifest differs from those of a run left alone."""
-    model, corpus = write_tiny_model(out / "model"), write_corpus(out / "texts.jsonl")
-    for stage, finished in (("extract.py", "base/*.yaml"), ("explain.py", "texts/*.json")):
-        more = ("--extraction.shard-documents", "1")
-        finish(command(stage, model, corpus, out / "alone", *more))
-        arguments, run_dir = command(stage, model, corpus, out / "killed", *more), out / "killed"
-
-        def shards(pattern=finished, run_dir=run_dir) -> int:
-            return len(list((run_dir / "data").glob(pattern)))
-
-        for number in range(kills):
-            process, before, wanted = start(arguments), shards(), rng.randrange(4)
-            while process.poll() is None and shards() < before + wanted:
-                time.sleep(0.001)
-            time.sleep(rng.random() * (0.05 if wanted else 10))
-            if process.poll() is not None:
-                raise SystemExit(f"{stage} ended before all kills; give it fewer")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            print(f"{stage}, kill {number + 1}: {shards()} shards are finished", flush=True)
-        finish(arguments)
-    names = ("base", "av_sft", "ar_sft", "rl", "held_out")
-    files = [f"{name}/manifest.json" for name in names] + ["texts.json"]
-    alone, killed = (
-        [(out / run / "data" / file).read_bytes() for file in files] for run in ("alone", "killed")
-    )
-    for name in names:
-        verify_dataset(out / "killed" / "data" / name)
-    print(f"{2 * kills} kills; same digests of all shards: {alone == killed}")
-    raise SystemExit(alone != killed)
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
