@@ -1,7 +1,7 @@
 """Kill a run at random moments, half of them while it saves, and compare what it ends with to a run left alone.
 
-`python tests/random_kills.py OUT --kills 30` takes half an hour on two cores; pytest runs four chosen kills. `data_kills.py` does
-the same to the stages that make data.
+`python tests/random_kills.py OUT --kills 30` takes half an hour on two cores; pytest runs four chosen kills.
+`data_kills.py` does the same to the stages that make data.
 """
 
 import argparse
