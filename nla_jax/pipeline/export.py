@@ -45,7 +45,7 @@ def export_run(
     if adapters and not config.lora.rank:
         raise ValueError(f"{run.directory} was trained without adapters (lora.rank=0); export it whole")
     step = trained_step(run, stage, step)
-    origin = AdapterOrigin(config.lora, models.lm.name) if adapters else None
+    origin = AdapterOrigin(config.lora, models.base_lm.name) if adapters else None
     autoencoder = models.autoencoder
     models.release_target()
 

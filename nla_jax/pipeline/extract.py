@@ -43,7 +43,7 @@ def extract(run: Run) -> None:
                 run.check(sidecar)
         return
     # Templates that do not fit the tokenizer fail here, before anything is computed.
-    build_verbalizer_prompt(run.models.lm.tokenizer, run.config.templates)
+    build_verbalizer_prompt(run.models.base_lm.tokenizer, run.config.templates)
     _Extraction(run).run_all()
 
 

@@ -63,9 +63,12 @@ class Models:
     @functools.cached_property
     def target(self) -> LanguageModel:
         """The target LM, its weights placed on the mesh as they are read; `release_target` frees them."""
+        return self._read(self.config.model.path)
+
+    def _read(self, path: str) -> LanguageModel:
         lora = self.config.lora
         dtype = lora.base_dtype if lora.rank else "float32"
-        lm = load_language_model(self.config.model.path, mesh=self.mesh, dtype=dtype)
+        lm = load_language_model(path, mesh=self.mesh, dtype=dtype)
         return dataclasses.replace(lm, params=self.in_configured_form(lm.params))
 
     def in_configured_form(self, params: Any, *, stacked: bool | None = None) -> Any:
@@ -79,23 +82,51 @@ class Models:
 
     @functools.cached_property
     def lm(self) -> LanguageModel:
-        """The target LM without its weights: name, config, tokenizer."""
+        """The target without its weights: name, config, tokenizer."""
         if "target" in self.__dict__:
             return dataclasses.replace(self.target, params={})
         return load_language_model(self.config.model.path, weights=False)
 
+    @functools.cached_property
+    def base(self) -> LanguageModel:
+        """The LM that AV and AR start from: the target, or the one at `model.initial_path`."""
+        if self.config.model.initial_path is None:
+            return self.target
+        return self._read(self.config.model.initial_path)
+
+    @functools.cached_property
+    def base_lm(self) -> LanguageModel:
+        """The same without its weights.
+
+        Raises:
+          ValueError: its width is not the target's.
+        """
+        path = self.config.model.initial_path
+        if path is None:
+            return self.lm
+        lm = load_language_model(path, weights=False)
+        if lm.config.d_model != self.lm.config.d_model:
+            raise ValueError(
+                f"AV and AR cannot start from {path} (model.initial_path): its residual stream is {lm.config.d_model} "
+                f"wide, and that of the target {self.lm.name} {self.lm.config.d_model}; name a model of the target's "
+                "width, or none for the target itself"
+            )
+        return lm
+
     def release_target(self) -> None:
-        """Let go of the target's weights, unless adapters need them; the next use of `target` reads them again."""
+        """Let go of the weights of `target` and `base`, unless adapters need them; the next use reads them again."""
         if not self.config.lora.rank:
+            self.__dict__.pop("base", None)
+        if not self.config.lora.rank or self.config.model.initial_path is not None:
             self.__dict__.pop("target", None)
         return_freed_memory()
 
     @functools.cached_property
     def bases(self) -> dict[str, FrozenBase]:
-        """The frozen weights of "av" and "ar" where adapters are trained, which are the target's own; else nothing."""
+        """The frozen weights of "av" and "ar" where adapters are trained, which are those of `base`; else nothing."""
         if not self.config.lora.rank:
             return {}
-        lm, scale = self.target.params, self.config.lora.scale
+        lm, scale = self.base.params, self.config.lora.scale
         return {
             "av": FrozenBase(lm, scale),
             "ar": FrozenBase(self.autoencoder.reconstructor.init(lm)["lm"], scale),
@@ -104,19 +135,27 @@ class Models:
     def initial_state(self, model: ModelName, optimizer: optax.GradientTransformation) -> TrainState:
         """The "av" or "ar" as its warm start begins."""
         part = {"av": self.autoencoder.verbalizer, "ar": self.autoencoder.reconstructor}[model]
-        params, lora = part.init(self.target.params), self.config.lora
+        params, lora = part.init(self.base.params), self.config.lora
         if lora.rank:
             params = init_adapters(lora, params, key_for(self.config.seed, f"{model} lora"))
         return TrainState.create(params, optimizer)
 
     @functools.cached_property
     def lm_config(self) -> LMConfig:
-        """The LM's config with this run's dtypes and attention.
+        """The target's config with this run's dtypes and attention.
 
         Raises:
           ValueError: a layer that the LM does not have, or attention that the devices cannot compute.
         """
-        config = self.config.model.applied(self.lm.config)
+        return self._applied(self.lm.config)
+
+    @functools.cached_property
+    def base_config(self) -> LMConfig:
+        """That of the LM that AV and AR start from; raises as `lm_config`."""
+        return self._applied(self.base_lm.config)
+
+    def _applied(self, lm_config: LMConfig) -> LMConfig:
+        config = self.config.model.applied(lm_config)
         platform = self.mesh.devices.flat[0].platform
         check_implementation(
             config.attention,
@@ -130,7 +169,7 @@ class Models:
     @functools.cached_property
     def prompts(self) -> tuple[VerbalizerPrompt, ReconstructorPrompt]:
         """AV and AR prompts; ValueError where the templates do not fit the tokenizer."""
-        tokenizer, templates = self.lm.tokenizer, self.config.templates
+        tokenizer, templates = self.base_lm.tokenizer, self.config.templates
         return build_verbalizer_prompt(tokenizer, templates), build_reconstructor_prompt(tokenizer, templates)
 
     @functools.cached_property
@@ -140,9 +179,9 @@ class Models:
         config, pack = self.config, self.mesh.size == 1
         scale, remat = self._injection_scale(), config.model.remat
         return Autoencoder(
-            self.lm.tokenizer,
-            Verbalizer(self.lm_config, av_prompt, config.injection, scale, remat, pack),
-            Reconstructor(self.lm_config.truncated(config.model.layer), ar_prompt, remat, pack),
+            self.base_lm.tokenizer,
+            Verbalizer(self.base_config, av_prompt, config.injection, scale, remat, pack),
+            Reconstructor(self.base_config.truncated(config.model.layer), ar_prompt, remat, pack),
             config.max_explanation_tokens,
             config.max_reconstructor_tokens,
         )
