@@ -192,7 +192,7 @@ def startup_block(measured: Mapping[str, Any]) -> str:
 
 
 def writers_block(measured: Mapping[str, Any]) -> str:
-    """The table of writers of warm-start texts, from the file that `compare_writers.py` writes."""
+    """The table of writers of warm-start texts, from the file that `benchmark_writers.py` writes."""
     rows = [
         [
             name,
@@ -241,7 +241,7 @@ def main() -> None:
         "--run", type=Path, help="directory of an evaluated run of configs/smollm2_135m_cpu.py"
     )
     parser.add_argument("--startup", type=Path, help="what `benchmark_startup.py --json` wrote")
-    parser.add_argument("--writers", type=Path, help="what `compare_writers.py` wrote into figures.json")
+    parser.add_argument("--writers", type=Path, help="what `benchmark_writers.py` wrote into figures.json")
     args = parser.parse_args()
     blocks: dict[str, str] = {}
     if args.run:

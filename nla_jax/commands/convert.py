@@ -72,7 +72,10 @@ def show(source: "AnyPath") -> None:
         models = {meta.role: config if meta.role == "av" else config.truncated(meta.layer)}
     else:
         run = Run(read_config(source / "config.json"), source)
-        models = {"av": run.models.base_config, "ar": run.models.base_config.truncated(run.config.model.layer)}
+        models = {
+            "av": run.models.base_config,
+            "ar": run.models.base_config.truncated(run.config.model.layer),
+        }
     for role, config in models.items():
         print(f"{role.upper()}: {config.family}, {config.num_layers} blocks")
         for name in tensor_names(config, role):

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -137,7 +138,7 @@ def test_batches_are_no_longer_than_their_documents_need(tiny_lm, monkeypatch):
     def residual_at(params, tokens_BT, positions_BP, **options):
         shapes.append(tokens_BT.shape)
         B, P = positions_BP.shape
-        return (np.zeros((B, P, 4), np.float32),), np.zeros((B, P, 8), np.int32)
+        return (jnp.zeros((B, P, 4)),), jnp.zeros((B, P, 8), jnp.int32)
 
     monkeypatch.setattr("nla_jax.data.extraction._residual_at", residual_at)
     done = []

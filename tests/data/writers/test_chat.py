@@ -30,6 +30,9 @@ class Rule:
         self.options.append((instruction, max_tokens, temperature))
         return [self.rule(prompt) for prompt in prompts]
 
+    def send_batches(self, prompts, *, instruction="", max_tokens, temperature=None):
+        self.sent_ahead = list(prompts)
+
 
 def rows(contexts, **extra) -> ActivationDataset:
     n = len(contexts)
@@ -48,6 +51,15 @@ def written(rule, data, config=CONFIG):
     model = Rule(rule)
     writer = ChatWriter(config, lambda: model)
     return writer.explain(data), writer, model
+
+
+def test_batches_hold_what_is_asked_first():
+    model = Rule(lambda prompt: Answer(GOOD.format("cats")))
+    writer, data = ChatWriter(CONFIG, lambda: model), rows(["they bark at the", "they purr at the"])
+    writer.send_batches(data)
+    assert model.asked == []
+    writer.explain(data)
+    assert model.sent_ahead == model.asked
 
 
 def test_each_row_gets_the_text_of_its_own_prompt():
