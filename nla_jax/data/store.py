@@ -192,17 +192,24 @@ class StoredDataset:
         Raises:
           ValueError: as `load_dataset`; or the rows are not in the order of the files.
         """
-        held: list[ActivationDataset] = []
+        left, held = len(self), []
+        activations_BD = np.empty((min(rows, left), self.width), np.float32)
+        filled = 0
         for shard, table, vectors_BD in self._pieces(text_columns, vectors=True):
-            activations_BD = _as_float32(vectors_BD)
-            check_activations(activations_BD, shard.path)
-            held.append(rows_of(table, activations_BD, shard.sidecar, shard.path))
-            while sum(map(len, held)) >= rows:
-                whole = joined(held, np.concatenate([part.activations for part in held]))
-                yield self._named(whole.take(slice(0, rows)))
-                held = [whole.take(slice(rows, None))]
-        if sum(map(len, held)):
-            yield self._named(joined(held, np.concatenate([part.activations for part in held])))
+            start = 0
+            while start < len(vectors_BD):
+                count = min(len(activations_BD) - filled, len(vectors_BD) - start)
+                # Each part is filled in place, so that it is the only copy of its rows.
+                some_BD = activations_BD[filled : filled + count]
+                with np.errstate(over="ignore"):
+                    some_BD[:] = vectors_BD[start : start + count]
+                check_activations(some_BD, shard.path)
+                held.append(rows_of(table.slice(start, count), some_BD, shard.sidecar, shard.path))
+                start, filled = start + count, filled + count
+                if filled == len(activations_BD):
+                    yield self._named(joined(held, activations_BD))
+                    left, held, filled = left - filled, [], 0
+                    activations_BD = np.empty((min(rows, left), self.width), np.float32)
 
     def _named(self, part: ActivationDataset) -> ActivationDataset:
         return dataclasses.replace(part, sidecar=dataclasses.replace(self.sidecar, row_count=len(part)))
