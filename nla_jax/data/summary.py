@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 
+from nla_jax.data.corpora.filters import language_identifier
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.shards import shards_of
 from nla_jax.data.sidecar import Sidecar
@@ -144,7 +145,7 @@ class _Counting:
         self.counts: dict[str, Counter[str]] = {}
         self.repeated: Counter[str] = Counter()
         self.seen_texts: set[int] = set()
-        self.language_of = language_identifier()
+        self.language_of = _language_identifier()
         self.told: dict[str, str] = {}
         self.chosen: list[tuple[float, RowSample]] = []
 
@@ -234,14 +235,12 @@ def hashes(texts: Sequence[str]) -> UInt64[np.ndarray, "N"]:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def language_identifier() -> Callable[[str], str] | None:
-    """What tells the language of a text, as a code of ISO 639-1; None where the package `py3langid` is missing."""
+def _language_identifier() -> Callable[[str], str] | None:
+    """What tells the language of a text, as a code of ISO 639-1; None where the package for it is missing."""
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        return language_identifier()
     except ModuleNotFoundError:
         return None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    return lambda text: str(identifier.classify(text)[0])
 
 
 @dataclasses.dataclass(frozen=True)

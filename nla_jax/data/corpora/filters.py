@@ -31,7 +31,7 @@ def filter_documents(
       ValueError: a language that cannot be told.
       ModuleNotFoundError: languages are named, and the package `py3langid` is not installed.
     """
-    language_of = _identifier(tuple(languages)) if languages else None
+    language_of = language_identifier(tuple(languages)) if languages else None
     for document in documents:
         characters = len(document.text)
         if characters < min_characters:
@@ -50,13 +50,21 @@ def _middle(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _identifier(languages: tuple[str, ...]) -> Callable[[str], str]:
-    """What tells the language of a text among all that are known, once it is sure that `languages` are known."""
+def language_identifier(languages: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """What tells the language of a text, as a code of ISO 639-1, among all languages that are known.
+
+    Args:
+      languages: codes that have to be among them.
+
+    Raises:
+      ModuleNotFoundError: the package `py3langid` is not installed.
+      ValueError: a language that is not known.
+    """
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "corpus.languages needs the optional package `py3langid`; run `pip install py3langid`"
+            "languages are told by the optional package `py3langid`; run `pip install py3langid`"
         ) from error
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     known = sorted(identifier.labels)
