@@ -70,9 +70,16 @@ def kill_stages(
 
 
 def kill(arguments: list[str], folder: Path, rng: random.Random, seconds: float) -> int:
-    """Start a stage and kill it within the next few files that it writes; returns how many files are there then.
+    """Start a stage and kill it, while it starts or soon after it has written one to three files more.
 
-    A stage that ends before that is left alone.
+    Args:
+      arguments: the command.
+      folder: where its files go.
+      rng: decides about the moment.
+      seconds: how long the whole stage takes.
+
+    Returns:
+      How many files are there then.
     """
 
     def files() -> int:
@@ -82,10 +89,12 @@ def kill(arguments: list[str], folder: Path, rng: random.Random, seconds: float)
     process = subprocess.Popen(
         arguments, env=environment(1), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    give_up = time.monotonic() + 3 * seconds + 60
-    while process.poll() is None and files() < before + more and time.monotonic() < give_up:
-        time.sleep(0.002)
-    time.sleep(rng.random() * 0.05 if more else rng.random() * seconds)
+    moment = time.monotonic() + (3 * seconds + 60 if more else rng.random() * seconds)
+    while process.poll() is None and files() < before + max(more, 1) and time.monotonic() < moment:
+        time.sleep(0.001)
+    time.sleep(rng.random() * 0.01)
+    if process.poll() is not None:
+        raise SystemExit(f"a stage ended before it was killed, with {files()} files; give it more documents")
     process.send_signal(signal.SIGKILL)
     process.wait()
     return files()
