@@ -1,4 +1,4 @@
-"""Which writer's texts an AR learns most from: warm starts on equal rows and steps, with texts of different writers.
+"""Compare writers by what an AR learns from their texts, in warm starts on equal rows and for equally many steps.
 
 The rows are extracted once. Each writer explains all of them, and rows without a text by any writer are left out for
 all. Then an AR is trained on each writer's texts with each seed, and rebuilds the activations of the same held-out
@@ -32,7 +32,7 @@ from nla_jax.text_analysis import words
 HELD_OUT = 0.2
 """Share of the documents whose activations are rebuilt."""
 SHORT = TextChecks(needs_tag=False, fewest_statements=1, fewest_words=5, most_words=60, copied_words=10)
-"""What a text of a small chat model has to be."""
+"""The checks that a text of a small chat model has to pass."""
 
 
 def writers(model: str) -> dict[str, WriterConfig]:

@@ -201,7 +201,7 @@ class MessageBatches:
     def _call(
         self, call: Callable[[], T], again: Sequence[str] = ("busy", "server", "nonsense", "unreachable")
     ) -> T:
-        """What a call of the API returns, which is repeated after failures of some kinds.
+        """Call the API, again after failures of some kinds, and return what it returns.
 
         Raises:
           RuntimeError: it fails, because of the Failure that is its cause.

@@ -1,4 +1,4 @@
-"""What asking a chat model will take, before anything is asked: tokens, US dollars and time."""
+"""Estimates of the tokens, US dollars and time that asking a chat model will take, made before anything is asked."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ COUNTED_HERE = 500
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What it will take to have prompts answered."""
+    """The tokens, money and time that answers to some prompts will take."""
 
     prompts: int
     """Different prompts."""
@@ -49,7 +49,7 @@ def estimate(
     prices: Mapping[str, Price] | None = None,
     cache: AnyPath | None = None,
 ) -> Estimate:
-    """What it will take to have prompts answered. Nothing is asked, but Anthropic's API counts tokens of a few prompts.
+    """Estimate what answers to prompts will take. Nothing is asked, but Anthropic's API counts tokens of a few prompts.
 
     To know time and usual cost, have a few of the prompts answered first: the answers are kept.
 

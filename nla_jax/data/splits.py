@@ -76,6 +76,11 @@ def split_of(doc_id: str, fractions: Mapping[str, float], seed: int) -> str:
     return used[-1]  # the shares may sum to a hair less than 1
 
 
+def splits_of(doc_ids: Sequence[str], fractions: Mapping[str, float], seed: int) -> np.ndarray:
+    """The split of each row by its document, see `split_of`, as an array of names that compares with a name."""
+    return np.array([split_of(doc_id, fractions, seed) for doc_id in doc_ids], dtype=object)
+
+
 def check_documents(counts: Mapping[str, int]) -> None:
     """Check how many documents each split has.
 

@@ -16,7 +16,7 @@ from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.extraction import Rows, columns_of
 from nla_jax.data.positions import Context, Tally, choose_positions
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
-from nla_jax.data.splits import split_of
+from nla_jax.data.splits import splits_of
 from nla_jax.data.writers.chat import ChatWriter
 from nla_jax.data.writers.open import Writer, open_writer
 from nla_jax.data.writers.predictive import WordCounts
@@ -29,7 +29,7 @@ SAMPLED_DOCUMENTS = 500
 
 @dataclasses.dataclass(frozen=True)
 class TextsEstimate:
-    """What it will take to have all texts of a run written."""
+    """The tokens, money and time that the texts of a run will take."""
 
     writer: str
     documents: int
@@ -75,10 +75,8 @@ def estimate_texts(run: Run, documents: int = SAMPLED_DOCUMENTS) -> TextsEstimat
     tally.check(config.extraction)
     rows = _rows_without_vectors(run, contexts)
     # Rows of joint training need no texts.
-    with_text_N = np.array(
-        [split_of(doc_id, config.corpus.fractions, config.seed) != "rl" for doc_id in rows.doc_ids]
-    )
-    prompts = writer.prompts(rows.take(with_text_N))
+    split_N = splits_of(rows.doc_ids, config.corpus.fractions, config.seed)
+    prompts = writer.prompts(rows.take(split_N != "rl"))
     scale = len(store) / len(some)
     return TextsEstimate(
         writer=config.writer.name,

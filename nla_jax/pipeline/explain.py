@@ -17,7 +17,7 @@ from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, 
 from nla_jax.data.manifest import Manifest
 from nla_jax.data.shards import shards_of, sidecar_of
 from nla_jax.data.sidecar import SidecarTemplates
-from nla_jax.data.splits import SPLITS, check_documents, split_of
+from nla_jax.data.splits import SPLITS, check_documents, splits_of
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.store import PART_ROWS, open_dataset
 from nla_jax.data.writers.open import Writer, open_writer
@@ -126,13 +126,8 @@ def _send_batches(run: Run, paths: Sequence[AnyPath]) -> None:
     sender = _open_writer(run)
     for path in missing:
         rows = load_dataset(path)
-        sender.send_batches(rows.take(_splits_of(run, rows) != "rl"))
-
-
-def _splits_of(run: Run, rows: ActivationDataset) -> np.ndarray:
-    """The split of each row, as an array of names."""
-    fractions, seed = run.config.corpus.fractions, run.config.seed
-    return np.array([split_of(doc_id, fractions, seed) for doc_id in rows.doc_ids], dtype=object)
+        split_N = splits_of(rows.doc_ids, run.config.corpus.fractions, run.config.seed)
+        sender.send_batches(rows.take(split_N != "rl"))
 
 
 def _open_writer(run: Run) -> Writer:
@@ -195,7 +190,7 @@ def _record_of(run: Run, path: AnyPath) -> dict[str, Any] | None:
 def _explain_shard(run: Run, path: AnyPath, writer: Writer) -> dict[str, Any]:
     """Write the rows of a shard of data/base into the splits, and note it. Rows of joint training need no texts."""
     rows, before = load_dataset(path), writer.report()
-    split_N = _splits_of(run, rows)
+    split_N = splits_of(rows.doc_ids, run.config.corpus.fractions, run.config.seed)
     texts_N = np.full(len(rows), None, dtype=object)
     if (is_supervised_N := split_N != "rl").any():
         texts_N[is_supervised_N] = writer.explain(rows.take(is_supervised_N))
