@@ -2,16 +2,14 @@
 
 import functools
 
-from nla_jax import text_analysis
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.data.batches import StoredActivations, training_batches
-from nla_jax.data.splits import shuffled
+from nla_jax.pipeline.monitor import Monitor
 from nla_jax.pipeline.run import Run
 from nla_jax.process import warn
 from nla_jax.randomness import key_for
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import process_row_indices
-from nla_jax.training.guards import judge_drop
 from nla_jax.training.joint import Round, optimizers
 from nla_jax.training.loop import Best, abstract, run_stage, tell_epochs
 from nla_jax.training.state import TrainState, restart
@@ -53,7 +51,7 @@ def rl(run: Run) -> None:
     """Joint training from both warm starts; the best round by the frozen judge is kept."""
     config, codec = run.config.rl, run.models.autoencoder
     _warn_of_short_prompts(codec)
-    monitor = run.monitored(run.config.evaluation.monitor_rows)
+    monitor = Monitor(run)
     run.models.release_target()
     seed = run.config.seed
     # Restored apart from the states: steps donate those. Adapters share their base, which nothing else need copy.
@@ -65,37 +63,6 @@ def rl(run: Run) -> None:
     def initial():
         # Called once. Nothing here holds on to the first states after that.
         return {name: first.pop(name) for name in ("av", "ar")}
-
-    other = shuffled(range(len(monitor)), monitor.doc_ids, seed)
-
-    def evaluate(states, highest):
-        key = key_for(seed, "monitor")
-        temperature = run.config.evaluation.temperature
-        verbalizer = run.models.with_base("av", states["av"].params)
-        texts = run.models.round_trip.verbalize(verbalizer, monitor.activations, key, temperature)
-        own, judge = (
-            run.models.round_trip.reconstruct(params, texts)
-            # The judge is read anew each time: held all along, it would cost as much memory as the AR itself.
-            for params in (
-                run.models.with_base("ar", states["ar"].params),
-                run.models.warm_start_params("ar"),
-            )
-        )
-        swapped = [texts[i] for i in other]
-        row = {
-            "own_fve_nrm": run.yardstick.fve_nrm(own, texts, monitor.activations),
-            "judge_fve_nrm": run.yardstick.fve_nrm(judge, texts, monitor.activations),
-            "shuffled_fve_nrm": run.yardstick.fve_nrm(judge[other], swapped, monitor.activations),
-            "repeated": text_analysis.share(text_analysis.repeated_ngrams(text or "") for text in texts),
-        }
-        if monitor.contexts is not None:
-            pairs = zip(texts, monitor.contexts, strict=True)
-            row["copied"] = text_analysis.share(
-                text_analysis.copied_ngrams(text or "", context) for text, context in pairs
-            )
-        # A share of nothing, as of texts that all failed, is not logged.
-        known = {name: value for name, value in row.items() if value is not None}
-        return known | {"judge_drop": judge_drop(known, highest)}
 
     rows = StoredActivations(run.open("rl"))
     tell_epochs("rl", config.loop.steps, len(rows), config.activations)
@@ -114,7 +81,7 @@ def rl(run: Run) -> None:
         batches=training_batches(
             rows, config.activations, seed, process_row_indices(config.activations, run.mesh)
         ),
-        evaluate=evaluate,
+        evaluate=monitor,
         checkpoints=run.checkpoints("rl"),
         log=run.log,
         mesh=run.mesh,
