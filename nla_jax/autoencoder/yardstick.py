@@ -5,7 +5,7 @@ are needed to score an explanation. Shape letters: N activations, D model.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -43,6 +43,12 @@ class Yardstick:
     """Number of activations that all of this was computed from."""
     source: str
     """Where they come from, in words that complete "the mean of N ..."."""
+    places: Mapping[str, "Yardstick"] = dataclasses.field(default_factory=dict)
+    """The yardsticks of single places of `lm.places` and of spans; empty where they are not known."""
+
+    def at(self, place: str | None) -> "Yardstick":
+        """The yardstick of the activations of one place; this one where that place has none."""
+        return self.places.get(place, self)
 
     @classmethod
     def of(
