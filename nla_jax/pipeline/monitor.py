@@ -19,12 +19,13 @@ class Monitor:
         self.rows = run.monitored(run.config.evaluation.monitor_rows)
         self.other = shuffled(range(len(self.rows)), self.rows.doc_ids, run.config.seed)
 
-    def __call__(self, states: States, highest: Mapping[str, float]) -> dict[str, float]:
+    def __call__(self, states: States, highest: Mapping[str, float], step: int) -> dict[str, float]:
         """Figures of the texts that the AV writes now.
 
         Args:
           states: of "av" and "ar".
           highest: the highest value of each figure so far.
+          step: rounds that were made.
         """
         run, rows = self.run, self.rows
         models, yardstick = run.models, run.yardstick

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from nla_jax.pipeline.models import ModelName
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.warm_start_rows import closed_answers, partly_verbalized, reconstructor_prompts
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
-from nla_jax.training.loop import Best, Metrics, States, run_stage, scalars, tell_epochs
+from nla_jax.training.loop import Best, Evaluate, Metrics, States, run_stage, scalars, tell_epochs
 from nla_jax.training.stopwatch import Stopwatch
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -51,7 +51,7 @@ def av_sft(run: Run) -> None:
             sums += np.array(loss(params, shard_batch(VerbalizerBatch(**batch), run.mesh)))
         return float(sums[0] / sums[1])
 
-    def evaluate(states, highest):
+    def evaluate(states, highest, steps_made):
         params = run.models.with_base("av", states["av"].params)
         wrong = {**true_rows, "activations_BD": true_rows["activations_BD"][order]}
         real_loss, shuffled_loss = mean_loss(params, true_rows), mean_loss(params, wrong)
@@ -113,7 +113,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         micro_batches=config.micro_batches,
     )
 
-    def evaluate(states, highest):
+    def evaluate(states, highest, steps_made):
         texts = monitor.explanations
         rebuilt_ND = run.models.round_trip.reconstruct(run.models.with_base("ar", states["ar"].params), texts)
         return {"held_out_fve_nrm": run.yardstick.fve_nrm(rebuilt_ND, texts, monitor.activations)}
@@ -157,8 +157,8 @@ class WarmStart:
     """Tokens that the texts in `rows` are padded to."""
     forward_flops: Callable[..., float]
     """Model FLOPs of one forward of a batch, given the mean number of `tokens` of its texts."""
-    evaluate: Callable[[States, Mapping[str, float]], dict[str, float]]
-    """Metrics on held-out documents, see `run_stage`."""
+    evaluate: Evaluate
+    """Metrics on held-out documents."""
     best: Best
     """Which of them decides the step that is kept."""
     shown: tuple[str, ...]

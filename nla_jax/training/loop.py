@@ -38,6 +38,10 @@ Step = Callable[[States, dict[str, np.ndarray], int], tuple[States, Metrics]]
 A batch holds the rows that lie on this process's devices."""
 
 
+Evaluate = Callable[[States, Mapping[str, float], int], dict[str, float]]
+"""(states, highest value of each metric so far, steps made) -> metrics on held-out documents."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """Length of a stage, and how often it evaluates and saves."""
@@ -131,7 +135,7 @@ def run_stage(
     initial: Callable[[], States],
     step: Step,
     batches: grain.DatasetIterator,
-    evaluate: Callable[[States, Mapping[str, float]], dict[str, float]],
+    evaluate: Evaluate,
     checkpoints: Checkpoints,
     log: MetricsLog,
     mesh: Mesh,
@@ -151,7 +155,7 @@ def run_stage(
       initial: makes the states; called only if there is no checkpoint.
       step: the training step, see `Step`.
       batches: endless batches; the iterator's state is part of the checkpoint.
-      evaluate: computes metrics on held-out documents, from the states and the highest value of each metric so far.
+      evaluate: computes metrics on held-out documents, see `Evaluate`.
       checkpoints: the stage's checkpoints.
       log: the run's metrics.
       mesh: mesh that states are placed on.
@@ -174,7 +178,7 @@ def run_stage(
 
     def evaluated(now: int) -> tuple[dict[str, float], bool]:
         """Metrics on held-out documents, and whether they are the best so far."""
-        row = evaluate(states, records.highest)
+        row = evaluate(states, records.highest, now)
         if undefined := sorted(name for name, value in row.items() if math.isnan(value)):
             warn(f"{stage}, step {now}: {', '.join(undefined)} of held-out documents came out as NaN")
         return row, records.add(row)

@@ -47,8 +47,8 @@ class Stage:
 
         return {"model": state.replace(step=state.step + 1)}, metrics
 
-    def evaluate(self, states, highest):
-        step = int(states["model"].step)
+    def evaluate(self, states, highest, step):
+        assert step == int(states["model"].step)
         self.note(f"evaluate {step}")
         return {"held_out": self.values.get(step, 0.5), "highest_before": highest.get("held_out", -1.0)}
 
