@@ -181,6 +181,8 @@ def read_config(path: Place) -> ExperimentConfig:
     values = json.loads(path.read_bytes())
     if "explainer" in values:  # Earlier versions had one writer, and its options under this name.
         values["writer"] = {"predictive": values.pop("explainer")}
+    if "extraction" in values:  # They also read all tokens with the same probability.
+        values["extraction"].setdefault("by_place", False)
     return _build(ExperimentConfig, values)
 
 

@@ -1,9 +1,12 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from nla_jax.config import ExperimentConfig, load_config, read_config, save_config
+from nla_jax.data.extraction import ExtractionConfig
+from nla_jax.data.positions import PlaceWeights
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.evaluate import evaluation_digest
@@ -19,6 +22,21 @@ def test_every_config_survives_json(path, tmp_path):
     assert config.name == path.stem
     save_config(config, tmp_path / "config.json")
     assert read_config(tmp_path / "config.json") == config
+
+
+def test_a_config_of_an_earlier_version_reads_all_tokens_alike(tmp_path):
+    save_config(ExperimentConfig("x", extraction=ExtractionConfig(by_place=False)), tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["extraction"]["by_place"], values["extraction"]["place_weights"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    earlier = read_config(tmp_path / "config.json")
+    assert not earlier.extraction.by_place
+    weighted = ExtractionConfig(place_weights=PlaceWeights(inside=0.3))
+    digests = {
+        stage_digest(dataclasses.replace(earlier, extraction=extraction), "extract")
+        for extraction in (earlier.extraction, ExtractionConfig(), weighted)
+    }
+    assert len(digests) == 3
 
 
 def test_digest_follows_what_defines_a_stage():

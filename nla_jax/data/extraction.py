@@ -69,6 +69,8 @@ class ExtractionConfig(PositionConfig):
         unchanged = {"roles": (), "spans": 0, "storage": "float32"}
         if not self.spans:
             del fields["span_tokens"]
+        if not self.by_place:
+            del fields["by_place"], fields["place_weights"]
         return {name: value for name, value in fields.items() if unchanged.get(name) != value}
 
 

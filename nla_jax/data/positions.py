@@ -5,14 +5,15 @@ Positions are keyed by (seed, document id), so that they do not depend on order,
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.data.corpora.documents import Document
 from nla_jax.data.splits import hash_fraction
-from nla_jax.lm.places import places
+from nla_jax.lm.places import TOKEN_PLACES, places
 from nla_jax.lm.tokenized import TokenizedText, special_ids, tokenize_chat, tokenize_texts
 from nla_jax.process import warn
 
@@ -20,6 +21,61 @@ CONTINUATION_TOKENS = 16
 """Number of tokens of the true continuation that are stored with each activation."""
 SPAN_PLACE = "span"
 """The place of a row whose vector is a mean over several tokens; `lm.places.TOKEN_PLACES` has those of single ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceWeights:
+    """How often tokens of each place are read, see `lm.places`.
+
+    Of the rows of a document each place has a share in proportion to its weight, among the places that occur there. A
+    place with fewer tokens than its share has them all read, and the others share the rest.
+    """
+
+    inside: float = 0.4
+    """Of all tokens that no other place names; 0, here as below, reads none of them."""
+    sentence_end: float = 0.25
+    line_end: float = 0.1
+    turn_end: float = 0.1
+    answer_start: float = 0.15
+
+    def __post_init__(self):
+        for place, weight in self.of_places.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"extraction.place_weights.{place} is {weight}, expected a finite number that is not negative"
+                )
+        if not any(self.of_places.values()):
+            raise ValueError(
+                "extraction.place_weights are all 0, so that no token would be read; give one place a positive weight"
+            )
+
+    @property
+    def of_places(self) -> dict[str, float]:
+        """Place -> weight."""
+        return {place: getattr(self, place) for place in TOKEN_PLACES}
+
+    def expected_rows(self, tokens: Mapping[str, int], rows: int) -> dict[str, float]:
+        """Divide the rows of a document among its places.
+
+        Args:
+          tokens: place -> number of tokens that may be read, at least 1.
+          rows: how many tokens are read, if there are so many.
+
+        Returns:
+          Place -> rows, a fraction that chance rounds, for the places whose weight is positive.
+        """
+        open_places = {place: self.of_places[place] for place in tokens if self.of_places[place]}
+        shares: dict[str, float] = {}
+        while open_places:
+            each = rows / sum(open_places.values())
+            full = [place for place, weight in open_places.items() if weight * each >= tokens[place]]
+            if not full:
+                return shares | {place: weight * each for place, weight in open_places.items()}
+            for place in full:
+                shares[place] = float(tokens[place])
+                rows -= tokens[place]
+                del open_places[place]
+        return shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +87,11 @@ class PositionConfig:
     min_position: int = 50
     """First token index that an activation is read at; shorter contexts decode to noise."""
     positions_per_document: int = 6
+    by_place: bool = True
+    """Whether places have the shares that `place_weights` gives them. Otherwise each token is as likely as any other,
+    and most rows lie inside of sentences."""
+    place_weights: PlaceWeights = PlaceWeights()
+    """How often tokens of each place are read."""
     roles: tuple[str, ...] = ()
     """Roles of chats whose tokens may be read, such as assistant or tool; all roles and plain text by default."""
     spans: int = 0
@@ -110,6 +171,10 @@ class Tally:
     """Those that occurred."""
     without_role: int = 0
     """Documents that have none of the roles that were asked for."""
+    without_place: int = 0
+    """Documents that have tokens to read, and none of a place whose weight is positive."""
+    rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Place -> rows, those of spans under `SPAN_PLACE`."""
     refused: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """Why the chat template refused chats -> how many."""
 
@@ -129,11 +194,23 @@ class Tally:
                 f"the chat template of the tokenizer refuses all chats, the first because {next(iter(self.refused))}; "
                 "use chats that it takes, or a model with another template"
             )
+        if not self.used and self.without_place:
+            raise ValueError(
+                f"no document has a token to read of the places {', '.join(_weighted(config))}, which alone have a "
+                f"positive weight (extraction.place_weights), though {self.without_place} of {self.documents} have "
+                "others; give those a weight"
+            )
         if not self.used:
             raise ValueError(
                 f"no document is longer than min_position={config.min_position} tokens (the longest of "
                 f"{self.documents} has {self.longest}); use longer documents or lower extraction.min_position"
             )
+
+    def describe_rows(self) -> str:
+        """How many rows there are and how they are divided among places, as one line; the largest share first."""
+        total = self.rows.total()
+        shares = ", ".join(f"{place} {count / total:.1%}" for place, count in self.rows.most_common())
+        return f"{total} rows by place: {shares}" if total else "no rows"
 
     def warn(self, config: PositionConfig) -> None:
         """Say which documents are left out, and why."""
@@ -148,7 +225,12 @@ class Tally:
                 f"{self.without_role} of {self.documents} documents have no token of the roles "
                 f"{', '.join(config.roles)}, and are left out (extraction.roles)"
             )
-        if short := self.documents - self.used - refused - self.without_role:
+        if self.without_place:
+            warn(
+                f"{self.without_place} of {self.documents} documents have no token of the places "
+                f"{', '.join(_weighted(config))}, and are left out (extraction.place_weights)"
+            )
+        if short := self.documents - self.used - refused - self.without_role - self.without_place:
             warn(
                 f"{short} of {self.documents} documents have no token from position {config.min_position} on, where "
                 "activations are read, and are left out (extraction.min_position)"
@@ -188,11 +270,16 @@ def choose_positions(
         tally.roles |= roles
         if config.roles and not roles & {*config.roles}:
             tally.without_role += 1
-        elif readings := _choose(document.id, source, special, config, seed):
+            continue
+        allowed = _allowed(source, special, config)
+        if readings := _choose(document.id, source, allowed, config, seed):
             tally.used += 1
+            tally.rows.update(reading.place for reading in readings)
             ids = source.ids
             after_cut = ids[config.max_tokens :][:CONTINUATION_TOKENS]
             contexts.append(Context(document, ids[: config.max_tokens], after_cut, readings))
+        elif allowed:
+            tally.without_place += 1
     return contexts
 
 
@@ -220,32 +307,66 @@ def _tokenized(
     return sources
 
 
-def _choose(
-    doc_id: str, source: TokenizedText, special: set[int], config: PositionConfig, seed: int
-) -> tuple[Reading, ...]:
-    """The readings of a document; none where no token may be read."""
+def _allowed(source: TokenizedText, special: set[int], config: PositionConfig) -> dict[int, str]:
+    """The positions of a document that may be read, ascending, with their places."""
     place_of = places(source)
     if all(role is None for role in source.roles):
         # A plain text has no template around it.
         place_of = tuple(place or "inside" for place in place_of)
-    allowed = [
-        i
+    return {
+        i: place_of[i]
         for i in range(config.min_position, min(len(source), config.max_tokens))
         if place_of[i] is not None
         and (source.ids[i] not in special or place_of[i] == "answer_start")
         and (not config.roles or source.roles[i] in config.roles)
-    ]
+    }
+
+
+def _choose(
+    doc_id: str, source: TokenizedText, allowed: Mapping[int, str], config: PositionConfig, seed: int
+) -> tuple[Reading, ...]:
+    """The readings of a document; none where no token may be read."""
     if not allowed:
         return ()
-    count = min(config.positions_per_document, len(allowed))
-    chosen = sorted(map(int, _rng(doc_id, seed, "positions").choice(allowed, size=count, replace=False)))
-    singles = [Reading(i, i + 1, place_of[i], source.roles[i], source.turns[i]) for i in chosen]
-    contents = [i for i in allowed if place_of[i] != "answer_start"]
+    rng = _rng(doc_id, seed, "positions")
+    if config.by_place:
+        chosen = _choose_by_place(allowed, config, rng)
+    else:
+        count = min(config.positions_per_document, len(allowed))
+        chosen = sorted(rng.choice([*allowed], size=count, replace=False).tolist())
+    singles = [Reading(i, i + 1, allowed[i], source.roles[i], source.turns[i]) for i in chosen]
+    contents = [i for i, place in allowed.items() if place != "answer_start"]
     spans = _choose_spans(contents, source.turns, config, _rng(doc_id, seed, "spans")) if config.spans else []
     return (
         *singles,
         *(Reading(a, b, SPAN_PLACE, source.roles[b - 1], source.turns[b - 1]) for a, b in spans),
     )
+
+
+def _choose_by_place(
+    allowed: Mapping[int, str], config: PositionConfig, rng: np.random.Generator
+) -> list[int]:
+    """Positions, ascending, of which each place has as many as `PlaceWeights.expected_rows` says, on average.
+
+    Each number of rows is rounded up or down. One random offset decides for all places, so that the sum is exact.
+    """
+    positions_of: dict[str, list[int]] = {}
+    for i, place in allowed.items():
+        positions_of.setdefault(place, []).append(i)
+    tokens = {place: len(positions_of[place]) for place in TOKEN_PLACES if place in positions_of}
+    expected = config.place_weights.expected_rows(tokens, config.positions_per_document)
+    chosen: list[int] = []
+    offset, total = rng.random(), 0.0
+    for place, rows in expected.items():
+        total = round(total + rows, 9)  # Sums of fractions that are whole numbers must be so exactly.
+        count = math.floor(total + offset) - len(chosen)
+        chosen += rng.choice(positions_of[place], size=count, replace=False).tolist() if count else []
+    return sorted(chosen)
+
+
+def _weighted(config: PositionConfig) -> list[str]:
+    """The places whose weight is positive."""
+    return [place for place, weight in config.place_weights.of_places.items() if weight]
 
 
 def _choose_spans(

@@ -7,6 +7,7 @@ thread tokenizes the documents of the next, and another writes the one before.
 
 import dataclasses
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,6 +111,8 @@ class _Extraction:
                 writing.result()
         self.tally.warn(self.config)
         if jax.process_index() == 0:
+            if self.tally.rows:
+                print(f"extracted {self.tally.describe_rows()}", file=sys.stderr)
             for layer in self.layers:
                 Manifest.of(self.folder(layer)).save(self.folder(layer))
 

@@ -7,12 +7,13 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from nla_jax.data.corpora.documents import Document
-from nla_jax.data.positions import PositionConfig, Tally, choose_positions
+from nla_jax.data.positions import PlaceWeights, PositionConfig, Tally, choose_positions
 from nla_jax.data.splits import hash_fraction
-from nla_jax.lm.places import places
+from nla_jax.lm.places import TOKEN_PLACES, places
 from nla_jax.lm.tokenized import tokenize_chat, tokenize_text
 
 CONFIG = PositionConfig(max_tokens=24, min_position=5, positions_per_document=3)
+UNIFORM = dataclasses.replace(CONFIG, by_place=False)
 DOCUMENTS = [
     Document(
         f"doc{i}",
@@ -41,9 +42,9 @@ def test_positions_depend_on_seed_and_document_alone(tiny_lm):
     assert any(a.positions != b.positions for a, b in zip(contexts, other, strict=True))
 
 
-def test_plain_documents_keep_the_positions_that_they_always_had(tiny_lm):
+def test_without_weights_plain_documents_keep_the_positions_that_they_always_had(tiny_lm):
     # The rule of the first version, written out: a keyed choice among all tokens that are not special.
-    for context in choose(DOCUMENTS, tiny_lm.tokenizer):
+    for context in choose(DOCUMENTS, tiny_lm.tokenizer, UNIFORM):
         ids = tiny_lm.tokenizer(context.document.text)["input_ids"]
         special = {*tiny_lm.tokenizer.all_special_ids}
         allowed = [i for i in range(5, min(len(ids), 24)) if ids[i] not in special]
@@ -236,6 +237,87 @@ def test_documents_that_are_too_short_are_counted(tiny_lm, capsys):
     tally.warn(CONFIG)
     assert "1 of 6 documents have no token from position 5 on" in capsys.readouterr().err
     assert [context.document for context in contexts] == DOCUMENTS
+
+
+def test_rows_expected_of_places_by_hand():
+    weights = PlaceWeights(inside=0.4, sentence_end=0.2, line_end=0.0, turn_end=0.1, answer_start=0.3)
+    # Weights of the places that occur are 0.4 and 0.2: two thirds and one third of 6 rows.
+    assert weights.expected_rows({"inside": 50, "sentence_end": 9, "line_end": 9}, 6) == pytest.approx(
+        {"inside": 4, "sentence_end": 2}
+    )
+    # The one start of an answer is short of 6 · 0.3 / 0.9 = 2; the other 5 rows are divided 2 to 1.
+    assert weights.expected_rows({"inside": 50, "sentence_end": 9, "answer_start": 1}, 6) == pytest.approx(
+        {"inside": 10 / 3, "sentence_end": 5 / 3, "answer_start": 1}
+    )
+    # A second place is short once the first is: 5 · 0.2 / 0.6 is more than 1.
+    assert weights.expected_rows({"inside": 50, "sentence_end": 1, "answer_start": 1}, 6) == pytest.approx(
+        {"inside": 4, "sentence_end": 1, "answer_start": 1}
+    )
+    # Fewer tokens than rows: all of them.
+    assert weights.expected_rows({"inside": 2, "turn_end": 1}, 6) == {"inside": 2, "turn_end": 1}
+    assert weights.expected_rows({"line_end": 3}, 6) == {}
+
+
+def test_places_have_shares_by_their_weights(tiny_lm):
+    sentences = "We saw a dog. They ran off. It was so. "
+    documents = [Document(f"d{i}", sentences * 4, "g") for i in range(300)]
+    weights = PlaceWeights(inside=0.3, sentence_end=0.7)
+    config = dataclasses.replace(CONFIG, positions_per_document=2, place_weights=weights)
+    tally = Tally()
+    contexts = choose(documents, tiny_lm.tokenizer, config, tally=tally)
+    counts = [sum(r.place == "sentence_end" for r in context.readings) for context in contexts]
+    assert {*counts} == {1, 2}  # 2 · 0.7 = 1.4 is rounded up or down
+    # Of 300 roundings 120 ± 8.5 go up.
+    assert abs(counts.count(2) - 120) < 35
+    assert tally.rows == {"inside": counts.count(1), "sentence_end": sum(counts)}
+    shares = {place: f"{count / 6:.1f}%" for place, count in tally.rows.items()}
+    expected = f"600 rows by place: sentence_end {shares['sentence_end']}, inside {shares['inside']}"
+    assert tally.describe_rows() == expected and Tally().describe_rows() == "no rows"
+    again = choose(documents[::-1][:7], tiny_lm.tokenizer, config)
+    assert again[::-1] == contexts[-7:]
+    # Of one place all tokens are as likely: the first and the last of its tokens are both read somewhere.
+    inside = {r.start for context in contexts for r in context.readings if r.place == "inside"}
+    ends = {r.start for context in contexts for r in context.readings if r.place == "sentence_end"}
+    assert len(inside) > 8 and inside.isdisjoint(ends) and min(inside) < 7 and max(inside) > 20
+
+
+def test_places_without_weight_are_never_read(tiny_lm, conversation, capsys):
+    config = dataclasses.replace(
+        CONFIG, max_tokens=400, place_weights=PlaceWeights(0.0, 0.0, 0.0, turn_end=1.0, answer_start=1.0)
+    )
+    tally = Tally()
+    (context,) = choose([conversation, *DOCUMENTS], tiny_lm.tokenizer, config, tally=tally)
+    assert {reading.place for reading in context.readings} == {"turn_end", "answer_start"}
+    tally.check(config)
+    tally.warn(config)
+    said = capsys.readouterr().err
+    assert "5 of 6 documents have no token of the places turn_end, answer_start, and are left out" in said
+    assert said.count("warning") == 1
+    tally = Tally()
+    assert choose(DOCUMENTS, tiny_lm.tokenizer, config, tally=tally) == []
+    with pytest.raises(
+        ValueError, match="no document has a token to read of the places turn_end, answer_start, which alone"
+    ):
+        tally.check(config)
+    # Spans run over tokens of any place.
+    spanned = dataclasses.replace(config, spans=2, span_tokens=(4, 5))
+    assert all(
+        context.spans and not context.positions for context in choose(DOCUMENTS, tiny_lm.tokenizer, spanned)
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"inside": -0.1}, "extraction.place_weights.inside is -0.1, expected a finite number that is not"),
+        ({"turn_end": float("nan")}, "extraction.place_weights.turn_end is nan, expected"),
+        ({"line_end": float("inf")}, "extraction.place_weights.line_end is inf, expected"),
+        (dict.fromkeys(TOKEN_PLACES, 0.0), "extraction.place_weights are all 0, so that no token would be"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        PlaceWeights(**weights)
 
 
 @pytest.mark.parametrize(
