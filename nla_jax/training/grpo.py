@@ -22,6 +22,9 @@ from nla_jax.training.supervised import Given
 MAX_LOG_RATIO = 12.0
 """Clamp of the log-ratio in the k3 estimator: rare tokens spike beyond it, a tighter clamp takes the brake away."""
 
+FLAT_STD = 1e-4
+"""Standard deviation of a group's rewards up to which they count as equal."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLossConfig:
@@ -32,7 +35,13 @@ class PolicyLossConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     normalize_std: bool = True
-    """Divide a group's centered rewards by their standard deviation."""
+    """Divide a group's centered rewards by a standard deviation."""
+    std_of: Literal["group", "batch"] = "group"
+    """Whose standard deviation that is. group gives every activation the same weight, however little its explanations
+    differ. batch takes that of all centered rewards of a round, so that groups count by how much there is to choose."""
+    drop_flat_groups: bool = False
+    """Leave out groups whose rewards are all the same, to within `FLAT_STD`: neither their tokens nor their KL count.
+    They have no advantages, so what they add to a round's mean is the pull to the reference alone."""
     kl: Literal["k3", "exact", "reward"] = "k3"
     """What holds the policy π near the reference q.
 
@@ -72,11 +81,24 @@ class Rollouts:
 
 
 def group_advantages(
-    rewards_NG: Float[Array, "N G"], *, normalize_std: bool = True, epsilon: float = 1e-4
+    rewards_NG: Float[Array, "N G"],
+    *,
+    normalize_std: bool = True,
+    std_of: str = "group",
+    epsilon: float = 1e-4,
 ) -> Float[Array, "N G"]:
-    """`(r − mean) / (std + ε)` within each group, or `r − mean` alone."""
-    centered = rewards_NG - rewards_NG.mean(axis=1, keepdims=True)
-    return centered / (rewards_NG.std(axis=1, keepdims=True) + epsilon) if normalize_std else centered
+    """`(r − mean) / (std + ε)` with the mean of each group, or `r − mean` alone.
+
+    Args:
+      rewards_NG: rewards of N groups.
+      normalize_std: whether to divide.
+      std_of: whose standard deviation divides: each "group"'s own, or that of all centered rewards of the "batch".
+      epsilon: ε.
+    """
+    centered_NG = rewards_NG - rewards_NG.mean(axis=1, keepdims=True)
+    if not normalize_std:
+        return centered_NG
+    return centered_NG / (centered_NG.std(axis=1 if std_of == "group" else None, keepdims=True) + epsilon)
 
 
 def k3(log_probs: Float[Array, "*B"], reference_log_probs: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -152,7 +174,7 @@ def grpo_step(
     micro_batches: int = 1,
     token_budget: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One policy update from recorded rollouts; the loss is averaged over all answer tokens.
+    """One policy update from recorded rollouts; the loss is averaged over all answer tokens, of groups that count.
 
     Cut answers count like any other: they keep their (worst) reward and are trained on.
 
@@ -170,8 +192,9 @@ def grpo_step(
     Returns:
       The new state and metrics: loss, kl and entropy (nats a token; kl by k3, or exact), clip_fraction, and
       sampler_trainer_logprob_diff, the mean absolute difference between the sampler's and the trainer's
-      log-probs of the same tokens under the same weights. With the KL in the reward also kl_penalty, what it takes off
-      an answer's reward on the average; the loss holds no other KL then.
+      log-probs of the same tokens under the same weights; flat_groups, the share of groups whose rewards are all the
+      same. With the KL in the reward also kl_penalty, what it takes off an answer's reward on the average; the loss
+      holds no other KL then.
     """
     rewards_NG, of_rewards = rollouts.rewards_NG, {}
     if config.kl == "reward":
@@ -191,14 +214,18 @@ def grpo_step(
             rollouts.log_probs_NGT, rollouts.reference_log_probs_NGT, rollouts.lengths_NG
         )
         rewards_NG, of_rewards = rewards_NG - penalties_NG, {"kl_penalty": penalties_NG.mean()}
-    advantages_NG = group_advantages(rewards_NG, normalize_std=config.normalize_std)
+    advantages_NG = group_advantages(rewards_NG, normalize_std=config.normalize_std, std_of=config.std_of)
+    is_flat_N = rewards_NG.std(axis=1) <= FLAT_STD
+    of_rewards["flat_groups"] = is_flat_N.mean()
+    counts_N = jnp.where(is_flat_N & config.drop_flat_groups, 0.0, 1.0)
 
-    def sums(params: Any, piece: tuple[Rollouts, Array]) -> LossSums:
-        recorded, advantages = piece
+    def sums(params: Any, piece: tuple[Rollouts, Array, Array]) -> LossSums:
+        recorded, advantages, counts = piece
         params = with_adapters(base, params)
         T = recorded.tokens_NGT.shape[-1]
         tokens_BT = recorded.tokens_NGT.reshape(-1, T)
-        lengths_B, mask_BT = recorded.lengths_NG.reshape(-1), token_mask(recorded.lengths_NG.reshape(-1), T)
+        lengths_B, group = recorded.lengths_NG.reshape(-1), recorded.lengths_NG.shape[1]
+        mask_BT = token_mask(lengths_B, T) * jnp.repeat(counts, group)[:, None]
         old_BT = recorded.log_probs_NGT.reshape(-1, T)
 
         def run(av_params: Any):
@@ -240,6 +267,7 @@ def grpo_step(
         total = (loss_BT * mask_BT).sum()
         return LossSums(total, {name: (x * mask_BT).sum() for name, x in reported.items()})
 
-    denominator = rollouts.lengths_NG.sum().astype(jnp.float32)
-    state, metrics = update(state, optimizer, sums, (rollouts, advantages_NG), denominator, micro_batches)
+    denominator = (rollouts.lengths_NG * counts_N[:, None]).sum()
+    pieces = rollouts, advantages_NG, counts_N
+    state, metrics = update(state, optimizer, sums, pieces, denominator, micro_batches)
     return state, metrics | of_rewards

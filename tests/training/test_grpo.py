@@ -33,6 +33,13 @@ def test_group_advantages_by_hand():
     np.testing.assert_allclose(group_advantages(rewards, epsilon=0.25), [[-0.8, 0.8], [0, 0]], rtol=1e-6)
 
 
+def test_advantages_of_a_batch_keep_how_much_groups_differ():
+    rewards = jnp.array([[1.0, 3.0], [4.0, 10.0]])
+    # Centered they are ±1 and ±3, with a mean square of 5.
+    expected = np.array([[-1, 1], [-3, 3]]) / np.sqrt(5)
+    np.testing.assert_allclose(group_advantages(rewards, std_of="batch", epsilon=0.0), expected, rtol=1e-6)
+
+
 def test_k3_by_hand_and_clamped():
     log_q = jnp.log(jnp.array([0.5, 0.1]))
     log_p = jnp.log(jnp.array([0.25, 0.1]))
@@ -287,6 +294,26 @@ def test_tokens_after_a_length_do_not_matter(policy):
 def test_equal_rewards_give_no_update_without_kl(policy):
     rollouts = policy[3].replace(rewards_NG=jnp.full((N, G), 0.5))
     assert run(policy, rollouts=rollouts, kl_coefficient=0.0)[1]["grad_norm"] == 0
+
+
+DROPPING = {"drop_flat_groups": True, "kl_coefficient": 0.5, "micro_batches": 2}
+
+
+def test_groups_that_are_dropped_change_nothing(policy):
+    rollouts = policy[3].replace(rewards_NG=policy[3].rewards_NG.at[1].set(0.5).at[2].set(-2.0))
+    left = run(policy, policy[2], rollouts, **DROPPING)
+    assert left[1]["flat_groups"] == 0.5
+    kept = jax.tree.map(lambda x: x[jnp.array([0, 3])], rollouts)
+    right = run(policy, policy[2], kept, kl_coefficient=0.5)
+    for name in ("loss", "kl", "entropy", "grad_norm"):
+        np.testing.assert_allclose(left[1][name], right[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_round_whose_groups_are_all_dropped_leaves_the_policy_as_it_is(policy):
+    rollouts = policy[3].replace(rewards_NG=jnp.full((N, G), 0.5))
+    state, metrics = run(policy, policy[2], rollouts, **DROPPING)
+    assert metrics["grad_norm"] == 0 and metrics["flat_groups"] == 1 and metrics["bad_steps"] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, policy[1])
 
 
 def test_update_raises_the_probability_of_what_was_rewarded(policy):
