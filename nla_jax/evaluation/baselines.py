@@ -6,7 +6,7 @@ letters: N held-out rows, M training rows, B rows of a chunk, D model, W words, 
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
+from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.extraction import next_words
 from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.files import as_path, local_copy
@@ -25,6 +26,11 @@ from nla_jax.lm.layers import Norm
 from nla_jax.lm.logits import logits
 from nla_jax.sharding.placement import to_host
 
+PRIOR_ROWS = 3
+"""Rows that a coarser mean counts for in that of a key: about the ratio of the variance inside of keys to that between
+them where a last token explains a quarter of the variance."""
+END_CHARACTERS = 64
+"""Characters of a context's end that are tokenized to find its last two tokens."""
 _WORD_PATTERN = r"(?u)\b\w+\b"
 _RIDGE_ALPHAS = (1.0, 10.0, 100.0)
 
@@ -35,6 +41,53 @@ def nearest_by_activation(
     """For each activation, the training activation of the nearest direction: a lookup that sees the activation."""
     unit_ND = metrics.normalize(activations_ND)
     return training_MD[_most_similar(unit_ND @ metrics.normalize(rows).T for rows in row_chunks(training_MD))]
+
+
+def means_by_key(
+    keys_N: Sequence[Hashable],
+    training_keys_M: Sequence[Hashable],
+    training_MD: Float[np.ndarray, "M D"],
+    coarser_ND: Float[np.ndarray, "N D"],
+) -> Float[np.ndarray, "N D"]:
+    """For each row, the mean of the normalized training activations with its key: a lookup that sees the key alone.
+
+    The mean of a few rows is noisy, so the row's coarser mean counts as `PRIOR_ROWS` further rows; it is the
+    prediction where no training row has the key.
+
+    Args:
+      keys_N: the key of each row, such as its last token.
+      training_keys_M: those of the training rows.
+      training_MD: raw training activations.
+      coarser_ND: for each row, the mean of normalized activations of a key that tells less.
+    """
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys_N))}
+    number_M = np.array([number_of.get(key, -1) for key in training_keys_M], int)
+    sums_KD, start = np.zeros((len(number_of), training_MD.shape[1])), 0
+    for rows_BD in row_chunks(training_MD):
+        number_B = number_M[start : start + len(rows_BD)]
+        known_B = number_B >= 0
+        np.add.at(sums_KD, number_B[known_B], metrics.normalize(rows_BD[known_B]))
+        start += len(rows_BD)
+    rows_K = np.bincount(number_M[number_M >= 0], minlength=len(number_of))
+    number_N = np.array([number_of[key] for key in keys_N], int)
+    counted_N1 = rows_K[number_N][:, None]
+    means_ND = (sums_KD[number_N] + PRIOR_ROWS * coarser_ND) / (counted_N1 + PRIOR_ROWS)
+    return means_ND.astype(np.float32)
+
+
+def last_tokens(data: ActivationDataset, target: TargetLM) -> list[tuple[int, int]] | None:
+    """Ids of the token before the last one and of the last one that each row was read at; -1 where there is none.
+
+    Rows that do not carry them as a column have the ends of their contexts tokenized. None without contexts.
+    """
+    if (stored := data.extra.get("last_token_ids")) is not None:
+        return [(before, last) for before, last in stored]
+    if data.contexts is None:
+        return None
+    ends = [context[-END_CHARACTERS:] for context in data.contexts]
+    encoded = target.tokenizer(ends, add_special_tokens=False)["input_ids"] if ends else []
+    padded = [[-1, -1, *ids][-2:] for ids in encoded]
+    return [(before, last) for before, last in padded]
 
 
 def nearest_by_text(

@@ -69,6 +69,11 @@ class Ratio:
         variance_N = np.asarray(variance_N, np.float64)
         return cls(variance_N - np.asarray(error_N, np.float64), variance_N, tuple(doc_ids))
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Ratio":
+        """The same figure of some of the rows, by their indices."""
+        doc_ids = tuple(self.doc_ids[row] for row in rows)
+        return Ratio(self.numerator_N[rows], self.denominator_N[rows], doc_ids)
+
     def estimate(self, *, seed: int = 0, samples: int = SAMPLES, level: float = LEVEL) -> Estimate:
         """The figure and its percentile interval; it depends on the seed and the set of rows, not on their order.
 

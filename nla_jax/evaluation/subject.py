@@ -11,20 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.round_trip import finite
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.chat.models import ChatModel
 from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.positions import SPAN_PLACE
 from nla_jax.evaluation.config import EvaluationConfig
-from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.estimates import Estimate, Ratio
 from nla_jax.evaluation.tables import Figure, Row
 from nla_jax.evaluation.target_lm import TargetLM
 
 Texts = Sequence[str | None]
 """Explanations; None stands for one that failed, so that no text could be read."""
+PLACES = ("answer_start", "sentence_end", "turn_end", "line_end", SPAN_PLACE, "inside")
+"""The places of `lm.places` and of spans in the order of tables: those with much to say come first."""
+PLACE_ROWS = 8
+"""Fewest held-out rows of a place that has lines of its own."""
+AROUND_PLACES = "all, around the means of their places"
+"""In the column of places: all rows, each measured around the training mean of its own place."""
 
 
 @runtime_checkable
@@ -53,6 +60,29 @@ class TokensFn(Protocol):
         self, activations_ND: np.ndarray, *, temperature: float = 0.0, seed: int = 0
     ) -> list[list[int]]:
         """The sampled tokens of each explanation that is written with the same arguments, without its closing."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one system predicts of held-out rows; lines of tables are made of it."""
+
+    name: str
+    """Name of the system."""
+    vectors_ND: Float[np.ndarray, "N D"]
+    group: str = "nla"
+    """The kind of line, see `tables.Row`."""
+    ar: str = "-"
+    """The AR that rebuilt the vectors; a dash where none did."""
+    failed_N: Bool[np.ndarray, "N"] | None = None
+    """Rows without a prediction, which count as the training mean."""
+    scale: float | None = 1.0
+    """Factor of the vectors for raw `fve`, which is not defined (None) without one."""
+    rows: Any = dataclasses.field(default_factory=lambda: slice(None))
+    """Index of the held-out rows that are predicted."""
+    of_directions: bool = False
+    """Whether the vectors are means of normalized activations, which `fve_nrm` does not normalize again."""
+    further: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    """Further figures of the line of all rows."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,6 +149,42 @@ class Subject:
     def ids(self) -> list[str]:
         """Names of the held-out rows, the same in every run on the same data."""
         return [f"{doc}@{n}" for doc, n in zip(self.data.doc_ids, self.data.n_raw_tokens, strict=True)]
+
+    @functools.cached_property
+    def places(self) -> dict[str, Int[np.ndarray, "_"]]:
+        """The held-out rows of each place that has lines of its own, in the order of tables.
+
+        These are places whose training mean is known, with rows of several documents; there are none where the data
+        or the yardstick does not tell places.
+        """
+        place_N = np.array(self.data.extra.get("place", []), object)
+        known = sorted(self.yardstick.places, key=lambda place: (*PLACES, place).index(place))
+        rows_of = {place: np.flatnonzero(place_N == place) for place in known}
+        return {place: rows for place, rows in rows_of.items() if self._are_enough(rows)}
+
+    def _are_enough(self, rows: Sequence[int] | np.ndarray) -> bool:
+        return len(rows) >= PLACE_ROWS and len({self.data.doc_ids[row] for row in rows}) > 1
+
+    @functools.cached_property
+    def place_means_ND(self) -> Float[np.ndarray, "N D"]:
+        """For each held-out row, the mean of the normalized training activations of its place, or of all places."""
+        places = self.data.extra.get("place", [None] * len(self.data))
+        return np.stack([self.yardstick.at(place).normalized_mean_D for place in places])
+
+    def by_place(self, ratio: Ratio, rows: Any = slice(None)) -> dict[str, tuple[Ratio, list[str]]]:
+        """A figure of held-out rows for each place alone: place -> the figure, and the names of its rows.
+
+        Args:
+          ratio: the figure, with its terms row by row.
+          rows: index of the held-out rows that it is of; places of which too few are among them are left out.
+        """
+        index_N = np.arange(len(self.data))[rows]
+        at = {place: np.flatnonzero(np.isin(index_N, rows_N)) for place, rows_N in self.places.items()}
+        return {
+            place: (ratio.take(kept), [self.ids[row] for row in index_N[kept]])
+            for place, kept in at.items()
+            if self._are_enough(index_N[kept])
+        }
 
     def need(self, suite: str, *columns: str) -> None:
         """Check that the held-out rows have the columns that a suite reads.
@@ -189,6 +255,7 @@ class Subject:
         failed_N: Bool[np.ndarray, "N"] | None = None,
         scale: float | None = 1.0,
         rows: Any = slice(None),
+        of_directions: bool = False,
     ) -> dict[str, Figure]:
         """`fve_nrm`, `fve`, mean cosine and failed share of predictions of held-out rows, all or some.
 
@@ -197,6 +264,7 @@ class Subject:
           failed_N: rows without a prediction, which count as the training mean.
           scale: factor of the predictions for raw `fve`, which is not defined (None) without one.
           rows: index of the held-out rows that are predicted.
+          of_directions: the vectors are means of normalized activations, which `fve_nrm` does not normalize again.
         """
         target_ND, yardstick = self.data.activations[rows], self.yardstick
         docs = [self.data.doc_ids[i] for i in np.arange(len(self.data))[rows]]
@@ -206,29 +274,90 @@ class Subject:
         if scale is not None:
             scaled_ND = metrics.substitute_failed(prediction_ND * scale, failed_N, yardstick.mean_D)
             fve = Ratio.explained(*metrics.fve_terms(scaled_ND, target_ND, yardstick.mean_D), docs)
+        error_N, variance_N = metrics.fve_nrm_terms(filled_ND, target_ND, yardstick.normalized_mean_D)
+        if of_directions:
+            error_N, _ = metrics.fve_terms(
+                filled_ND, metrics.normalize(target_ND), yardstick.normalized_mean_D
+            )
         return {
-            "fve_nrm": Ratio.explained(
-                *metrics.fve_nrm_terms(filled_ND, target_ND, yardstick.normalized_mean_D), docs
-            ),
+            "fve_nrm": Ratio.explained(error_N, variance_N, docs),
             "fve": fve,
             "cosine": Ratio.mean(1 - metrics.direction_mse(filled_ND, target_ND) / 2, docs),
             "failed": Ratio.mean(failed_N, docs),
         }
 
+    def around_places(self, fve_nrm: Ratio, rows: Any = slice(None)) -> Ratio:
+        """The `fve_nrm` of held-out rows with the mean of each row's own place in place of the mean of all.
+
+        The errors stay the same: a text that failed does not tell the place either, and counts as the mean of all.
+        """
+        error_N = fve_nrm.denominator_N - fve_nrm.numerator_N
+        target_ND = metrics.normalize(self.data.activations[rows])
+        variance_N = np.mean((target_ND - self.place_means_ND[rows]) ** 2, axis=1)
+        return Ratio.explained(error_N, variance_N, fve_nrm.doc_ids)
+
+    def line(self, prediction: Prediction) -> Row:
+        """The table line with the `figures` of a prediction."""
+        p, ids = prediction, np.array(self.ids, object)[prediction.rows].tolist()
+        figures = {**self.prediction_figures(p), **p.further}
+        return Row(p.name, figures, group=p.group, labels={"AR": p.ar}, ids=ids)
+
+    def fve_by_place(self, prediction: Prediction) -> dict[str, tuple[Ratio, list[str]]]:
+        """The `fve_nrm` of a prediction around the means of places, of all rows (`AROUND_PLACES`) and of each place.
+
+        Each figure comes with the names of its rows; there are none where places are not known.
+        """
+        if not self.places:
+            return {}
+        ratio = self.prediction_figures(prediction)["fve_nrm"]
+        around = self.around_places(ratio, prediction.rows)
+        ids = np.array(self.ids, object)[prediction.rows].tolist()
+        return {AROUND_PLACES: (around, ids)} | self.by_place(around, prediction.rows)
+
+    def place_lines(self, prediction: Prediction) -> list[Row]:
+        """Table lines with the figures of `fve_by_place`."""
+        p = prediction
+        return [
+            Row(p.name, {"fve_nrm": part}, group=p.group, labels={"AR": p.ar, "place": place}, ids=ids)
+            for place, (part, ids) in self.fve_by_place(p).items()
+        ]
+
+    def gain_lines(self, name: str, after: Prediction, before: Prediction) -> list[Row]:
+        """Table lines with the `fve_nrm` of a prediction less that of another: of all rows, then by place.
+
+        The intervals are paired: documents are resampled for both at once.
+        """
+        whole, part = (self.prediction_figures(p)["fve_nrm"] for p in (after, before))
+        gains: dict[str | None, Estimate] = {None: whole.over(part)}
+        of_before = self.fve_by_place(before)
+        for place, (ratio, _) in self.fve_by_place(after).items():
+            gains[place] = ratio.over(of_before[place][0])
+        return [
+            Row(name, {"fve_nrm": gain}, labels={"AR": after.ar} | ({"place": place} if place else {}))
+            for place, gain in gains.items()
+        ]
+
+    def prediction_figures(self, prediction: Prediction) -> dict[str, Figure]:
+        """The `figures` of a prediction."""
+        p = prediction
+        return self.figures(p.vectors_ND, p.failed_N, p.scale, p.rows, p.of_directions)
+
     def text_figures(self, reconstructor: str, texts: Texts, rows: Any = slice(None)) -> dict[str, Figure]:
         """The `figures` of an AR's predictions from texts; arguments as there."""
+        return self.prediction_figures(self.read("", texts, ar=reconstructor, rows=rows))
+
+    def read(
+        self, name: str, texts: Texts, group: str = "nla", *, ar: str, rows: Any = slice(None)
+    ) -> Prediction:
+        """What an AR predicts from texts about held-out rows, all or some."""
         failed_N = np.array([text is None for text in texts])
-        rebuilt_ND = self.rebuilt(reconstructor, texts)
-        return self.figures(rebuilt_ND, failed_N, self.scale(reconstructor), rows)
+        return Prediction(name, self.rebuilt(ar, texts), group, ar, failed_N, self.scale(ar), rows)
 
     def text_rows(
         self, name: str, texts: Texts, group: str = "nla", ars: Sequence[str] | None = None
     ) -> list[Row]:
         """Table lines with the figures of texts: one for each AR, or for each of the ARs named."""
-        return [
-            Row(name, self.text_figures(ar, texts), group=group, labels={"AR": ar}, ids=self.ids)
-            for ar in ars or self.reconstructors
-        ]
+        return [self.line(self.read(name, texts, group, ar=ar)) for ar in ars or self.reconstructors]
 
     def digest(self) -> str:
         """A hash that identifies the held-out rows."""

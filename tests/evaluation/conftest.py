@@ -58,9 +58,17 @@ def rows(target: TargetLM, documents: range, seed: int) -> ActivationDataset:
             "genre": [("news", "tale")[int(doc[4:]) % 2] for doc in docs],
             "next_words": [[end.split()[0], "the"] for end in after],
             "true_continuation": after,
+            # Labels alone: the earlier row of each document counts as read inside of a sentence.
+            "place": ["inside", "sentence_end"] * (len(docs) // 2),
         },
         sidecar=Sidecar("x", "base", len(contexts), extraction),
     )
+
+
+def yardstick_of(training: ActivationDataset) -> Yardstick:
+    places = np.array(training.extra["place"])
+    of_places = {place: Yardstick.of(training.activations[places == place]) for place in set(places.tolist())}
+    return dataclasses.replace(Yardstick.of(training.activations), places=of_places)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +102,7 @@ def subject(tiny_lm) -> Subject:
     return Subject(
         held_out,
         training,
-        Yardstick.of(training.activations),
+        yardstick_of(training),
         {"warm start": lambda h, **_: write(h, seed=1), "after RL": write},
         {
             "own": reader(slice(0, 120)),

@@ -227,8 +227,8 @@ def test_slices_of_small_norms_are_told_apart(subject):
 def test_a_failed_text_carries_no_bits(subject):
     def bits(texts):
         av = dataclasses.replace(subject, verbalizers={"av": lambda h, **_: texts})
-        (row,) = [row for row in controls.without_reader(av) if row.name == controls.PCA_CODE]
-        return row.figures["bits"].estimate().value
+        (code,) = [found for found in controls.without_reader(av) if found.name == controls.PCA_CODE]
+        return code.further["bits"].estimate().value
 
     texts = ["Ships in the harbor."] * len(subject.data)
     whole = bits(texts)

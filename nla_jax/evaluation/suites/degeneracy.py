@@ -8,7 +8,7 @@ from nla_jax import text_analysis
 from nla_jax.evaluation import rewrites
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Subject, Texts
-from nla_jax.evaluation.tables import Row, Table
+from nla_jax.evaluation.tables import Figure, Row, Table
 from nla_jax.process import progress_bar
 
 LONG_SPAN = 8
@@ -18,7 +18,13 @@ LONG_SPAN = 8
 def measure(subject: Subject) -> list[Table]:
     """Copying, rewriting, private codes and readability."""
     subject.need("degeneracy", "contexts")
-    return [copying(subject), rewriting(subject), private_code(subject), readability(subject)]
+    rewritten = rewriting(subject)
+    tables = [copying(subject), rewritten, private_code(subject), readability(subject)]
+    return (
+        [*tables, runs_by_place(subject), rewriting_by_place(subject, rewritten)]
+        if subject.places
+        else tables
+    )
 
 
 def _sources(subject: Subject) -> dict[str, Texts]:
@@ -37,24 +43,87 @@ def _share(pairs: Sequence[tuple[int, int]], docs: Sequence[str]) -> Ratio | Non
     return Ratio.of(hits, totals, docs) if totals.sum() else None
 
 
+def _copied(subject: Subject, texts: Texts) -> dict[str, Figure]:
+    """What of the texts stands in their contexts word for word."""
+    data = subject.data
+    both = [(text or "", context) for text, context in zip(texts, data.contexts, strict=True)]
+    spans = np.array([text_analysis.longest_copied_span(*pair) for pair in both])
+    return {
+        "copied 3-grams": _share([text_analysis.copied_ngrams(*pair) for pair in both], data.doc_ids),
+        "longest span (words)": Ratio.mean(spans, data.doc_ids),
+        f"spans of {LONG_SPAN} words or more": Ratio.mean(spans >= LONG_SPAN, data.doc_ids),
+    }
+
+
+def _repeated(subject: Subject, texts: Texts) -> dict[str, Figure]:
+    """What the texts say twice, and what other documents' texts say too."""
+    written, docs = [text or "" for text in texts], subject.data.doc_ids
+    return {
+        "repeated 2-grams": _share([text_analysis.repeated_ngrams(text) for text in written], docs),
+        "boilerplate 4-grams": _share(text_analysis.boilerplate(written, docs), docs),
+    }
+
+
 def copying(subject: Subject) -> Table:
     """How much of the texts stands in the context word for word."""
-    data, rows = subject.data, []
-    for name, texts in _sources(subject).items():
-        both = [(text or "", context) for text, context in zip(texts, data.contexts, strict=True)]
-        spans = np.array([text_analysis.longest_copied_span(*pair) for pair in both])
-        figures = {
-            "copied 3-grams": _share([text_analysis.copied_ngrams(*pair) for pair in both], data.doc_ids),
-            "longest span (words)": Ratio.mean(spans, data.doc_ids),
-            f"spans of {LONG_SPAN} words or more": Ratio.mean(spans >= LONG_SPAN, data.doc_ids),
-        }
-        rows.append(Row(name, figures, group=_group(name), ids=subject.ids))
+    rows = [
+        Row(name, _copied(subject, texts), group=_group(name), ids=subject.ids)
+        for name, texts in _sources(subject).items()
+    ]
     return Table(
         name="copying",
         title="Copying from the context",
         note="The share of a text's runs of three words that stand in the context, and the longest run of words that "
         "both share. The explainer's texts say how much quoting is in the form; more than that is an AV that "
         "recites.",
+        rows=rows,
+    )
+
+
+def runs_by_place(subject: Subject) -> Table:
+    """Copying and repetition at each place, the AV's beside the explainer's own."""
+    measured = {
+        name: _copied(subject, texts) | _repeated(subject, texts) for name, texts in _sources(subject).items()
+    }
+    rows = []
+    for place, at in subject.places.items():
+        for name, figures in measured.items():
+            here = {key: ratio.take(at) if ratio else None for key, ratio in figures.items()}
+            # Texts without a run of so many words have no share of such runs.
+            defined = {
+                key: ratio if ratio and ratio.denominator_N.any() else None for key, ratio in here.items()
+            }
+            ids = [subject.ids[row] for row in at]
+            rows.append(Row(name, defined, group=_group(name), labels={"place": place}, ids=ids))
+    return Table(
+        name="runs_by_place",
+        title="Copying and repetition by place",
+        note="The figures of the tables of copying and readability at each place, where the explainer's texts tell how "
+        "much of it is in the form. A text at the start of an answer that quotes the request is no explanation.",
+        rows=rows,
+    )
+
+
+def rewriting_by_place(subject: Subject, rewritten: Table) -> Table:
+    """What rewritten explanations keep at each place around the place's own mean, through the judge that counts."""
+    rows = []
+    for row in rewritten.rows:
+        if row.labels["AR"] != subject.judge:
+            continue
+        some = slice(len(row.ids))
+        before = subject.text_figures(subject.judge, subject.texts()[some], some)["fve_nrm"]
+        before, after = (
+            subject.by_place(subject.around_places(ratio, some), some)
+            for ratio in (before, row.figures["fve_nrm"])
+        )
+        for place, (changed, ids) in after.items():
+            if (kept := share_kept(before[place][0], changed)) is not None:
+                rows.append(Row(row.name, {"kept": kept}, labels={**row.labels, "place": place}, ids=ids))
+    return Table(
+        name="rewriting_by_place",
+        title="The same meaning in other words, by place",
+        note="The share of the fve_nrm around the place's own mean that rewritten explanations keep. A place where the "
+        "originals explain next to nothing has no such share.",
         rows=rows,
     )
 
@@ -157,10 +226,7 @@ def readability(subject: Subject) -> Table:
             "nats a token": Ratio.of(-nats[:, 0] * readable_N, tokens[:, 0] * readable_N, data.doc_ids)
             if readable_N.any()
             else None,
-            "repeated 2-grams": _share(
-                [text_analysis.repeated_ngrams(text) for text in written], data.doc_ids
-            ),
-            "boilerplate 4-grams": _share(text_analysis.boilerplate(written, data.doc_ids), data.doc_ids),
+            **_repeated(subject, texts),
             "letters outside ASCII": _share(
                 [text_analysis.foreign_letters(text) for text in written], data.doc_ids
             ),

@@ -8,7 +8,8 @@ from nla_jax import text_analysis
 from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.subject import Subject, Texts
+from nla_jax.evaluation.subject import Prediction, Subject, Texts
+from nla_jax.evaluation.suites.controls import lookups
 from nla_jax.evaluation.tables import Row, Table
 
 PREFIX_TOKENS = (5, 10, 20, 40, 80)
@@ -18,8 +19,10 @@ QUANTILES = 4
 def measure(subject: Subject) -> list[Table]:
     """All tables of the suite."""
     spliced = [] if subject.data.contexts is None else [splice(subject)]
+    places = [systems_by_place(subject)] if subject.places else []
     return [
         systems(subject),
+        *places,
         gains(subject),
         best_of_n(subject),
         prefixes(subject),
@@ -28,36 +31,58 @@ def measure(subject: Subject) -> list[Table]:
     ]
 
 
+def _systems(subject: Subject) -> list[Prediction]:
+    """What each AR rebuilds from the warm-start texts and from each AV's."""
+    gold = subject.data.explanations
+    return [
+        subject.read(name, texts, group, ar=ar)
+        for ar in subject.reconstructors
+        for name, texts, group in (
+            *([("explainer texts", gold, "gold")] if gold is not None else []),
+            *((f"AV {name}", subject.texts(name), "nla") for name in subject.verbalizers),
+        )
+    ]
+
+
 def systems(subject: Subject) -> Table:
     """Figures of each AV's texts, and of the warm-start texts, through each AR."""
-    rows = []
-    if subject.data.explanations is not None:
-        rows += subject.text_rows("explainer texts", subject.data.explanations, "gold")
-    for name in subject.verbalizers:
-        rows += subject.text_rows(f"AV {name}", subject.texts(name))
     return Table(
         name="systems",
         title="Round trip of held-out activations",
         note="The own AR trained beside the AV and may have learned its habits; the judges never saw a text from "
         "joint training. Where own and judge disagree, believe the judge. A failed explanation counts as the "
         "training mean.",
-        rows=sorted(rows, key=lambda row: list(subject.reconstructors).index(row.labels["AR"])),
+        rows=[subject.line(prediction) for prediction in _systems(subject)],
+        plotted="fve_nrm",
+    )
+
+
+def systems_by_place(subject: Subject) -> Table:
+    """The `fve_nrm` of the same texts at each place, around the place's own mean, beside the lookups' of `controls`."""
+    predictions = _systems(subject) + lookups(subject)
+    return Table(
+        name="systems_by_place",
+        title="Round trip by place",
+        note="Where an activation is read decides what there is to say about it. The fve_nrm at each place is around "
+        "the place's own training mean, so that knowing the place explains nothing; it is lower than that around the "
+        "mean of all. Texts that explain less than the lookups do not carry more than a table.",
+        rows=[line for prediction in predictions for line in subject.place_lines(prediction)],
         plotted="fve_nrm",
     )
 
 
 def gains(subject: Subject) -> Table:
-    """The gain of each AV over the one before it, with paired intervals."""
+    """The gain of each AV over the one before it, for all rows and by place, with paired intervals."""
     names = list(subject.verbalizers)
     rows = []
     for ar in subject.reconstructors:
-        fves = [subject.text_figures(ar, subject.texts(name))["fve_nrm"] for name in names]
-        for before, after, name, last in zip(fves, fves[1:], names[1:], names, strict=False):
-            rows.append(Row(f"{name} over {last}", {"fve_nrm": after.over(before)}, labels={"AR": ar}))
+        read = [subject.read("", subject.texts(name), ar=ar) for name in names]
+        for before, after, name, last in zip(read, read[1:], names[1:], names, strict=False):
+            rows += subject.gain_lines(f"{name} over {last}", after, before)
     return Table(
         name="gains",
         title="What joint training gained",
-        note="Differences of two figures of the table above; documents are resampled for both at once.",
+        note="Differences of two figures of the tables above; documents are resampled for both at once.",
         rows=rows,
     )
 
