@@ -22,6 +22,7 @@ from nla_jax.sharding.mesh import MeshConfig
 from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
 from nla_jax.training.state import OptimizerConfig, check_pieces
+from nla_jax.training.trackers import TrackerName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +139,9 @@ class ExperimentConfig:
     rl: RLConfig = RLConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
-    tensorboard: bool = False
-    """Write TensorBoard event files as well."""
+    tracker: TrackerName = ""
+    """Where metrics and watched texts are shown beside the run's own files: tensorboard, wandb (Weights & Biases) or
+    trackio; empty for nowhere else. See training/trackers.py."""
 
 
 def load_config(path: str | Path) -> ExperimentConfig:
@@ -147,7 +149,7 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file has no get_config, or it returns something else.
+      ValueError: the file has no get_config, it returns something else, or it names a field that there is not.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,7 +158,15 @@ def load_config(path: str | Path) -> ExperimentConfig:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
+    try:
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(
+            f"config file {path} names a field that this version does not have: {error}; `nla train CONFIG --help` "
+            'with another config lists the fields (tensorboard=True has become tracker="tensorboard")'
+        ) from error
     if not isinstance(config, ExperimentConfig):
         raise ValueError(f"config file {path} must define get_config() returning an ExperimentConfig")
     return config
@@ -181,6 +191,8 @@ def read_config(path: Place) -> ExperimentConfig:
     values = json.loads(path.read_bytes())
     if "explainer" in values:  # Earlier versions had one writer, and its options under this name.
         values["writer"] = {"predictive": values.pop("explainer")}
+    if "tensorboard" in values:  # They also had one tracker, on or off.
+        values["tracker"] = "tensorboard" if values.pop("tensorboard") else ""
     if "extraction" in values:  # They also read all tokens with the same probability.
         values["extraction"].setdefault("by_place", False)
     return _build(ExperimentConfig, values)

@@ -39,6 +39,27 @@ def test_a_config_of_an_earlier_version_reads_all_tokens_alike(tmp_path):
     assert len(digests) == 3
 
 
+@pytest.mark.parametrize(("earlier", "tracker"), [(True, "tensorboard"), (False, "")])
+def test_a_run_of_an_earlier_version_keeps_its_tracker(earlier, tracker, tmp_path):
+    save_config(load_config(CONFIGS[0]), path := tmp_path / "config.json")
+    values = json.loads(path.read_text())
+    del values["tracker"]
+    path.write_text(json.dumps(values | {"tensorboard": earlier}))
+    assert read_config(path).tracker == tracker
+
+
+def test_a_config_file_with_a_field_that_there_is_not(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from nla_jax.config import ExperimentConfig\n"
+        'def get_config():\n    return ExperimentConfig("mine", tensorboard=True)\n'
+    )
+    with pytest.raises(
+        ValueError, match=r"mine\.py names a field .*'tensorboard'; .* tracker=\"tensorboard\""
+    ):
+        load_config(path)
+
+
 def test_digest_follows_what_defines_a_stage():
     config = ExperimentConfig("x")
     longer = dataclasses.replace(

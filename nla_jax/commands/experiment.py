@@ -71,13 +71,17 @@ def parse(arguments: list[str], program: str) -> tuple["ExperimentConfig", "AnyP
 
     Raises:
       FileNotFoundError: there is no such config.
-      ValueError: --run-dir without a directory, or a file that holds no config.
+      ValueError: --run-dir without a directory, an option of an earlier version, or a file that holds no config.
     """
     import tyro
 
     from nla_jax.config import ExperimentConfig
 
     given, rest = locate(arguments[0]), arguments[1:]
+    if {"--tensorboard", "--no-tensorboard"} & set(rest):
+        raise ValueError(
+            "--tensorboard has become one of several trackers: give --tracker tensorboard, or none"
+        )
     config = config_at(given)
     run_dir = given if given.is_dir() else as_path(f"runs/{config.name}")
     if "--run-dir" in rest:

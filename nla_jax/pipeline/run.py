@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nla_jax.autoencoder.yardstick import Yardstick
-from nla_jax.config import ExperimentConfig
+from nla_jax.config import ExperimentConfig, plain
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.manifest import Manifest
 from nla_jax.data.sidecar import Sidecar, sidecar_path_for
@@ -21,6 +21,7 @@ from nla_jax.pipeline.models import Models
 from nla_jax.sharding.mesh import make_mesh
 from nla_jax.training.checkpoint import Checkpoints
 from nla_jax.training.metrics_log import MetricsLog
+from nla_jax.training.trackers import Tracker, open_tracker
 
 
 class Run:
@@ -37,10 +38,12 @@ class Run:
         directory = as_path(directory)
         self.config, self.directory = config, directory
         self.mesh = mesh or make_mesh(config.mesh)
-        events = directory / "tensorboard" if config.tensorboard else None
-        self.log = MetricsLog(directory / "metrics.jsonl", tensorboard=events)
+        self.log = MetricsLog(directory / "metrics.jsonl", open_tracker=self._tracker)
         self.models = Models(config, self.mesh, lambda: self.yardstick, self.checkpoints)
         self._opened = functools.cache(self._open)
+
+    def _tracker(self) -> Tracker | None:
+        return open_tracker(self.config.tracker, self.directory, self.config.name, plain(self.config))
 
     def open(self, split: str) -> StoredDataset:
         """A split, checked against the live model and tokenizer; its rows are read when they are asked for."""
@@ -120,7 +123,7 @@ class Run:
 
     def kept_steps(self) -> dict[str, int]:
         """The step that counts of each training stage that has one; the stages say by which metric (`Best`)."""
-        stages = ["av_sft", "ar_sft", "rl"]
+        stages = ["av_sft", "ar_sft", *(["distill"] if self.config.distill.loop.steps else []), "rl"]
         if self.config.evaluation.second_judge_steps:
             stages.append("second_judge")
         steps = {stage: self.checkpoints(stage).best() for stage in stages}

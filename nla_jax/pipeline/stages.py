@@ -1,4 +1,4 @@
-"""A run's stages in order: extract, explain, av_sft, ar_sft, rl, evaluate, report.
+"""A run's stages in order: extract, explain, av_sft, ar_sft, distill, rl, evaluate, report.
 
 Each stage reads what the ones before it left in the run directory, goes on where it was killed, and does nothing
 when it is done. `nla train` and the scripts in experiments/ are thin covers of `run_stages`.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from nla_jax.config import save_config
+from nla_jax.pipeline.distill import distill
 from nla_jax.pipeline.documents import check_corpus
 from nla_jax.pipeline.evaluate import evaluate, is_evaluated, report
 from nla_jax.pipeline.explain import data_is_written, explain
@@ -21,6 +22,7 @@ from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.train import is_trained, rl
 from nla_jax.pipeline.warm_starts import ar_sft, av_sft
 from nla_jax.sharding.placement import wait_for_all
+from nla_jax.training.trackers import check_tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ STAGES = (
     Stage("explain", explain, data_is_written),
     Stage("av_sft", av_sft, functools.partial(is_trained, stage="av_sft")),
     Stage("ar_sft", ar_sft, functools.partial(is_trained, stage="ar_sft")),
+    Stage("distill", distill, lambda run: not run.config.distill.loop.steps or is_trained(run, "distill")),
     Stage("rl", rl, functools.partial(is_trained, stage="rl")),
     Stage("evaluate", evaluate, is_evaluated),
     # The report is made again each time: it is fast, and shows what a run has so far.
@@ -52,8 +55,10 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
 
     Raises:
       ValueError: the directory holds results of another config, or of a corpus that has changed since; nothing in it is
-        touched then.
+        touched then. Or a tracker that cannot write there.
+      ModuleNotFoundError: the tracker's package is not installed.
     """
+    check_tracker(run.config.tracker, run.directory)
     for stage in STAGES:
         stage.is_done(run)
     if data_is_written(run):
@@ -62,14 +67,23 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     wait_for_all("checked")
     if jax.process_index() == 0:
         save_config(run.config, run.directory / "config.json")
-    for stage in STAGES:
-        if stage.name not in names or stage.is_done(run):
-            continue
-        started = time.perf_counter()
-        # Attention kernels are split over the devices of the mesh that is set.
-        with jax.set_mesh(run.mesh) if run.mesh.size > 1 else contextlib.nullcontext():
-            stage.run(run)
-        timings = run.timings()
-        timings[stage.name] = timings.get(stage.name, 0.0) + time.perf_counter() - started
-        run.write_json("timings.json", timings)
-        wait_for_all(stage.name)
+    chosen = [stage for stage in STAGES if stage.name in names]
+    # A tracker shows what has steps.
+    trained = [stage for stage in chosen if hasattr(getattr(run.config, stage.name, None), "loop")]
+    if not all(stage.is_done(run) for stage in trained):
+        run.log.open()
+    with contextlib.closing(run.log):
+        for stage in chosen:
+            if not stage.is_done(run):
+                _run_timed(run, stage)
+
+
+def _run_timed(run: Run, stage: Stage) -> None:
+    started = time.perf_counter()
+    # Attention kernels are split over the devices of the mesh that is set.
+    with jax.set_mesh(run.mesh) if run.mesh.size > 1 else contextlib.nullcontext():
+        stage.run(run)
+    timings = run.timings()
+    timings[stage.name] = timings.get(stage.name, 0.0) + time.perf_counter() - started
+    run.write_json("timings.json", timings)
+    wait_for_all(stage.name)

@@ -60,6 +60,12 @@ def test_a_config_that_is_not_there_is_named_with_those_that_are(tmp_path):
         parse([str(tmp_path / "other.py")], "nla train")
 
 
+def test_a_tracker_is_chosen_by_name_and_its_earlier_option_is_answered():
+    assert parse([TINY, "--tracker", "trackio"], "nla train")[0].tracker == "trackio"
+    with pytest.raises(ValueError, match="--tensorboard has become .* give --tracker tensorboard"):
+        parse([TINY, "--tensorboard"], "nla train")
+
+
 def test_a_run_directory_that_is_left_out_is_asked_for():
     with pytest.raises(ValueError, match="--run-dir needs a directory"):
         parse([TINY, "--run-dir"], "nla train")

@@ -9,7 +9,7 @@ from processes import ROOT
 from nla_jax.__main__ import COMMANDS
 
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "nla_jax").rglob("*.py"))}
-INSTALLED_BY_NAME = {"datasets", "jax[tpu]", "py3langid", "rensa", "tensorboardX"}
+INSTALLED_BY_NAME = {"datasets", "jax[tpu]", "py3langid", "rensa", "tensorboardX", "trackio", "wandb"}
 """Packages on the public registry that messages name; nla_jax itself is not there."""
 
 
