@@ -36,7 +36,8 @@ from nla_jax.data.dataset import ActivationDataset, base_columns, load_dataset, 
 from nla_jax.data.sidecar import CorpusSlice, Extraction, PromptIds, Sidecar, SidecarTemplates
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.store import open_dataset
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.word_counts import WordCounts
 from nla_jax.evaluation import baselines
 from nla_jax.evaluation.estimates import Ratio, bootstrap
 from nla_jax.evaluation.tables import Row, Table, paired, read_ratios, write_ratios

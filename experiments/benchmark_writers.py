@@ -21,7 +21,7 @@ from nla_jax.data.writers.chat import ChatWriterConfig
 from nla_jax.data.writers.checks import TextChecks
 from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.open import open_writer
-from nla_jax.data.writers.predictive import WordCounts
+from nla_jax.data.writers.word_counts import WordCounts
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.stages import run_stages
@@ -65,7 +65,10 @@ def explained(run: Run, rows: ActivationDataset, model: str) -> tuple[dict[str, 
     texts, reports = {}, {}
     for name, config in writers(model).items():
         writer = open_writer(
-            config, seed=0, words=lambda: WordCounts(rows.contexts), cache=run.directory / "answers.sqlite"
+            config,
+            seed=0,
+            words=lambda split: WordCounts(rows.contexts, split),
+            cache=run.directory / "answers.sqlite",
         )
         texts[name] = writer.explain(rows)
         reports[name] = writer.report()

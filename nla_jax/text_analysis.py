@@ -114,6 +114,19 @@ def sentences(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
+def last_words(text: str, count: int, characters: int = 80) -> str:
+    """The last words of a text with their marks, in one line; a line break counts as the word "newline".
+
+    Args:
+      text: any text.
+      count: how many words at most.
+      characters: a longer ending loses words in front, and a single longer word its beginning.
+    """
+    end = " ".join(re.sub(r"\s*\n\s*", " newline ", text).split()[-count:]) if count else ""
+    tail = end[-characters:]
+    return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
+
+
 def without_quotes(text: str) -> str:
     """A text without its quoted spans."""
     return re.sub(r"\s+", " ", QUOTE.sub(" ", text)).strip()

@@ -19,7 +19,7 @@ from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
 from nla_jax.data.splits import splits_of
 from nla_jax.data.writers.chat import ChatWriter
 from nla_jax.data.writers.open import Writer, open_writer
-from nla_jax.data.writers.predictive import WordCounts
+from nla_jax.data.writers.word_counts import WordCounts
 from nla_jax.pipeline.documents import prepare_documents
 from nla_jax.pipeline.run import Run
 
@@ -66,7 +66,10 @@ def estimate_texts(run: Run, documents: int = SAMPLED_DOCUMENTS) -> TextsEstimat
     if documents < 1:
         raise ValueError(f"{documents} documents are to be looked at; expected 1 at least")
     writer = open_writer(
-        config.writer, seed=config.seed, words=WordCounts, cache=run.directory / "data" / "answers.sqlite"
+        config.writer,
+        seed=config.seed,
+        words=lambda split: WordCounts(split=split),  # No text is written.
+        cache=run.directory / "data" / "answers.sqlite",
     )
     store = prepare_documents(run)
     some = _spread(store, documents)
@@ -99,8 +102,9 @@ def _rows_without_vectors(run: Run, contexts: list[Context]) -> ActivationDatase
     """The rows that the stage extract would make of contexts, with zeros for vectors and any words as expected ones."""
     config, layer = run.config.extraction, run.config.model.layer
     count = sum(len(context.readings) for context in contexts)
-    words = np.resize(np.array(contexts[0].tokens), (count, 4 * config.next_words))
-    rows = Rows({layer: np.zeros((count, 1), np.float32)}, words if config.next_words else None)
+    tokens = np.resize(np.array(contexts[0].tokens), (count, 4 * config.next_words))
+    expected = (tokens, np.zeros(tokens.shape, np.float32)) if config.next_words else (None, None)
+    rows = Rows({layer: np.zeros((count, 1), np.float32)}, *expected)
     columns = columns_of(contexts, rows, layer, run.models.lm.tokenizer, config)
     about = Extraction(run.models.lm.name, 1, layer, run.config.corpus.name, CorpusSlice(0, 0), 0)
     kept = ("activation_vector", "n_raw_tokens", "activation_layer", "doc_id", "detokenized_text_truncated")

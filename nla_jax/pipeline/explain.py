@@ -21,8 +21,8 @@ from nla_jax.data.splits import SPLITS, check_documents, splits_of
 from nla_jax.data.stage_texts import stage_columns
 from nla_jax.data.store import PART_ROWS, open_dataset
 from nla_jax.data.writers.open import Writer, open_writer
-from nla_jax.data.writers.predictive import WordCounts
 from nla_jax.data.writers.reports import joined, since
+from nla_jax.data.writers.word_counts import Split, WordCounts
 from nla_jax.files import AnyPath, remove_folder, write_json
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.documents import RECORD, check_processes, load_rows, read_record, save_record
@@ -133,8 +133,8 @@ def _send_batches(run: Run, paths: Sequence[AnyPath]) -> None:
 def _open_writer(run: Run) -> Writer:
     config, base = run.config, run.directory / "data" / "base"
 
-    def words() -> WordCounts:
-        counts = WordCounts()
+    def words(split: Split) -> WordCounts:
+        counts = WordCounts(split=split)
         for (contexts,) in open_dataset(base).scan("detokenized_text_truncated"):
             counts.add(context or "" for context in contexts)
         return counts

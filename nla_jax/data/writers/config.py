@@ -7,9 +7,10 @@ from typing import Any
 
 from nla_jax.data.writers.chat import ChatWriterConfig
 from nla_jax.data.writers.column import ColumnConfig
+from nla_jax.data.writers.descriptive import DescriptiveConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 
-BUILT_IN = ("predictive", "chat", "column")
+BUILT_IN = ("predictive", "descriptive", "chat", "column")
 """Names of the writers that come with the library."""
 
 
@@ -18,9 +19,10 @@ class WriterConfig:
     """The writer of warm-start texts. Only the options of the writer that is named count."""
 
     name: str = "predictive"
-    """`predictive` (built in, asks no model), `chat` (a chat model writes), `column` (the data brings the texts), or
-    MODULE:CLASS, a class of your own by its import path; see data/writers/open.py."""
+    """`predictive` or `descriptive` (built in, ask no model), `chat` (a chat model writes), `column` (the data brings
+    the texts), or MODULE:CLASS, a class of your own by its import path; see data/writers/open.py."""
     predictive: PredictiveConfig = PredictiveConfig()
+    descriptive: DescriptiveConfig = DescriptiveConfig()
     chat: ChatWriterConfig = ChatWriterConfig()
     column: ColumnConfig = ColumnConfig()
     options: str = "{}"

@@ -6,14 +6,17 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from nla_jax import text_analysis
 from nla_jax.chat.models import open_chat_model
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.stage_texts import holds_a_tag
 from nla_jax.data.writers.chat import ChatWriter
 from nla_jax.data.writers.column import ColumnWriter
 from nla_jax.data.writers.config import WriterConfig
-from nla_jax.data.writers.predictive import PredictiveWriter, WordCounts
+from nla_jax.data.writers.descriptive import DescriptiveWriter
+from nla_jax.data.writers.predictive import PredictiveWriter
 from nla_jax.data.writers.reports import Tally
+from nla_jax.data.writers.word_counts import Split, WordCounts, long_words
 from nla_jax.files import AnyPath
 
 
@@ -35,14 +38,15 @@ class Writer(Protocol):
 
 
 def open_writer(
-    config: WriterConfig, *, seed: int, words: Callable[[], WordCounts], cache: AnyPath
+    config: WriterConfig, *, seed: int, words: Callable[[Split], WordCounts], cache: AnyPath
 ) -> Writer:
     """Open the writer that a config names.
 
     Args:
       config: the writer's name and options.
       seed: of wording that varies.
-      words: counts the words of all contexts; it is called only for the writer that needs them.
+      words: counts the words of all contexts, split by the function that it is given; it is called only for a writer
+        that needs them.
       cache: SQLite file with the answers of chat models, made when the first is asked.
 
     Raises:
@@ -50,7 +54,9 @@ def open_writer(
       ModuleNotFoundError: there is no module of the user's own class.
     """
     if config.name == "predictive":
-        return PredictiveWriter(config.predictive, seed=seed, words=words())
+        return PredictiveWriter(config.predictive, seed=seed, words=words(long_words))
+    if config.name == "descriptive":
+        return DescriptiveWriter(config.descriptive, seed=seed, words=words(text_analysis.words))
     if config.name == "chat":
         return ChatWriter(config.chat, lambda: open_chat_model(config.chat.chat, cache))
     if config.name == "column":

@@ -6,19 +6,18 @@ the row, so that the AV learns language and not one form.
 """
 
 import dataclasses
-import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction
 from nla_jax.data.writers.reports import Tally
+from nla_jax.data.writers.word_counts import WordCounts, long_words
+from nla_jax.text_analysis import last_words
 
 _ABOUT_FIRST = 0.25
 """Share of the texts that begin with topic and source."""
-_WORD = re.compile(r"[A-Za-z][a-z]{3,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +40,6 @@ _ENDING = ('Ends "{}".', 'It ends with "{}".', 'Last words "{}".')
 _NEXT = ("Next {}.", "Likely next: {}.", "Then {}.")
 _ABOUT = ("About {}.", "On {}.", "Topic {}.")
 _ABOUT_FROM = ("About {}, from {}.", "On {}, from {}.", "Topic {}; source {}.")
-
-
-class WordCounts:
-    """In how many texts each word occurs, counted text by text: rare words mark a topic."""
-
-    def __init__(self, texts: Iterable[str] = ()):
-        """Count the given texts; `add` counts more of them, with the same result as all at once."""
-        self.texts = 0
-        self.frequency: Counter[str] = Counter()
-        self.add(texts)
-
-    def add(self, texts: Iterable[str]) -> None:
-        """Count further texts."""
-        for text in texts:
-            self.texts += 1
-            self.frequency.update(set(_words(text)))
-
-    def rarity(self, word: str) -> float:
-        """The inverse document frequency: log((texts + 1) / (texts with the word + 1))."""
-        return math.log((self.texts + 1) / (self.frequency[word] + 1))
 
 
 class PredictiveWriter:
@@ -110,7 +89,7 @@ class PredictiveWriter:
 
     def topic(self, context: str) -> list[str]:
         """The words with the highest tf-idf in a context, best first."""
-        counts = Counter(_words(context))
+        counts = Counter(long_words(context))
         score = {word: n * self.words.rarity(word) for word, n in counts.items()}
         return sorted(score, key=lambda word: (-score[word], word))[: self.config.topic_words]
 
@@ -119,7 +98,7 @@ class PredictiveWriter:
             return options[int(hash_fraction(key, seed=self.seed, purpose=purpose) * len(options))]
 
         config = self.config
-        ending = _ending(context, config.ending_words, config.ending_characters)
+        ending = last_words(context, config.ending_words, config.ending_characters)
         sentences = [choose(_ENDING, "ending").format(ending)]
         if expected and config.next_words:
             sentences.append(choose(_NEXT, "next").format(", ".join(expected[: config.next_words])))
@@ -129,14 +108,3 @@ class PredictiveWriter:
         if hash_fraction(key, seed=self.seed, purpose="order") < _ABOUT_FIRST:
             sentences = [sentences[-1], *sentences[:-1]]
         return " ".join(sentences)
-
-
-def _ending(context: str, words: int, characters: int) -> str:
-    """The last whole words that fit into `characters`, or the end of the last word; a line break becomes "newline"."""
-    end = " ".join(re.sub(r"\s*\n\s*", " newline ", context).split()[-words:])
-    tail = end[-characters:]
-    return tail if len(end) <= characters or " " not in tail else tail[tail.index(" ") + 1 :]
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]

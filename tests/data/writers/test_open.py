@@ -12,7 +12,8 @@ from nla_jax.data.writers.chat import ChatWriter, ChatWriterConfig
 from nla_jax.data.writers.column import ColumnConfig
 from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.open import Writer, open_writer
-from nla_jax.data.writers.predictive import PredictiveWriter, WordCounts
+from nla_jax.data.writers.predictive import PredictiveWriter
+from nla_jax.data.writers.word_counts import WordCounts
 
 CONTEXTS = ["the engine burns diesel", "the garden needs water"]
 
@@ -30,19 +31,21 @@ def rows(explanations=None, **extra) -> ActivationDataset:
     )
 
 
-def opened(config: WriterConfig, tmp_path, words=WordCounts) -> Writer:
-    return open_writer(config, seed=7, words=words, cache=tmp_path / "chat.sqlite")
+def opened(config: WriterConfig, tmp_path, words=None) -> Writer:
+    return open_writer(
+        config, seed=7, words=words or (lambda split: WordCounts(split=split)), cache=tmp_path / "chat.sqlite"
+    )
 
 
 def test_each_name_opens_its_writer_and_only_one_counts_words(tmp_path):
-    def no_words():
+    def no_words(split):
         raise AssertionError("the words of all contexts were counted")
 
     chat = WriterConfig("chat", chat=ChatWriterConfig(ChatConfig("local:somewhere")))
     assert isinstance(opened(chat, tmp_path, no_words), ChatWriter)
     assert not (tmp_path / "chat.sqlite").exists()
     assert opened(WriterConfig("column"), tmp_path, no_words).prompts(rows()) is None
-    writer = opened(WriterConfig(), tmp_path, lambda: WordCounts(CONTEXTS))
+    writer = opened(WriterConfig(), tmp_path, lambda split: WordCounts(CONTEXTS, split))
     assert isinstance(writer, PredictiveWriter) and isinstance(writer, Writer)
     texts = writer.explain(rows(next_words=[["and"], ["so"]], genre=["g", "g"]))
     assert writer.report() | {"rows": 2, "written": 2, "left_out": 0} == writer.report()
@@ -143,7 +146,7 @@ def test_classes_that_cannot_be_used(own, tmp_path, name, error, message):
     [
         (
             {"name": "typed"},
-            "no writer 'typed'; writer.name is one of predictive, chat, column, or MODULE:CLASS",
+            "no writer 'typed'; writer.name is one of predictive, descriptive, chat, column, or MODULE:CLASS",
         ),
         ({"options": "{'a': 1}"}, "which is no JSON"),
         ({"options": "[1]"}, "a JSON value of type list; write an object"),

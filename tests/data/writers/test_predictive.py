@@ -5,7 +5,8 @@ import pytest
 
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.word_counts import WordCounts
 
 CONTEXTS = [
     "the engine burns diesel while the diesel engine turns over",

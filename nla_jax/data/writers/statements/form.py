@@ -1,0 +1,110 @@
+"""How a text ends, and what its last sentence is doing: what is open, and its person, number and tense."""
+
+import re
+
+from nla_jax.data.writers.statements.facts import Facts
+from nla_jax.data.writers.statements.languages import language_of
+from nla_jax.text_analysis import last_words, words
+
+_ENDING = ('Ends "{}".', '"{}" at the end.', 'Stops at "{}".', 'Last "{}".', 'Up to "{}".')
+_ENDING_CHARACTERS = 24
+_NO_ENDING = ("answer_start", "span")
+"""Places whose last words say nothing: a template's, and those of an average."""
+
+
+def ending(facts: Facts) -> str | None:
+    """The last words of what is said, quoted."""
+    if facts.place in _NO_ENDING or not facts.ending_words:
+        return None
+    # What a chat template wrote is no ending.
+    end = last_words(facts.said, facts.ending_words, _ENDING_CHARACTERS).replace('"', "'")
+    return facts.choose(_ENDING, "ending").format(end) if end else None
+
+
+_OPENERS = {
+    "bracket open": ("([{", ")]}"),
+    "quotation open": ("“«", "”»"),
+}
+_CLAUSE = re.compile(
+    r"\b(?:because|although|though|while|unless|whether|whereas|if|when|since|until|after|before)\b", re.I
+)
+_RELATIVE = re.compile(r"\b(?:which|who|whose|whom)\b", re.I)
+_PERSONS = {
+    "first person": r"\b(?:i|me|my|i'm|i've|i'd|mine|myself)\b",
+    "first person plural": r"\b(?:we|us|our|ours|we're|we've|ourselves)\b",
+    "second person": r"\b(?:you|your|yours|you're|yourself)\b",
+    "about him": r"\b(?:he|him|his|himself)\b",
+    "about her": r"\b(?:she|her|hers|herself)\b",
+    "about them": r"\b(?:they|them|their|themselves)\b",
+}
+_TENSES = {
+    "future": r"\b(?:will|shall|won't|going to|gonna|[a-z]+'ll)\b",
+    "perfect": r"\b(?:has|have|'ve) (?:been|[a-z]+ed)\b",
+    "past": r"\b(?:was|were|did|had|didn't|wasn't|said|went|came|made|took|got|saw|knew|thought|felt|gave|told|began|"
+    r"[a-z]{3,}ed)\b",
+    "conditional": r"\b(?:would|could|should)\b",
+    "present": r"\b(?:is|are|am|does|do|has|have|can|may|isn't|aren't|don't|doesn't)\b",
+}
+_PERSON_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _PERSONS.items()}
+_TENSE_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _TENSES.items()}
+_LONG = 30
+"""Words of a sentence that is called long."""
+
+
+def syntax(facts: Facts) -> str | None:
+    """What is open inside a sentence, and the tense and person of what is closed; at most two of these."""
+    text = facts.closed
+    found = open_parts(text) if facts.is_inside else marks(text)
+    if language_of(facts.said) == "en":
+        found += [part for part in (tense_of(text), person_of(text)) if part]
+    if not found:
+        return None
+    wording = facts.choose(
+        ("{}, {}.", "{1}, {0}.", "{} and {}.", "{1}: {0}.") if len(found) > 1 else ("{}.",), "syntax"
+    )
+    return wording.format(*found[:2]).capitalize()
+
+
+def open_parts(sentence: str) -> list[str]:
+    """What is open where an unfinished sentence stops, the innermost first: brackets, quotations, code, a clause."""
+    found = [
+        name for name, (left, right) in _OPENERS.items() if _count(sentence, left) > _count(sentence, right)
+    ]
+    if sentence.count('"') % 2 and "quotation open" not in found:
+        found.append("quotation open")
+    if sentence.count("`") % 2:
+        found.append("code span open")
+    tail = sentence.rpartition(",")[2]
+    if match := _CLAUSE.search(tail):
+        found.append(f"{match.group().lower()}-clause")
+    elif _RELATIVE.search(tail):
+        found.append("relative clause")
+    elif sentence.count(",") >= 3:
+        found.append("enumeration")
+    if len(words(sentence)) <= 2:
+        found.append("sentence start")
+    elif len(words(sentence)) > _LONG:
+        found.append("long sentence")
+    return found
+
+
+def marks(sentence: str) -> list[str]:
+    """What the mark says that closes a sentence."""
+    end = sentence.rstrip("\"'”’»)] \n")[-1:]
+    names = {"?": "question", "？": "question", "!": "exclamation", ":": "colon", "…": "trailing off"}
+    return [names[end]] if end in names else []
+
+
+def tense_of(sentence: str) -> str | None:
+    """The tense of an English sentence by its verb forms; None where no form tells it."""
+    return next((name for name, pattern in _TENSE_PATTERNS.items() if pattern.search(sentence)), None)
+
+
+def person_of(sentence: str) -> str | None:
+    """Whom an English sentence is told by or about, by its first personal pronoun; None where it has none."""
+    found = {name: match.start() for name, p in _PERSON_PATTERNS.items() if (match := p.search(sentence))}
+    return min(found, key=found.get) if found else None
+
+
+def _count(text: str, characters: str) -> int:
+    return sum(map(text.count, characters))
