@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterable, Sequence
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from safetensors.numpy import load_file
 from scipy.linalg import eigh
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -21,7 +20,6 @@ from nla_jax.autoencoder.yardstick import CHUNK_ROWS, row_chunks
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.extraction import next_words
 from nla_jax.evaluation.target_lm import TargetLM
-from nla_jax.files import as_path, local_copy
 from nla_jax.lm.layers import Norm
 from nla_jax.lm.logits import logits
 from nla_jax.sharding.placement import to_host
@@ -228,35 +226,3 @@ def logit_lens_words(target: TargetLM, vectors_ND: Float[np.ndarray, "N D"], cou
     }
     top_ids = np.concatenate([to_host(top(params, rows)) for rows in row_chunks(vectors_ND, 256)])
     return [next_words(ids, target.tokenizer, count) for ids in top_ids.tolist()]
-
-
-def dictionary_texts(path: str, target: TargetLM, activations_ND: np.ndarray, count: int = 4) -> list[str]:
-    """Explanations from a sparse dictionary: the words of the strongest features, named by what they unembed to.
-
-    Args:
-      path: safetensors with W_enc (D, F), W_dec (F, D), and optionally b_enc (F,) and b_dec (D,).
-      target: the LM that names features.
-      activations_ND: raw activations.
-      count: number of features a text.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a missing or misshapen array.
-    """
-    if not as_path(path).is_file():
-        raise FileNotFoundError(f"the dictionary {path} does not exist; give a safetensors file, or none")
-    with local_copy(path) as file:
-        arrays, D = load_file(file), activations_ND.shape[1]
-    if missing := sorted({"W_enc", "W_dec"} - set(arrays)):
-        raise ValueError(f"{path} lacks {', '.join(missing)} (it holds {', '.join(sorted(arrays))})")
-    encode, decode = arrays["W_enc"], arrays["W_dec"]
-    if encode.shape != decode.shape[::-1] or len(encode) != D:
-        raise ValueError(
-            f"{path}: W_enc has shape {encode.shape} and W_dec {decode.shape}; expected ({D}, F) and (F, {D})"
-        )
-    centered = activations_ND - arrays.get("b_dec", np.float32(0))
-    strength_NF = np.maximum(centered @ encode + arrays.get("b_enc", np.float32(0)), 0)
-    top_NC = np.argsort(-strength_NF, axis=1)[:, :count]
-    used = np.unique(top_NC)
-    named = dict(zip(used, logit_lens_words(target, decode[used], 3), strict=True))
-    return ["; ".join(", ".join(named[feature]) for feature in row) + "." for row in top_NC]

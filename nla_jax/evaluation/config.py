@@ -4,6 +4,9 @@ import dataclasses
 
 from nla_jax.chat.config import split_name
 
+FEWEST_TAUGHT = 24
+"""Fewest texts that teach the probes of a planted task: four of each of six answers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -24,7 +27,9 @@ class EvaluationConfig:
     """Held-out activations of suffix prediction, and of the claims that the target LM checks. Continuations are asked
     about at the first activations that end a word."""
     task_examples: int = 48
-    """Texts of each planted task; as many others teach its linear probe."""
+    """Texts of each planted task that are asked about."""
+    task_taught: int = 96
+    """Other texts of each planted task, which teach the probes on activations and on the words of explanations."""
     recurrence_rows: int = 24
     """Contexts whose last ten tokens are explained."""
     rewrite_rows: int = 128
@@ -35,7 +40,8 @@ class EvaluationConfig:
     """A chat model that answers the prediction tasks and checks claims beside the target LM: anthropic:MODEL,
     openai:MODEL or local:SOURCE; empty uses none. See chat/models.py."""
     dictionary: str | None = None
-    """Path of a sparse dictionary in safetensors; its strongest features make a baseline's texts."""
+    """Path of a sparse dictionary whose code and words are baselines: what `nla data dictionary` wrote, another
+    safetensors file, a folder of SAELens, or a params.npz of Gemma Scope."""
     second_judge_steps: int = 0
     """Warm-start steps of a second AR, with another seed, that judges beside the first; 0 trains none."""
     bootstrap_samples: int = 2000
@@ -48,5 +54,10 @@ class EvaluationConfig:
         for name in ("rows", "monitor_rows", "batch_size", "samples", "bootstrap_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; expected a positive number")
+        if self.task_taught < FEWEST_TAUGHT:
+            raise ValueError(
+                f"evaluation.task_taught is {self.task_taught}; expected at least {FEWEST_TAUGHT}, so that a probe has a "
+                "few examples of each answer"
+            )
         if self.chat_model:
             split_name(self.chat_model)

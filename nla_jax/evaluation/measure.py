@@ -10,6 +10,7 @@ import jax
 from tqdm import tqdm
 
 from nla_jax.chat.models import open_chat_model
+from nla_jax.evaluation.dictionary_baseline import open_dictionary
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import write_ratios
 from nla_jax.files import AnyPath, write_json
@@ -53,7 +54,8 @@ def measure_suites(subject: Subject, names: Sequence[str], directory: AnyPath, d
       name -> {"digest", "seconds", "tables"} of all suites in the folder.
 
     Raises:
-      ValueError: the data lacks columns that a suite reads.
+      FileNotFoundError: the config names a dictionary that is not there.
+      ValueError: the data lacks columns that a suite reads, or the config names a dictionary that cannot be read.
       ModuleNotFoundError: a suite's packages are missing.
       RuntimeError: the chat model does not answer; the answers so far are kept.
     """
@@ -62,6 +64,8 @@ def measure_suites(subject: Subject, names: Sequence[str], directory: AnyPath, d
     todo = [
         name for name in chosen_suites(names) if name not in stored_results(directory, digest, chat_model)
     ]
+    if "controls" in todo:
+        open_dictionary(subject)  # One that cannot be read is told before anything is measured.
     if chat_model and subject.chat is None and set(todo) & set(ASKING):
         subject.chat = open_chat_model(chat_model, directory / "chat.sqlite")
     bar = tqdm(todo, desc="evaluate", unit="suite", dynamic_ncols=True, disable=jax.process_index() > 0)

@@ -1,6 +1,7 @@
+import dataclasses
+
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
@@ -100,20 +101,28 @@ def test_logit_lens_names_the_token_whose_unembedding_it_is_given(subject):
     assert words[0] == target.tokenizer.decode([token]).strip()
 
 
-def test_a_sparse_dictionary_writes_the_names_of_its_strongest_features(subject, tmp_path):
-    target, path = subject.target, tmp_path / "dictionary.safetensors"
-    decode = np.random.default_rng(2).normal(size=(6, D)).astype(np.float32)
-    save_file({"W_enc": np.ascontiguousarray(np.linalg.pinv(decode)), "W_dec": decode}, path)
-    activations = np.stack([3 * decode[4] + decode[1], 2 * decode[0]])
-    texts = baselines.dictionary_texts(str(path), target, activations, count=1)
-    names = [", ".join(words) for words in baselines.logit_lens_words(target, decode[[4, 0]], 3)]
-    assert texts == [f"{name}." for name in names]
-    with pytest.raises(FileNotFoundError, match="dictionary .* does not exist"):
-        baselines.dictionary_texts(str(tmp_path / "none"), target, activations)
-    with pytest.raises(
-        ValueError, match=r"W_enc has shape \(32, 6\) and W_dec \(6, 32\); expected \(16, F\)"
-    ):
-        baselines.dictionary_texts(str(path), target, activations[:, :16])
-    save_file({"W_enc": decode}, path)
-    with pytest.raises(ValueError, match=r"lacks W_dec \(it holds W_enc\)"):
-        baselines.dictionary_texts(str(path), target, activations)
+def test_means_by_key_are_drawn_to_the_coarser_mean():
+    known = np.float32([[3, 0], [0, 5], [0, 2], [-1, 0]])
+    coarser = np.float32([[1, 1], [1, 1], [0, 1]])
+    found = baselines.means_by_key(["a", "c", "b"], ["a", "b", "b", "b"], known, coarser)
+    root = np.sqrt(2)
+    np.testing.assert_allclose(
+        found, [[(root + 3) / 4, 3 / 4], [1, 1], [-root / 6, (2 * root + 3) / 6]], rtol=1e-6
+    )
+
+
+def test_means_by_key_of_more_rows_than_are_looked_at_once():
+    known = np.tile(np.float32([[2, 0], [0, 3]]), (4500, 1))
+    found = baselines.means_by_key([1], [row % 2 for row in range(9000)], known, np.zeros((1, 2), np.float32))
+    np.testing.assert_allclose(found, [[0, np.sqrt(2) * 4500 / 4503]], rtol=1e-6)
+
+
+def test_last_tokens_are_those_of_the_column_or_of_the_ends_of_contexts(subject):
+    data, target = subject.data, subject.target
+    found = baselines.last_tokens(data, target)
+    assert found == [tuple(target.encode(context)[-2:]) for context in data.contexts]
+    short = dataclasses.replace(data.take(slice(1)), contexts=[data.contexts[0].split()[0][:1]])
+    assert [ids[0] for ids in baselines.last_tokens(short, target)] == [-1]
+    stored = dataclasses.replace(data, extra={"last_token_ids": [[-1, 4]] * len(data)})
+    assert baselines.last_tokens(stored, target) == [(-1, 4)] * len(data)
+    assert baselines.last_tokens(dataclasses.replace(data, contexts=None, extra={}), target) is None

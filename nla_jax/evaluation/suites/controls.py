@@ -8,7 +8,6 @@ from nla_jax.autoencoder.yardstick import row_chunks
 from nla_jax.data.splits import shuffled
 from nla_jax.evaluation.baselines import (
     PCACode,
-    dictionary_texts,
     last_tokens,
     logit_lens_words,
     means_by_key,
@@ -16,6 +15,7 @@ from nla_jax.evaluation.baselines import (
     nearest_by_text,
     ridge_from_words,
 )
+from nla_jax.evaluation.dictionary_baseline import dictionary_predictions, dictionary_tables
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Prediction, Subject, Texts
 from nla_jax.evaluation.tables import Table
@@ -40,6 +40,7 @@ def measure(subject: Subject) -> list[Table]:
         *looked_up,
         *other_texts(subject),
         *without_reader(subject),
+        *dictionary_predictions(subject),
     ]
     by_place = [line for prediction in predictions for line in subject.place_lines(prediction)]
     tables = [
@@ -65,7 +66,7 @@ def measure(subject: Subject) -> list[Table]:
             )
         )
     over = gains_over_lookups(subject, looked_up)
-    return [*tables, over] if over.rows else tables
+    return [*tables, *([over] if over.rows else []), *dictionary_tables(subject)]
 
 
 def without_information(subject: Subject) -> list[Prediction]:
@@ -157,10 +158,6 @@ def other_texts(subject: Subject) -> list[Prediction]:
         seeing["the target's next words"] = [", ".join(words) for words in data.extra["next_words"]]
     lens = logit_lens_words(target, data.activations, LENS_WORDS)
     blind["logit lens words"] = [", ".join(words) for words in lens]
-    if subject.config.dictionary is not None:
-        blind["sparse dictionary words"] = dictionary_texts(
-            subject.config.dictionary, target, data.activations
-        )
     return _read(subject, seeing, "gold", subject.pair) + _read(subject, blind, "baseline", subject.pair)
 
 
