@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nla_jax.autoencoder.prompts import PromptTemplates
 from nla_jax.autoencoder.verbalizer import InjectionConfig
+from nla_jax.data.batches import check_cut
 from nla_jax.data.corpora.config import CorpusConfig
 from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.config import WriterConfig
@@ -110,6 +111,46 @@ class ReconstructorWarmStartConfig(WarmStartConfig):
     verbalized: float = 0.5
     """Share of the rows whose text the warm-start AV wrote: from them the AR learns what to doubt. Its predictions
     have a fixed norm, so trusting a wrong text costs more than ignoring it."""
+    verbalized_samples: int = 1
+    """Texts that the AV writes for each of these rows, all of which the AR reads as rows of their own."""
+    cut: tuple[int, int] | None = None
+    """Fewest and most tokens that the AR reads of a text, None for all of them; drawn for each row. An AR that reads
+    texts cut short in joint training (`rl.cut`) learns it here."""
+    balance_places: bool = False
+    """Weigh errors by place, so that places where activations are close to each other count as much as others: see
+    `data.batches.place_weights`."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_cut("ar_sft.cut", self.cut)
+        if self.verbalized_samples < 1:
+            raise ValueError(
+                f"ar_sft.verbalized_samples is {self.verbalized_samples}; expected 1 at least, or "
+                "--ar-sft.verbalized 0 for none of the AV's texts"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig(WarmStartConfig):
+    """Best-of-n distillation of the AV before joint training: it is fine-tuned on the best of its own explanations.
+
+    The AV that comes out is where joint training starts, and its reference. Nothing is done at `loop.steps` 0.
+    """
+
+    loop: LoopConfig = LoopConfig(steps=0, evaluate_every=25, checkpoint_every=50)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-5)
+    samples: int = 8
+    """Explanations of each activation, sampled at temperature 1; the one that the AR rebuilds it from best is kept."""
+    rows: int = 1024
+    """Activations that are explained, in an order that mixes documents; all where there are fewer."""
+    split: Literal["rl", "av_sft"] = "rl"
+    """The split that they are of."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("samples", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"distill.{name} is {getattr(self, name)}; expected 1 at least")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +177,7 @@ class ExperimentConfig:
     ar_sft: ReconstructorWarmStartConfig = ReconstructorWarmStartConfig(
         LoopConfig(steps=300, evaluate_every=50, checkpoint_every=100)
     )
+    distill: DistillConfig = DistillConfig()
     rl: RLConfig = RLConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "train, measure and report an NLA: all stages in order",
-    "stage": "one stage alone: extract, explain, av_sft, ar_sft, rl, evaluate or report",
+    "stage": "one stage alone: extract, explain, av_sft, ar_sft, distill, rl, evaluate or report",
     "explain": "explain a text's activations with a trained NLA",
     "evaluate": "measure a run or released models on held-out documents, and write the report",
     "compare": "put evaluated runs side by side",

@@ -11,6 +11,7 @@ STAGES = {
     "explain": "Write warm-start explanations and split the rows by document.",
     "av_sft": "Warm-start the AV on the explanations; its best step is the reference of RL.",
     "ar_sft": "Warm-start the AR on the explanations; its best step is the frozen judge.",
+    "distill": "Fine-tune the AV on the best of its own explanations, where distill.loop.steps asks for it.",
     "rl": "Train AV and AR jointly with GRPO.",
     "evaluate": "Measure the NLA on held-out documents.",
     "report": "Write the HTML report of a run.",

@@ -13,11 +13,12 @@ from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.prompts import VerbalizerPrompt, encode_responses
+from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.store import WINDOW_ROWS, StoredDataset
 
@@ -48,17 +49,64 @@ def verbalizer_rows(
 
 
 def reconstructor_rows(
-    autoencoder: Autoencoder, activations_ND: np.ndarray, explanations: Sequence[str | None]
+    autoencoder: Autoencoder,
+    activations_ND: np.ndarray,
+    explanations: Sequence[str | None],
+    weights_N: Float[np.ndarray, "N"] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Columns of a `ReconstructorBatch`; a failed explanation (None) has weight 0."""
+    """Columns of a `ReconstructorBatch`; a failed explanation (None) has weight 0, the others `weights_N` or 1."""
     prompts_NT, lengths_N = autoencoder.encode(explanations)
-    weights_N = np.array([text is not None for text in explanations], np.float32)
+    is_text_N = np.array([text is not None for text in explanations], np.float32)
     return {
         "prompts_BT": prompts_NT,
         "lengths_B": lengths_N,
         "activations_BD": activations_ND,
-        "weights_B": weights_N,
+        "weights_B": is_text_N if weights_N is None else is_text_N * weights_N.astype(np.float32),
     }
+
+
+def place_weights(data: StoredDataset, yardstick: Yardstick) -> Float[np.ndarray, "N"]:
+    """Weights of rows under which an error counts by the share of its place's spread: mean 1, and positive.
+
+    A row's weight is the spread of all activations over the spread at its place. Otherwise places where activations are
+    close to each other, such as the start of an answer, would hardly count in a mean of errors.
+    """
+    of_place: dict[str | None, float] = {}
+    weights = []
+    for (places,) in data.scan("place"):
+        for place in places:
+            if place not in of_place:
+                # A place whose activations are all the same has no spread to measure an error by.
+                of_place[place] = yardstick.spread / (yardstick.at(place).spread or yardstick.spread)
+            weights.append(of_place[place])
+    weights_N = np.array(weights, np.float32)
+    return weights_N / weights_N.mean()
+
+
+def check_cut(name: str, cut: tuple[int, int] | None) -> None:
+    """Refuse bounds of a cut that leave nothing to draw from; `name` is the config's field.
+
+    Raises:
+      ValueError: the fewest tokens are less than one, or more than the most.
+    """
+    if cut is not None and not 1 <= cut[0] <= cut[1]:
+        raise ValueError(
+            f"{name}={cut}: expected the fewest and the most tokens that are left of a text, 1 <= fewest <= most, for "
+            f"instance --{name.replace('_', '-')} 4 24"
+        )
+
+
+def cut_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None], tokens_N: Int[np.ndarray, "N"]
+) -> list[str | None]:
+    """The beginnings of texts, of `tokens_N` tokens each; a text that has no more stays whole, a failed one None."""
+    encoded = tokenizer(
+        [text or "" for text in texts], add_special_tokens=False, return_offsets_mapping=True
+    )["offset_mapping"]
+    return [
+        text if text is None or len(spans) <= tokens else text[: spans[tokens - 1][1]].rstrip()
+        for text, spans, tokens in zip(texts, encoded, tokens_N.tolist(), strict=True)
+    ]
 
 
 def training_batches(
@@ -154,6 +202,8 @@ class StoredActivations:
     """A `RowSource` of the activations of a data set."""
 
     data: StoredDataset
+    weights_N: Float[np.ndarray, "N"] | None = None
+    """How much each row counts, see `place_weights`; None for all alike."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -163,8 +213,9 @@ class StoredActivations:
         return self.data.chunk_sizes()
 
     def batch(self, index_B: Int[np.ndarray, "B"]) -> Rows:
-        """See `RowSource`."""
-        return {"activations_BD": self.data.activations(index_B)}
+        """Activations, the numbers of their rows, and their weights where there are some."""
+        rows = {"activations_BD": self.data.activations(index_B), "rows_B": index_B.astype(np.int32)}
+        return rows if self.weights_N is None else rows | {"weights_B": self.weights_N[index_B]}
 
 
 def evaluation_batches(rows: Rows, batch_size: int) -> list[tuple[dict[str, np.ndarray], int]]:

@@ -1,7 +1,9 @@
 """What identifies a stage's result: a hash of the config fields that it depends on."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from nla_jax.config import ExperimentConfig, plain
@@ -13,11 +15,18 @@ STAGE_FIELDS = {
     "explain": ("writer", "templates"),
     "av_sft": ("injection", "lora", "max_explanation_tokens", "av_sft"),
     "ar_sft": ("max_reconstructor_tokens", "ar_sft"),
+    "distill": ("distill",),
     "rl": ("rl",),
     "evaluate": ("evaluation",),
     "report": (),
 }
 """The stages in order, each with the config fields that it adds to what defines its result."""
+_LATER_FIELDS = {
+    "ar_sft": ("verbalized_samples", "cut", "balance_places"),
+    "rl": ("ar_updates", "replay_rounds", "writer_share", "balance_places", "cut"),
+}
+"""Fields of training stages that earlier versions lacked, whose defaults do what those did."""
+_LATER_POLICY_FIELDS = ("std_of", "drop_flat_groups")
 
 
 def _corpus_fields(config: ExperimentConfig) -> dict[str, Any]:
@@ -39,6 +48,14 @@ def corpus_digest(config: ExperimentConfig) -> str:
     for name in config.corpus.fractions:
         del fields[name]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _leave_out_defaults(values: dict[str, Any], kind: type, names: Sequence[str]) -> None:
+    """Remove those of the named fields of a config that are at their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name in names:
+        if values[name] == defaults[name]:
+            del values[name]
 
 
 def stage_digest(config: ExperimentConfig, stage: str) -> str:
@@ -71,10 +88,16 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         del fields["data"]  # The same holds of runs that extract.
     if not config.lora.rank:
         fields.pop("lora", None)  # And of runs without adapters.
-    for trained in ("av_sft", "ar_sft", "rl"):
+    if not config.distill.loop.steps:
+        fields.pop("distill", None)  # And of runs that distill nothing.
+    for trained in ("av_sft", "ar_sft", "distill", "rl"):
         if trained in fields:
             del fields[trained]["loop"]["keep_checkpoints"], fields[trained]["length_buckets"]
+            _leave_out_defaults(
+                fields[trained], type(getattr(config, trained)), _LATER_FIELDS.get(trained, ())
+            )
     if "rl" in fields:
+        _leave_out_defaults(fields["rl"]["policy"], type(config.rl.policy), _LATER_POLICY_FIELDS)
         del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
     if "evaluation" in fields:
         del fields["evaluation"]["chat_model"]

@@ -50,7 +50,7 @@ def export_run(
     models.release_target()
 
     def params(model: ModelName) -> Any:
-        trained_in = "rl" if stage == "rl" else f"{model}_sft"
+        trained_in = "rl" if stage == "rl" else models.warm_start_stage(model)
         if adapters:
             return models.trainable_params(trained_in, model, step)
         return merge(unstack_blocks(models.model_params(trained_in, model, step)))

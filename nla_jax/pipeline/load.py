@@ -166,7 +166,7 @@ def _from_run(path: AnyPath, where: _Where, stage: str | None, step: int | None)
         warm_started = all(run.checkpoints(f"{model}_sft").latest() for model in ("av", "ar"))
         stage = "warm_start" if warm_started and run.best_step() is None else "rl"
     step = trained_step(run, stage, step)
-    stages = {model: "rl" if stage == "rl" else f"{model}_sft" for model in ("av", "ar")}
+    stages = {model: "rl" if stage == "rl" else models.warm_start_stage(model) for model in ("av", "ar")}
 
     def params(model: str) -> Any:
         return where.formed(models.model_params(stages[model], model, step))

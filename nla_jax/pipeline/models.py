@@ -212,7 +212,11 @@ class Models:
 
     def warm_start_params(self, model: ModelName) -> Any:
         """Whole parameters of the warm-start "av" (RL's reference) or "ar" (the judge)."""
-        return self.model_params(f"{model}_sft", model)
+        return self.model_params(self.warm_start_stage(model), model)
+
+    def warm_start_stage(self, model: ModelName) -> str:
+        """The last stage that trains "av" or "ar" before joint training."""
+        return "distill" if model == "av" and self.config.distill.loop.steps else f"{model}_sft"
 
     def model_params(self, stage: str, model: ModelName, step: int | None = None) -> Any:
         """Whole parameters of "av" or "ar" from a checkpoint of a stage, the best by default."""

@@ -67,6 +67,8 @@ def subject_of(run: Run) -> Subject:
     """
     best = run.best_step()
     stages = {"warm start": ("av_sft", None)}
+    if run.config.distill.loop.steps:
+        stages["distilled"] = ("distill", None)
     ars = {"judge": ("ar_sft", None)}
     if best is not None:
         stages["after RL"] = ("rl", best)

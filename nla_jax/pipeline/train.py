@@ -1,38 +1,23 @@
 """Joint training of AV and AR, and which training stages are done."""
 
-import functools
-
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.data.batches import StoredActivations, training_batches
 from nla_jax.pipeline.monitor import Monitor
 from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.warm_start_rows import MixedTexts, Prompts, balanced
+from nla_jax.pipeline.warm_starts import continued
 from nla_jax.process import warn
 from nla_jax.randomness import key_for
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import process_row_indices
 from nla_jax.training.joint import Round, optimizers
-from nla_jax.training.loop import Best, abstract, run_stage, tell_epochs
-from nla_jax.training.state import TrainState, restart
+from nla_jax.training.loop import Best, run_stage, tell_epochs
+from nla_jax.training.replay import Replay
 
 
 def is_trained(run: Run, stage: str) -> bool:
     """Whether a training stage has made all its steps."""
     return (run.checkpoints(stage).latest() or 0) >= getattr(run.config, stage).loop.steps
-
-
-def _warm_started(run: Run) -> dict[str, TrainState]:
-    """AV and AR as joint training begins: adapters with the moments of their warm start, all parameters with none."""
-    states = {}
-    for model, optimizer in optimizers(run.config.rl).items():
-        stage = f"{model}_sft"
-        if run.config.lora.rank:
-            like = abstract(functools.partial(run.models.initial_state, model, optimizer), run.mesh)
-            checkpoints = run.checkpoints(stage)
-            restored, _ = checkpoints.restore({model: like}, checkpoints.best())
-            states[model] = restart(restored[model])
-        else:
-            states[model] = TrainState.create(run.models.trainable_params(stage, model), optimizer)
-    return states
 
 
 def _warn_of_short_prompts(codec: Autoencoder) -> None:
@@ -47,6 +32,29 @@ def _warn_of_short_prompts(codec: Autoencoder) -> None:
         )
 
 
+def _replay(run: Run, rows: StoredActivations) -> Replay:
+    """What further AR updates of a round learn from: texts of recent rounds, and the writer's as the warm start had."""
+    config, codec, writer = run.config.rl, run.models.autoencoder, None
+    if config.writer_rows:
+        data, seed = run.open("ar_sft"), run.config.seed
+        prompts = Prompts(
+            codec,
+            MixedTexts.written(data),
+            balanced(run, data, "rl") if config.balance_places else None,
+            run.config.ar_sft.cut,
+            seed,
+        )
+        writer = training_batches(prompts, config.writer_rows, seed)
+    return Replay(
+        codec,
+        rows,
+        rounds=config.replay_rounds,
+        batch_size=config.activations * config.group,
+        writer=writer,
+        writer_rows=config.writer_rows,
+    )
+
+
 def rl(run: Run) -> None:
     """Joint training from both warm starts; the best round by the frozen judge is kept."""
     config, codec = run.config.rl, run.models.autoencoder
@@ -58,13 +66,18 @@ def rl(run: Run) -> None:
     reference = run.models.warm_start_params("av")
     if not run.config.lora.rank:
         reference = jit_aliasing(codec.verbalizer.frozen)(reference)
-    first = _warm_started(run)
+    first = {
+        model: continued(run, model, run.models.warm_start_stage(model), optimizer)
+        for model, optimizer in optimizers(config).items()
+    }
 
     def initial():
         # Called once. Nothing here holds on to the first states after that.
         return {name: first.pop(name) for name in ("av", "ar")}
 
-    rows = StoredActivations(run.open("rl"))
+    data = run.open("rl")
+    rows = StoredActivations(data, balanced(run, data, "rl") if config.balance_places else None)
+    replay = _replay(run, rows) if config.ar_updates > 1 else None
     tell_epochs("rl", config.loop.steps, len(rows), config.activations)
     run_stage(
         "rl",
@@ -77,6 +90,7 @@ def rl(run: Run) -> None:
             mesh=run.mesh,
             key=key_for(seed, "rollouts"),
             bases=run.models.bases,
+            replay=replay,
         ),
         batches=training_batches(
             rows, config.activations, seed, process_row_indices(config.activations, run.mesh)
@@ -88,4 +102,5 @@ def rl(run: Run) -> None:
         shown=("reward_mean", "kl", "judge_fve_nrm", "own_fve_nrm"),
         best=Best("judge_fve_nrm"),
         guards=config.guards,
+        memory=replay,
     )

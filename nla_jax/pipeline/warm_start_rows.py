@@ -7,15 +7,17 @@ for what is said of them.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.prompts import encode_reconstructor, encode_responses
-from nla_jax.data.batches import Rows, reconstructor_rows
+from nla_jax.data.batches import Rows, cut_texts, place_weights, reconstructor_rows
 from nla_jax.data.manifest import Manifest
+from nla_jax.data.splits import hash_fraction
 from nla_jax.data.stage_texts import holds_a_tag
 from nla_jax.data.store import WINDOW_ROWS, StoredDataset, open_dataset
 from nla_jax.pipeline.digests import stage_digest
@@ -54,7 +56,9 @@ class Answers:
         return {"activations_BD": activations_BD, "responses_BT": responses_BT, "lengths_B": lengths_B}
 
 
-def closed_answers(codec: Autoencoder, data: StoredDataset, batch_size: int) -> Answers:
+def closed_answers(
+    codec: Autoencoder, data: StoredDataset, batch_size: int, stage: str = "av_sft"
+) -> Answers:
     """The AV's training rows. A text that would be cut is left out: it would teach the AV not to close.
 
     Raises:
@@ -70,11 +74,11 @@ def closed_answers(codec: Autoencoder, data: StoredDataset, batch_size: int) -> 
     )
     if (~cut_N).sum() < batch_size:
         raise ValueError(
-            f"av_sft: {share} max_explanation_tokens={limit}, and the others do not fill a batch of {batch_size}; "
+            f"{stage}: {share} max_explanation_tokens={limit}, and the others do not fill a batch of {batch_size}; "
             "raise max_explanation_tokens, or have shorter texts written (writer)"
         )
     warn(
-        f"av_sft: {share} max_explanation_tokens={limit}. The AV is not trained on them: cut, they would teach it not "
+        f"{stage}: {share} max_explanation_tokens={limit}. The AV is not trained on them: cut, they would teach it not "
         "to close its answers. Raise max_explanation_tokens to keep them"
     )
     return Answers(codec, data.take(~cut_N))
@@ -82,22 +86,38 @@ def closed_answers(codec: Autoencoder, data: StoredDataset, batch_size: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class MixedTexts:
-    """The texts of rows, of which some are the writer's and others are the AV's."""
+    """Texts of rows, of which some are the writer's and others are the AV's."""
 
     data: StoredDataset
     """The rows with the writer's texts."""
     verbalized: StoredDataset | None
-    """Some of the rows with the AV's texts; None where there are none."""
-    place_N: Int[np.ndarray, "N"]
-    """For each row its place in `verbalized`, -1 where it has the writer's text."""
+    """Texts of the AV about some of the rows; None where there are none."""
+    row_M: Int[np.ndarray, "M"]
+    """For each text the row that it is about, in order."""
+    verbalized_M: Int[np.ndarray, "M"]
+    """For each text its number in `verbalized`, -1 where it is the writer's."""
+
+    @classmethod
+    def written(cls, data: StoredDataset) -> "MixedTexts":
+        """The writer's text of each row alone."""
+        return cls(data, None, np.arange(len(data)), np.full(len(data), -1))
+
+    def __len__(self) -> int:
+        return len(self.row_M)
+
+    def chunk_sizes(self) -> Int[np.ndarray, "G"]:
+        """See `RowSource`."""
+        ends_G = np.searchsorted(self.row_M, np.cumsum(self.data.chunk_sizes()))
+        return np.diff(ends_G, prepend=0)
 
     def texts(self, index_B: Int[np.ndarray, "B"]) -> list[str]:
-        """The texts of some rows."""
-        texts, place_B = self.data.explanations(index_B), self.place_N[index_B]
-        rows = np.flatnonzero(place_B >= 0)
-        if len(rows):
-            for row, text in zip(rows, self.verbalized.explanations(place_B[rows]), strict=True):
-                texts[row] = text
+        """Some of the texts."""
+        texts, verbalized_B = self.data.explanations(self.row_M[index_B]), self.verbalized_M[index_B]
+        written = np.flatnonzero(verbalized_B >= 0)
+        if len(written):
+            own = self.verbalized.explanations(verbalized_B[written])
+            for place, text in zip(written, own, strict=True):
+                texts[place] = text
         return texts
 
 
@@ -107,23 +127,45 @@ class Prompts:
 
     codec: Autoencoder
     mixed: MixedTexts
+    weights_N: Float[np.ndarray, "N"] | None = None
+    """How much each row of the data counts, see `place_weights`; None for all alike."""
+    cut: tuple[int, int] | None = None
+    """Fewest and most tokens of a text that are read, see `ReconstructorWarmStartConfig`."""
+    seed: int = 0
+    """Decides where each text is cut."""
 
     def __len__(self) -> int:
-        return len(self.mixed.data)
+        return len(self.mixed)
 
     def chunk_sizes(self) -> Int[np.ndarray, "G"]:
         """See `RowSource`."""
-        return self.mixed.data.chunk_sizes()
+        return self.mixed.chunk_sizes()
 
     def batch(self, index_B: Int[np.ndarray, "B"]) -> Rows:
         """Columns of a `ReconstructorBatch`."""
-        activations_BD = self.mixed.data.activations(index_B)
-        return reconstructor_rows(self.codec, activations_BD, self.mixed.texts(index_B))
+        rows_B, texts = self.mixed.row_M[index_B], self.mixed.texts(index_B)
+        if self.cut is not None:
+            texts = cut_texts(self.codec.tokenizer, texts, self._tokens(index_B))
+        weights_B = None if self.weights_N is None else self.weights_N[rows_B]
+        return reconstructor_rows(self.codec, self.mixed.data.activations(rows_B), texts, weights_B)
+
+    def _tokens(self, index_B: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+        """How many tokens are left of each text: a hash of its number, so that no order and no epoch changes it."""
+        fewest, most = self.cut
+        draws = [hash_fraction(str(index), seed=self.seed, purpose="cut") for index in index_B.tolist()]
+        return fewest + (np.array(draws) * (most + 1 - fewest)).astype(int)
 
 
-def reconstructor_prompts(codec: Autoencoder, mixed: MixedTexts, stage: str) -> Prompts:
-    """The AR's training rows, with a warning where texts lose their ends; of many, the first are looked at."""
-    limit, count = codec.max_reconstructor_tokens, min(len(mixed.data), LOOKED_AT)
+def reconstructor_prompts(codec: Autoencoder, mixed: MixedTexts, stage: str, **options: Any) -> Prompts:
+    """The AR's training rows, with a warning where texts lose their ends; of many, the first are looked at.
+
+    Args:
+      codec: what encodes the texts.
+      mixed: the texts.
+      stage: the name of the stage, for the warning.
+      options: further fields of `Prompts`.
+    """
+    limit, count = codec.max_reconstructor_tokens, min(len(mixed), LOOKED_AT)
     encode = functools.partial(encode_reconstructor, codec.tokenizer, codec.reconstructor.prompt)
     cut_N = _are_cut(mixed.texts(np.arange(count)), limit, encode)
     if cut_N.any():
@@ -131,7 +173,19 @@ def reconstructor_prompts(codec: Autoencoder, mixed: MixedTexts, stage: str) -> 
             f"{stage}: {cut_N.sum()} of {len(cut_N)} texts ({cut_N.mean():.1%}) have more tokens than "
             f"max_reconstructor_tokens={limit}. The AR does not read their ends; raise max_reconstructor_tokens"
         )
-    return Prompts(codec, mixed)
+    return Prompts(codec, mixed, **options)
+
+
+def balanced(run: Run, data: StoredDataset, stage: str) -> Float[np.ndarray, "N"]:
+    """The weights of rows by their places, with a warning where all are alike because no places are known."""
+    weights_N = place_weights(data, run.yardstick)
+    if not run.yardstick.places:
+        warn(
+            f"{stage}.balance_places weighs nothing: the yardstick of this run knows no places, because its data were "
+            "made by an earlier version or elsewhere, or because no place has enough rows. Extract the data again in "
+            "another run directory to have places"
+        )
+    return weights_N
 
 
 def _are_cut(texts: Sequence[str], limit: int, encode: Callable) -> np.ndarray:
@@ -143,27 +197,43 @@ def _are_cut(texts: Sequence[str], limit: int, encode: Callable) -> np.ndarray:
     return are_cut_N
 
 
-def partly_verbalized(run: Run, data: StoredDataset, share: float) -> MixedTexts:
+def partly_verbalized(run: Run, data: StoredDataset, share: float, samples: int = 1) -> MixedTexts:
     """The rows' writer's texts, a share of them replaced by what the warm-start AV writes at temperature 1.
 
     The AV's texts are kept in data/verbalized. Where it failed, or wrote a tag into its text, the writer's text stays.
+
+    Args:
+      run: whose AV writes.
+      data: rows with the writer's texts.
+      share: of the rows that the AV writes about.
+      samples: texts that it writes about each.
     """
     folder, seed = run.directory / "data" / "verbalized", run.config.seed
-    place_N = np.full(len(data), -1)
     chosen = np.random.default_rng(seed).permutation(len(data))[: round(share * len(data))]
     if not len(chosen):
-        return MixedTexts(data, None, place_N)
+        return MixedTexts.written(data)
     if len(chosen) > WINDOW_ROWS:
         chosen.sort()  # Rows that are drawn together then lie together.
     if not run.is_complete(folder, stage_digest(run.config, "ar_sft")):
         run.models.release_target()
-        for number, start in enumerate(range(0, len(chosen), VERBALIZED_ROWS)):
-            _verbalize(run, data.take(chosen[start : start + VERBALIZED_ROWS]), number)
+        asked = np.repeat(chosen, samples)
+        for number, start in enumerate(range(0, len(asked), VERBALIZED_ROWS)):
+            _verbalize(run, data.take(asked[start : start + VERBALIZED_ROWS]), number)
         if jax.process_index() == 0:
             Manifest.of(folder).save(folder)
         wait_for_all("verbalized")
-    place_N[chosen] = np.arange(len(chosen))
-    return MixedTexts(data, open_dataset(folder), place_N)
+    return _mixed(data, open_dataset(folder), chosen, samples)
+
+
+def _mixed(
+    data: StoredDataset, verbalized: StoredDataset, chosen: Int[np.ndarray, "C"], samples: int
+) -> MixedTexts:
+    """The texts where `verbalized` holds `samples` texts of each of the chosen rows, in their order."""
+    first_N, counts_N = np.full(len(data), -1), np.ones(len(data), int)
+    first_N[chosen], counts_N[chosen] = np.arange(len(chosen)) * samples, samples
+    row_M = np.repeat(np.arange(len(data)), counts_N)
+    sample_M = np.arange(len(row_M)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    return MixedTexts(data, verbalized, row_M, np.where(first_N[row_M] < 0, -1, first_N[row_M] + sample_M))
 
 
 def _verbalize(run: Run, data: StoredDataset, number: int) -> None:
@@ -173,7 +243,7 @@ def _verbalize(run: Run, data: StoredDataset, number: int) -> None:
         return
     part, key = data.read(), key_for(run.config.seed, f"verbalize {number}" if number else "verbalize")
     written = run.models.round_trip.verbalize(
-        run.models.warm_start_params("av"), part.activations, key, 1.0, desc="verbalize"
+        run.models.model_params("av_sft", "av"), part.activations, key, 1.0, desc="verbalize"
     )
     kept = [
         own if own and not holds_a_tag(own) else explained

@@ -15,9 +15,24 @@ from nla_jax.data.splits import shuffled
 from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.pipeline.models import ModelName
 from nla_jax.pipeline.run import Run
-from nla_jax.pipeline.warm_start_rows import closed_answers, partly_verbalized, reconstructor_prompts
+from nla_jax.pipeline.warm_start_rows import (
+    balanced,
+    closed_answers,
+    partly_verbalized,
+    reconstructor_prompts,
+)
 from nla_jax.sharding.placement import place_process_rows, process_row_indices, shard_batch
-from nla_jax.training.loop import Best, Evaluate, Metrics, States, run_stage, scalars, tell_epochs
+from nla_jax.training.loop import (
+    Best,
+    Evaluate,
+    Metrics,
+    States,
+    abstract,
+    run_stage,
+    scalars,
+    tell_epochs,
+)
+from nla_jax.training.state import TrainState, restart
 from nla_jax.training.stopwatch import Stopwatch
 from nla_jax.training.supervised import (
     ReconstructorBatch,
@@ -104,7 +119,9 @@ def second_judge_is_trained(run: Run) -> bool:
 def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartConfig, seed: int) -> None:
     codec = run.models.autoencoder
     optimizer = config.optimizer.build()
-    texts = partly_verbalized(run, run.open("ar_sft"), config.verbalized)
+    data = run.open("ar_sft")
+    texts = partly_verbalized(run, data, config.verbalized, config.verbalized_samples)
+    weights_N = balanced(run, data, stage) if config.balance_places else None
     monitor = run.monitored(run.config.evaluation.monitor_rows)
     step = jit_step(
         ar_mse_step,
@@ -126,7 +143,7 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         optimizer=optimizer,
         step=step,
         batch_type=ReconstructorBatch,
-        rows=reconstructor_prompts(codec, texts, stage),
+        rows=reconstructor_prompts(codec, texts, stage, weights_N=weights_N, cut=config.cut, seed=seed),
         max_length=codec.max_reconstructor_tokens,
         forward_flops=functools.partial(codec.reconstructor.forward_flops, rows=config.batch_size),
         evaluate=evaluate,
@@ -134,6 +151,16 @@ def _train_reconstructor(run: Run, stage: str, config: ReconstructorWarmStartCon
         shown=("loss", "held_out_fve_nrm"),
         seed=seed,
     ).train()
+
+
+def continued(run: Run, model: ModelName, stage: str, optimizer: optax.GradientTransformation) -> TrainState:
+    """AV or AR from a stage's best step, as another begins: adapters with their moments, all parameters with none."""
+    if not run.config.lora.rank:
+        return TrainState.create(run.models.trainable_params(stage, model), optimizer)
+    like = abstract(functools.partial(run.models.initial_state, model, optimizer), run.mesh)
+    checkpoints = run.checkpoints(stage)
+    restored, _ = checkpoints.restore({model: like}, checkpoints.best())
+    return restart(restored[model])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +174,8 @@ class WarmStart:
     config: WarmStartConfig
     optimizer: optax.GradientTransformation
     """The one that `step` applies."""
+    initial: Callable[[], TrainState] | None = None
+    """Gives the state that training begins with, and is called once; None begins with the base model."""
     step: Callable
     """From `jit_step`: (state, batch, base, token_budget) -> (state, metrics)."""
     batch_type: type[VerbalizerBatch] | type[ReconstructorBatch]
@@ -188,6 +217,8 @@ class WarmStart:
         )
 
     def _initial(self) -> States:
+        if self.initial is not None:
+            return {self.model: self.initial()}
         states = {self.model: self.run.models.initial_state(self.model, self.optimizer)}
         self.run.models.release_target()
         return states

@@ -2,8 +2,9 @@
 
 `Round` is the algorithm: the AV samples groups of explanations, the host turns them into texts while the device asks
 the reference for their log-probs, one AR update scores and learns from them at once (its errors before the update are
-the rewards), and one policy update of the AV follows. Nothing but the texts waits for the device. `RoundPrograms` holds
-the compiled functions of these phases, made from static descriptions alone, so that planning lowers what runs compile.
+the rewards), and one policy update of the AV follows. Further AR updates learn from a replay (`replay.py`). Nothing but
+the texts waits for the device. `RoundPrograms` holds the compiled functions of these phases, made from static
+descriptions alone, so that planning lowers what runs compile.
 `RoundMetrics` times the phases and names what is measured.
 Shape letters: N activations, G group, B = N * G rollouts, T time, D model.
 """
@@ -23,18 +24,26 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.autoencoder.metrics import reward
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import Verbalizer
-from nla_jax.data.batches import reconstructor_rows
+from nla_jax.data.batches import check_cut, cut_texts, reconstructor_rows
 from nla_jax.lm.lora import FrozenBase, with_adapters
 from nla_jax.lm.packing import budget_for_lengths
 from nla_jax.lm.sampling import Samples
 from nla_jax.lm.transformer import Params, Past
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
-from nla_jax.sharding.placement import block_on_simulated_devices, place_process_rows, process_rows
+from nla_jax.sharding.placement import (
+    block_on_simulated_devices,
+    place_process_rows,
+    process_row_indices,
+    process_rows,
+    shard_batch,
+    to_host,
+)
 from nla_jax.training.grpo import PolicyLossConfig, Rollouts, grpo_step, reference_log_probs
 from nla_jax.training.guards import GuardConfig
 from nla_jax.training.loop import LoopConfig, Metrics, States, scalars
-from nla_jax.training.state import OptimizerConfig, check_pieces
+from nla_jax.training.replay import Replay
+from nla_jax.training.state import OptimizerConfig, TrainState, check_pieces
 from nla_jax.training.stopwatch import Lap, Stopwatch
 from nla_jax.training.supervised import ReconstructorBatch, ar_mse_step, jit_step
 
@@ -44,7 +53,7 @@ class RLConfig:
     """Joint training of AV and AR."""
 
     loop: LoopConfig = LoopConfig(steps=100, evaluate_every=10, checkpoint_every=10)
-    """A step is a round: one batch of rollouts, one AV and one AR update."""
+    """A step is a round: one batch of rollouts, one AV update and `ar_updates` of the AR."""
     activations: int = 8
     """Activations a round."""
     group: int = 4
@@ -54,6 +63,21 @@ class RLConfig:
     policy: PolicyLossConfig = PolicyLossConfig()
     av_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
     ar_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """Its warm-up and decay are counted in rounds, however many updates a round makes."""
+    ar_updates: int = 1
+    """AR updates a round. The first learns from the round's own texts and gives the rewards; each further one learns
+    from as many texts of the replay."""
+    replay_rounds: int = 4
+    """Newest rounds whose texts the replay holds, this one among them. Nothing reads it while `ar_updates` is 1."""
+    writer_share: float = 0.0
+    """Share of the rows of each further AR update that have the writer's texts, from the AR's warm start, so that the
+    AR does not forget how to read those."""
+    balance_places: bool = False
+    """Weigh the AR's errors by place, as in `ar_sft`: see `data.batches.place_weights`. Rewards stay as they are."""
+    cut: tuple[int, int] | None = None
+    """Fewest and most tokens of each explanation that the AR reads, None for all of them. How many is drawn anew for
+    each activation of a round and shared by its group, so that what matters most has to be said first, and a word said
+    twice in the beginning takes the place of another one."""
     reward: Literal["neg_mse", "neg_log_mse"] = "neg_mse"
     length_hinge_start: int | None = None
     """Tokens from which on each further one costs `length_hinge_slope` reward; start it before the cut."""
@@ -74,6 +98,22 @@ class RLConfig:
                 "at least; set --rl.group 4, for instance"
             )
         check_pieces("activations", self.activations, self.micro_batches, self.length_buckets)
+        check_cut("rl.cut", self.cut)
+        for name in ("ar_updates", "replay_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rl.{name} is {getattr(self, name)}; expected 1 at least")
+        if not 0 <= self.writer_share <= 1:
+            raise ValueError(f"rl.writer_share is {self.writer_share}; expected a share between 0 and 1")
+        if self.writer_share and self.ar_updates == 1:
+            raise ValueError(
+                f"rl.writer_share={self.writer_share} is a share of the AR updates after a round's first, and "
+                "rl.ar_updates=1 makes none; set --rl.ar-updates 2, for instance"
+            )
+
+    @property
+    def writer_rows(self) -> int:
+        """Rows of each further AR update that have the writer's texts."""
+        return round(self.writer_share * self.activations * self.group)
 
 
 def sampling_weights(verbalizer: Verbalizer, params: Params, mesh: AnyMesh, *, gather: bool) -> Params:
@@ -256,6 +296,8 @@ class RoundMetrics:
             "ar_update": 3 * self._reconstructor.forward_flops(B, prompt_length),
             "av_update": 3 * answers,
         }
+        if self._config.ar_updates > 1:
+            flops["replay"] = (self._config.ar_updates - 1) * flops["ar_update"]
         if not self._config.policy.kl_is_sampled:
             # The update itself runs the reference, whose hidden states it needs.
             flops["av_update"] += flops.pop("reference")
@@ -269,6 +311,7 @@ class RoundMetrics:
         ar: Mapping[str, Array],
         scores: Mapping[str, Array],
         prompt_length: float,
+        replayed: Mapping[str, Array] | None = None,
     ) -> dict[str, float]:
         """Wait for a round and name its metrics.
 
@@ -278,11 +321,14 @@ class RoundMetrics:
           ar: metrics of the AR's update.
           scores: metrics of the rewards.
           prompt_length: mean tokens of an AR prompt after its prefix.
+          replayed: metrics of the AR's last update from the replay, if there are any.
         """
         shared = ("loss", "grad_norm")
         named = {f"av_{name}": av[name] for name in shared}
         named |= {f"ar_{name}": ar[name] for name in shared}
         named |= {name: x for name, x in av.items() if name not in shared}
+        if replayed is not None:
+            named["ar_replay_loss"], ar = replayed["loss"], replayed
         bad_steps = max(int(metrics["bad_steps"]) for metrics in (av, ar))
         row = scalars(named | dict(scores) | {"bad_steps": bad_steps})
         row |= lap.metrics(self.flops(row["length_mean"], prompt_length))
@@ -295,11 +341,11 @@ class RoundMetrics:
 class Round:
     """One round of joint training, compiled, as a step for `run_stage`.
 
-    A call takes states {"av", "ar"}, which it donates, a batch {"activations_BD"} and the round's index, which decides
-    the random key of its samples. It returns the new states and metrics to come: those of the two updates,
-    reward_mean and reward_std (within groups; both before any KL is taken off), failed_fraction, length_mean, and the
-    speed of the phases: prefill, decode, reference (unless the KL is exact), ar_update (which gives the rewards) and
-    av_update on the device, texts on the host.
+    A call takes states {"av", "ar"}, which it donates, a batch of `StoredActivations` and the round's index, which
+    decides the random key of its samples and all else that is drawn. It returns the new states and metrics to come:
+    those of the updates, reward_mean and reward_std (within groups; both before any KL is taken off), failed_fraction,
+    length_mean, and the speed of the phases: prefill, decode, reference (unless the KL is exact), ar_update (which
+    gives the rewards), av_update and replay (all further AR updates) on the device, texts on the host.
     """
 
     def __init__(
@@ -310,6 +356,7 @@ class Round:
         mesh: Mesh,
         key: Array,
         bases: Mapping[str, FrozenBase] | None = None,
+        replay: Replay | None = None,
     ):
         """Prepare rounds; see `RoundMetrics` for what that measures on the device.
 
@@ -320,8 +367,10 @@ class Round:
           mesh: rollouts are split over its data and fsdp axes.
           key: round i samples with fold_in(key, i).
           bases: the frozen weights of "av" and "ar" where what is trained are adapters.
+          replay: what further AR updates learn from; needed where `config.ar_updates` is above 1.
         """
         self.config, self.autoencoder, self.mesh, self.key = config, autoencoder, mesh, key
+        self.replay, self._seed = replay, tuple(jax.random.key_data(key).tolist())
         self.reference_params, bases = reference_params, bases or {}
         self.av_base, self.ar_base = bases.get("av"), bases.get("ar")
         verbalizer, reconstructor = autoencoder.verbalizer, autoencoder.reconstructor
@@ -343,12 +392,9 @@ class Round:
                 self.reference_params, activations_ND, samples, token_budget=answer_budget
             )
             lap.until("reference", reference_NGT)
-        texts, prompt_lengths_B = self._texts(batch["activations_BD"], samples, lap)
+        texts, prompt_lengths_B = self._texts(batch, samples, index, lap)
         # The AR learns to rebuild the activations; its errors before it does are the rewards.
-        prompt_budget = self._token_budget(prompt_lengths_B, self.autoencoder.max_reconstructor_tokens)
-        ar, ar_metrics = programs.update_reconstructor(
-            states["ar"], texts, self.ar_base, token_budget=prompt_budget
-        )
+        ar, ar_metrics = self._update_reconstructor(states["ar"], texts, prompt_lengths_B)
         lap.until("ar_update", ar_metrics["loss"])
         rollouts, scores = block_on_simulated_devices(
             programs.score(activations_ND, samples, ar_metrics["mse_nrm_B"], texts.weights_B, reference_NGT)
@@ -358,10 +404,33 @@ class Round:
             states["av"], rollouts, self.reference_params, self.av_base, token_budget=answer_budget
         )
         lap.until("av_update", av_metrics["loss"])
+        # The AR learns on, from what this round and those before it wrote.
+        ar, replayed = self._replayed(ar, index, lap)
         length = prompt_lengths_B.mean()
         return {"av": av, "ar": ar}, lambda: self.metrics.row(
-            lap, av=av_metrics, ar=ar_metrics, scores=scores, prompt_length=length
+            lap, av=av_metrics, ar=ar_metrics, scores=scores, prompt_length=length, replayed=replayed
         )
+
+    def _update_reconstructor(
+        self, state: TrainState, texts: ReconstructorBatch, lengths_B: np.ndarray
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """An AR update from texts, of which this process knows the lengths of its own."""
+        budget = self._token_budget(lengths_B, self.autoencoder.max_reconstructor_tokens)
+        return self.programs.update_reconstructor(state, texts, self.ar_base, token_budget=budget)
+
+    def _replayed(
+        self, state: TrainState, index: int, lap: Lap
+    ) -> tuple[TrainState, dict[str, Array] | None]:
+        """The AR after the round's further updates, and the metrics of the last of them."""
+        metrics = None
+        for update in range(1, self.config.ar_updates):
+            rows = self.replay.batch(*self._seed, index, update)
+            texts = ReconstructorBatch(**shard_batch(rows, self.mesh))
+            state, metrics = self._update_reconstructor(state, texts, rows["lengths_B"])
+            block_on_simulated_devices(metrics["loss"])
+        if metrics is not None:
+            lap.until("replay", metrics["loss"])
+        return state, metrics
 
     def _sample(self, params: Params, activations_ND: jax.Array, key: jax.Array, lap: Lap) -> Samples:
         """Read the activations and write answers. The weights that are copies live as long as this call."""
@@ -373,17 +442,41 @@ class Round:
         return samples
 
     def _texts(
-        self, activations_ND: np.ndarray, samples: Samples, lap: Lap
+        self, batch: Mapping[str, np.ndarray], samples: Samples, index: int, lap: Lap
     ) -> tuple[ReconstructorBatch, np.ndarray]:
         """The AR's batch from sampled answers, and the lengths of its prompts on this process's devices."""
         jax.block_until_ready(samples)
         with lap.on_host("texts"):
-            tokens_BT, lengths_B, closed_B = process_rows(samples.answers)
-            texts = self.autoencoder.decode(tokens_BT, lengths_B, closed_B)
-            activations_BD = np.repeat(activations_ND, self.config.group, axis=0)
-            rows = reconstructor_rows(self.autoencoder, activations_BD, texts)
-            batch = ReconstructorBatch(**place_process_rows(rows, len(samples.lengths_B), self.mesh))
-        return batch, rows["lengths_B"]
+            own_N = process_row_indices(self.config.activations, self.mesh)
+            texts = self._read(process_rows(samples.answers), own_N, index)
+            source = {name: np.repeat(rows, self.config.group, axis=0) for name, rows in batch.items()}
+            rows = reconstructor_rows(
+                self.autoencoder, source["activations_BD"], texts, source.get("weights_B")
+            )
+            placed = ReconstructorBatch(**place_process_rows(rows, len(samples.lengths_B), self.mesh))
+            if self.replay is not None:
+                self._remember(batch["rows_B"], samples, index)
+        return placed, rows["lengths_B"]
+
+    def _read(self, answers: tuple[np.ndarray, ...], numbers_N: np.ndarray, index: int) -> list[str | None]:
+        """What the AR reads of the answers about some of the round's activations, by their numbers in the round.
+
+        An answer that never closes has failed wherever it is cut. So what stands behind the cut is learned from, too:
+        the policy's loss leaves no token out.
+        """
+        texts = self.autoencoder.decode(*answers)
+        if self.config.cut is None:
+            return texts
+        fewest, most = self.config.cut
+        draw = np.random.default_rng((*self._seed, index))
+        tokens_N = draw.integers(fewest, most + 1, self.config.activations)[numbers_N]
+        return cut_texts(self.autoencoder.tokenizer, texts, np.repeat(tokens_N, self.config.group))
+
+    def _remember(self, rows_N: np.ndarray, samples: Samples, index: int) -> None:
+        """Put the round's texts into the replay, those of other processes as well."""
+        every_N = to_host(place_process_rows(rows_N, self.config.activations, self.mesh))
+        texts = self._read(to_host(samples.answers), np.arange(self.config.activations), index)
+        self.replay.add(every_N, texts)
 
     def _token_budget(self, lengths_B: jax.Array | np.ndarray, max_length: int) -> int | None:
         """The budget of a pass over texts, for which it is compiled.
@@ -401,5 +494,8 @@ class Round:
 
 
 def optimizers(config: RLConfig) -> dict[str, optax.GradientTransformation]:
-    """The optimizer of each trained model, by its name in the states."""
-    return {"av": config.av_optimizer.build(), "ar": config.ar_optimizer.build()}
+    """The optimizer of each trained model, by its name in the states; schedules are counted in rounds."""
+    ar, updates = config.ar_optimizer, config.ar_updates
+    decay = ar.decay_steps and ar.decay_steps * updates
+    ar = dataclasses.replace(ar, warmup_steps=ar.warmup_steps * updates, decay_steps=decay)
+    return {"av": config.av_optimizer.build(), "ar": ar.build()}

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -40,6 +40,17 @@ A batch holds the rows that lie on this process's devices."""
 
 Evaluate = Callable[[States, Mapping[str, float], int], dict[str, float]]
 """(states, highest value of each metric so far, steps made) -> metrics on held-out documents."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What a step holds from one call to the next beside the states; it is kept in checkpoints."""
+
+    def saved(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `saved` gave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +153,7 @@ def run_stage(
     shown: tuple[str, ...],
     best: Best | None = None,
     guards: GuardConfig | None = None,
+    memory: Memory | None = None,
 ) -> None:
     """Train until `config.steps`, going on from the last checkpoint if there is one.
 
@@ -163,6 +175,7 @@ def run_stage(
       best: by which evaluation a checkpoint is kept beside the last ones. The states before the first step count: they
         are saved as step 0.
       guards: thresholds of watched metrics, of steps and of evaluations.
+      memory: what the step holds beside the states.
 
     Raises:
       TooManyBadSteps: too many updates in a row had to be refused; the state is saved.
@@ -173,6 +186,8 @@ def run_stage(
 
     def save(now: int, pin: bool = False) -> None:
         extra = {"batches": json.dumps(batches.get_state()), **records.saved()}
+        if memory is not None:
+            extra["memory"] = memory.saved()
         log.flush()
         checkpoints.save(now, states, extra, pin=pin)
 
@@ -196,6 +211,8 @@ def run_stage(
         states, extra = checkpoints.restore(abstract(initial, mesh), done)
         batches.set_state(json.loads(extra["batches"]))
         records.restore(extra)
+        if memory is not None:
+            memory.restore(extra["memory"])
         log.cut(stage, done)
     watch, quiet = Watch(guards), jax.process_index() > 0
     with (

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,13 @@ from nla_jax.autoencoder.prompts import (
 from nla_jax.autoencoder.reconstructor import Reconstructor
 from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.data import batches as batches_module
-from nla_jax.data.batches import evaluation_batches, reconstructor_rows, training_batches
+from nla_jax.data.batches import (
+    cut_texts,
+    evaluation_batches,
+    place_weights,
+    reconstructor_rows,
+    training_batches,
+)
 
 ROWS = {"x": np.arange(10), "y": np.arange(20).reshape(10, 2)}
 
@@ -126,3 +133,30 @@ def test_failed_explanations_have_no_weight(tiny_lm):
     rows = reconstructor_rows(autoencoder, np.ones((2, 32), np.float32), ["a text", None])
     assert rows["weights_B"].tolist() == [1.0, 0.0]
     assert rows["lengths_B"][0] > rows["lengths_B"][1] > 0
+    weights = np.array([0.5, 3.0], np.float32)
+    rows = reconstructor_rows(autoencoder, np.ones((2, 32), np.float32), ["a text", None], weights)
+    assert rows["weights_B"].tolist() == [0.5, 0.0]
+
+
+def test_texts_are_cut_after_whole_tokens(tiny_lm):
+    text = "a list of functions"
+    spans = tiny_lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    count = len(spans)
+    texts = [text, text, text, None, "", text]
+    found = cut_texts(tiny_lm.tokenizer, texts, np.array([count, count - 1, 2, 2, 2, count + 5]))
+    assert found == [text, text[: spans[-2][1]].rstrip(), text[: spans[1][1]].rstrip(), None, "", text]
+    assert text.startswith(found[2]) and 0 < len(found[2]) < len(found[1]) < len(text)
+
+
+def test_rows_count_by_the_share_of_their_place_s_spread(untrained_run, monkeypatch):
+    yardstick = untrained_run.yardstick
+    close = dataclasses.replace(yardstick, spread=yardstick.spread / 4)
+    same = dataclasses.replace(yardstick, spread=0.0)
+    by_place = dataclasses.replace(yardstick, places={"answer_start": close, "line_end": same})
+    data = untrained_run.open("rl")
+    monkeypatch.setattr(
+        type(data), "scan", lambda self, name: [(["inside", "answer_start"],), (["line_end", None],)]
+    )
+    # One, four, one (no spread) and one (unknown), over their mean of 7/4.
+    np.testing.assert_allclose(place_weights(data, by_place), np.array([1, 4, 1, 1]) / 1.75, rtol=1e-6)
+    assert place_weights(data, yardstick).tolist() == [1, 1, 1, 1]

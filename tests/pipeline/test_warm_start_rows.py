@@ -40,7 +40,7 @@ def let_the_av_write(run, monkeypatch, texts, asked):
         return [next(texts) for _ in activations_ND]
 
     monkeypatch.setitem(run.models.__dict__, "round_trip", types.SimpleNamespace(verbalize=verbalize))
-    monkeypatch.setattr(run.models, "warm_start_params", lambda model: None)
+    monkeypatch.setattr(run.models, "model_params", lambda stage, model: None)
 
 
 def test_a_text_with_a_tag_in_it_does_not_end_the_warm_start(run, tmp_path, monkeypatch):
@@ -78,6 +78,45 @@ def test_rows_are_verbalized_shard_by_shard_and_those_that_are_there_are_not_ask
     assert partly_verbalized(run, data, 0.75).texts(np.arange(4)) == texts and len(asked) == 3
 
 
+def test_several_texts_of_the_av_are_rows_of_their_own(run, tmp_path, monkeypatch):
+    data, asked = stored_rows(run, "ar_sft", ["one", "two", "three", "four"], tmp_path), []
+    monkeypatch.setattr(warm_start_rows, "VERBALIZED_ROWS", 4)
+    let_the_av_write(run, monkeypatch, ["a1", "a2", "a3", "b1", None, "b3"], asked)
+    mixed = partly_verbalized(run, data, 0.5, samples=3)
+    assert asked == [4, 2] and len(mixed) == 8
+    expected = {row: [text] for row, text in enumerate(["one", "two", "three", "four"])}
+    first, second = np.random.default_rng(run.config.seed).permutation(4)[:2].tolist()
+    expected[first], expected[second] = ["a1", "a2", "a3"], ["b1", data.explanations([second])[0], "b3"]
+    assert mixed.texts(np.arange(8)) == [text for row in range(4) for text in expected[row]]
+    # What lies together on disk is drawn together.
+    monkeypatch.setattr(type(data), "chunk_sizes", lambda self: np.array([1, 2, 1]))
+    counts = [len(expected[row]) for row in range(4)]
+    assert mixed.chunk_sizes().tolist() == [counts[0], counts[1] + counts[2], counts[3]]
+    batch = reconstructor_prompts(run.models.autoencoder, mixed, "ar_sft").batch(np.arange(8))
+    rows = [row for row in range(4) for _ in expected[row]]
+    np.testing.assert_array_equal(batch["activations_BD"], data.activations(rows))
+
+
+def test_texts_are_cut_for_the_ar_at_places_that_no_order_changes(codec_and_rows):
+    codec, data = codec_and_rows
+    rows = reconstructor_prompts(codec, unmixed(data), "ar_sft", cut=(1, 2), seed=3)
+    whole = reconstructor_prompts(codec, unmixed(data), "ar_sft")
+    batch = rows.batch(np.array([3, 1, 3]))
+    assert (batch["lengths_B"] < whole.batch(np.array([3, 1, 3]))["lengths_B"]).all()
+    np.testing.assert_array_equal(batch["prompts_BT"][0], batch["prompts_BT"][2])
+    np.testing.assert_array_equal(batch["prompts_BT"][1], rows.batch(np.array([1]))["prompts_BT"][0])
+    # Both lengths are drawn, and nothing beyond them.
+    assert {*rows._tokens(np.arange(50)).tolist()} == {1, 2}
+
+
+def test_rows_carry_the_weights_of_what_they_are_about(codec_and_rows):
+    codec, data = codec_and_rows
+    mixed = MixedTexts(data, None, np.array([0, 0, 1, 2, 3]), np.full(5, -1))
+    weights = np.array([1, 2, 3, 4], np.float32)
+    rows = reconstructor_prompts(codec, mixed, "ar_sft", weights_N=weights)
+    assert rows.batch(np.arange(5))["weights_B"].tolist() == [1, 1, 2, 3, 4]
+
+
 @pytest.fixture
 def codec_and_rows(untrained_run, tmp_path):
     """A codec, and four rows whose texts are longer and longer."""
@@ -86,7 +125,7 @@ def codec_and_rows(untrained_run, tmp_path):
 
 
 def unmixed(data):
-    return MixedTexts(data, None, np.full(len(data), -1))
+    return MixedTexts.written(data)
 
 
 def tokens(codec, text):
