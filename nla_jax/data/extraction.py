@@ -82,11 +82,13 @@ class Rows:
     """Layer -> residual streams after it, or their means over spans."""
     top_ids: Int[np.ndarray, "N K"] | None
     """The likeliest next tokens after each reading, likeliest first."""
+    top_probabilities: Float[np.ndarray, "N K"] | None
+    """Their probabilities."""
 
     @classmethod
     def empty(cls, layers: Sequence[int], width: int) -> "Rows":
         """No rows, of vectors of this width."""
-        return cls({layer: np.zeros((0, width), np.float32) for layer in layers}, None)
+        return cls({layer: np.zeros((0, width), np.float32) for layer in layers}, None, None)
 
 
 _residual_at = jax.jit(residual_at, static_argnames=("config", "layers", "top"))
@@ -126,9 +128,8 @@ def read_rows(
     _take(*pending, contexts, config, parts)
     on_batch(len(pending[0]))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Rows(
-        dict(zip(layers, columns[: len(layers)], strict=True)), columns[-1] if config.next_words else None
-    )
+    streams, expected = columns[: len(layers)], columns[len(layers) :] or [None, None]
+    return Rows(dict(zip(layers, streams, strict=True)), *expected)
 
 
 def forward(
@@ -138,7 +139,7 @@ def forward(
     layers: Sequence[int],
     config: ExtractionConfig,
     mesh: Mesh,
-) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array] | None]:
     """Run the target over a batch of `batches`; returns what `residual_at` does, which devices may still compute."""
     return block_on_simulated_devices(
         _residual_at(
@@ -179,12 +180,15 @@ def _take(
     config: ExtractionConfig,
     parts: list[list[np.ndarray]],
 ) -> None:
-    """Fetch a batch, and put what belongs to each context, one array a layer and the ids, to its index in `parts`."""
-    streams, top_BRK = to_host(out)
+    """Fetch a batch, and put what belongs to each context to its index in `parts`.
+
+    That is one array a layer, and the ids and probabilities of the likeliest next tokens where they are known.
+    """
+    streams, expected = to_host(out)
     for row, index in enumerate(chosen):
         singles, spans = len(contexts[index].positions), len(contexts[index].spans)
         used = [*range(singles), *range(config.positions_per_document, config.positions_per_document + spans)]
-        parts[index] = [array[row, used] for array in (*streams, *([] if top_BRK is None else [top_BRK]))]
+        parts[index] = [array[row, used] for array in (*streams, *(expected or ()))]
 
 
 def columns_of(
@@ -196,14 +200,18 @@ def columns_of(
 ) -> dict[str, Any]:
     """The `base` columns of the data contract for one of the layers that were read.
 
-    Extra columns: `genre`, `next_words` (the target's expectation, likeliest first), `true_continuation`, the `place`,
-    `role` and `turn` of each reading, and where there are spans `span_start`: the vector is then the mean over the
-    tokens from there to `n_raw_tokens`.
+    Extra columns: `genre`, `next_words` (the target's expectation, likeliest first) with `next_probabilities`,
+    `true_continuation`, the `place`, `role` and `turn` of each reading, `last_token_ids` (the token before the last one
+    that was read, and the last one; -1 where there is none), and where there are spans `span_start`: the vector is then
+    the mean over the tokens from there to `n_raw_tokens`.
     """
     readings = [(context, reading) for context in contexts for reading in context.readings]
     texts, continuations = _texts_around(readings, tokenizer)
-    count = config.next_words
-    expected = [[]] * len(readings) if rows.top_ids is None else rows.top_ids.tolist()
+    words = probabilities = [[]] * len(readings)
+    if rows.top_ids is not None:
+        pairs = zip(rows.top_ids.tolist(), rows.top_probabilities.tolist(), strict=True)
+        found = [expected_words(*pair, tokenizer, config.next_words) for pair in pairs]
+        words, probabilities = [[*of] for of in found], [[*of.values()] for of in found]
     columns = {
         "activation_vector": rows.activations[layer],
         "n_raw_tokens": [reading.end for _, reading in readings],
@@ -211,15 +219,22 @@ def columns_of(
         "doc_id": [context.document.id for context, _ in readings],
         "detokenized_text_truncated": texts,
         "genre": [context.document.genre for context, _ in readings],
-        "next_words": [next_words(ids, tokenizer, count) for ids in expected],
+        "next_words": words,
+        "next_probabilities": probabilities,
         "true_continuation": continuations,
         "place": [reading.place for _, reading in readings],
         "role": [reading.role for _, reading in readings],
         "turn": [reading.turn for _, reading in readings],
+        "last_token_ids": [_last_two(context.tokens, reading.end) for context, reading in readings],
     }
     if config.spans:
         columns["span_start"] = [reading.start for _, reading in readings]
     return columns
+
+
+def _last_two(tokens: Sequence[int], end: int) -> list[int]:
+    """The tokens before `end`, -1 for those before the first."""
+    return [tokens[i] if i >= 0 else -1 for i in (end - 2, end - 1)]
 
 
 def _texts_around(
@@ -253,12 +268,31 @@ _WORDS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = wea
 
 def next_words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """The first `count` different readable tokens of a likeliest-first list, as stripped text."""
+    return [*dict.fromkeys(word for word in _words(token_ids, tokenizer) if word)][:count]
+
+
+def expected_words(
+    token_ids: Sequence[int], probabilities: Sequence[float], tokenizer: PreTrainedTokenizerBase, count: int
+) -> dict[str, float]:
+    """The `count` likeliest words among some tokens, as stripped text, each with its probability.
+
+    Tokens that are not readable are left out. The probabilities of tokens that stand for the same word are summed up;
+    words are in the order of these sums, and those of equal ones in the order given.
+    """
+    sums: dict[str, float] = {}
+    for word, probability in zip(_words(token_ids, tokenizer), probabilities, strict=True):
+        if word:
+            sums[word] = sums.get(word, 0.0) + probability
+    return dict(sorted(sums.items(), key=lambda pair: -pair[1])[:count])
+
+
+def _words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The word that each token stands for; empty where it stands for none."""
     known = _WORDS.setdefault(tokenizer, {})
     if missing := [int(token) for token in token_ids if int(token) not in known]:
         special = special_ids(tokenizer)
         known |= {token: "" if token in special else _word(tokenizer.decode([token])) for token in missing}
-    words = dict.fromkeys(known[int(token)] for token in token_ids)
-    return [word for word in words if word][:count]
+    return [known[int(token)] for token in token_ids]
 
 
 def _word(text: str) -> str:

@@ -53,6 +53,10 @@ def write_table(file: Path, columns: Mapping[str, Any], storage: str, width: int
     arrays = {name: pa.array(column) for name, column in columns.items() if name != "activation_vector"}
     for name in ("n_raw_tokens", "activation_layer"):
         arrays[name] = arrays[name].cast(pa.int64())
+    # Python's floats have twice the digits that a model computes probabilities with.
+    probabilities = arrays.get("next_probabilities")
+    if probabilities is not None and probabilities.type == pa.list_(pa.float64()):
+        arrays["next_probabilities"] = probabilities.cast(pa.list_(pa.float32()))
     if storage == "float32":
         arrays["activation_vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), width)
     else:

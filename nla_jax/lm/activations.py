@@ -34,7 +34,7 @@ def residual_at(
     config: LMConfig,
     layers: tuple[int, ...],
     top: int,
-) -> tuple[tuple[Array, ...], Array | None]:
+) -> tuple[tuple[Array, ...], tuple[Array, Array] | None]:
     """Residual streams after blocks `layers` at positions and as means over spans, and the likeliest next tokens.
 
     Args:
@@ -48,8 +48,9 @@ def residual_at(
       top: number of next tokens; 0 runs no block above the layers.
 
     Returns:
-      (B, R, D) float32 for each layer, and (B, R, top) ids of the likeliest tokens after each position and after the
-      last token of each span, likeliest first, or None for `top` 0.
+      (B, R, D) float32 for each layer, and for `top` above 0 the likeliest tokens after each position and after the
+      last token of each span, likeliest first: their ids (B, R, top), and their probabilities (B, R, top) in float32
+      under the softmax over the whole vocabulary. None in their place for `top` 0.
     """
     stop_after = None if top else max(layers)
     out = Transformer(config).apply({"params": params}, tokens_BT, capture=layers, stop_after=stop_after)
@@ -74,7 +75,11 @@ def residual_at(
     streams = tuple(read(out.resid[layer]) for layer in layers)
     if not top:
         return streams, None
-    return streams, jax.lax.top_k(logits(params, config, at(out.final_BTD, last_BR)), top)[1]
+    logits_BRV = logits(params, config, at(out.final_BTD, last_BR))
+    top_BRK, ids_BRK = jax.lax.top_k(logits_BRV, top)
+    # Only a sum over the vocabulary is needed, so that no second array of the logits' size is made.
+    log_total_BR1 = jax.nn.logsumexp(logits_BRV, axis=-1, keepdims=True)
+    return streams, (ids_BRK, jnp.exp(top_BRK - log_total_BR1))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layer"))

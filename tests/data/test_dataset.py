@@ -36,6 +36,7 @@ def base_columns(**changes):
         "api_explanation": ["First.", "Second,\nin two lines."],
         "genre": ["news", "law"],
         "next_words": [["x", "y"], []],
+        "next_probabilities": [[0.5, 0.1], []],
     }
     return {name: column for name, column in {**columns, **changes}.items() if column is not None}
 
@@ -193,6 +194,8 @@ def test_round_trip(shard):
     assert data.doc_ids == ["a", "b"]
     assert data.contexts == ["one two", "drei\nvier é"]
     assert data.explanations == ["First.", "Second,\nin two lines."]
+    assert pq.read_schema(shard).field("next_probabilities").type.value_type == pa.float32()
+    assert data.extra.pop("next_probabilities") == [pytest.approx([0.5, 0.1]), []]
     assert data.extra == {"genre": ["news", "law"], "next_words": [["x", "y"], []]}
     written = {"file_bytes": shard.stat().st_size, "file_sha256": sha256_of(shard)}
     assert data.sidecar == dataclasses.replace(SIDECAR, **written)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nla_jax.data.corpora.documents import Document
-from nla_jax.data.extraction import ExtractionConfig, Rows, columns_of, next_words, read_rows
+from nla_jax.data.extraction import ExtractionConfig, Rows, columns_of, expected_words, next_words, read_rows
 from nla_jax.data.positions import Context, Reading, Tally, choose_positions
 from nla_jax.lm.logits import logits
 from nla_jax.lm.tokenized import starts_with_bos
@@ -80,9 +80,13 @@ def test_rows_are_those_of_a_plain_forward_of_each_document_and_of_a_plain_decod
             if words:
                 scores = logits(tiny_lm.params, tiny_lm.config, out.final_BTD[0, position])
                 likeliest = np.argsort(-np.asarray(scores))[: 4 * words].tolist()
-                assert rows["next_words"][index] == next_words(likeliest, tokenizer, words)
+                chances = np.asarray(jax.nn.softmax(scores))[likeliest].tolist()
+                expected = expected_words(likeliest, chances, tokenizer, words)
+                assert rows["next_words"][index] == [*expected]
+                np.testing.assert_allclose(rows["next_probabilities"][index], [*expected.values()], rtol=1e-4)
             else:
-                assert rows["next_words"][index] == []
+                assert rows["next_words"][index] == rows["next_probabilities"][index] == []
+            assert rows["last_token_ids"][index] == list(whole[position - 1 : position + 1])
             index += 1
     assert set(rows["activation_layer"]) == {2} and "span_start" not in rows
     assert rows["place"] == [reading.place for context in contexts for reading in context.readings]
@@ -112,9 +116,10 @@ def test_spans_are_means_and_several_layers_are_read_in_one_pass(tiny_lm, words)
         assert text == tiny_lm.tokenizer.decode(context.tokens[: reading.end])
         if words:
             out = streams_of(tiny_lm, context)
-            scores = logits(tiny_lm.params, tiny_lm.config, out.final_BTD[0, reading.end - 1])
+            scores = jax.nn.softmax(logits(tiny_lm.params, tiny_lm.config, out.final_BTD[0, reading.end - 1]))
             likeliest = np.argsort(-np.asarray(scores))[: 4 * words].tolist()
-            assert words_after == next_words(likeliest, tiny_lm.tokenizer, words)
+            chances = np.asarray(scores)[likeliest].tolist()
+            assert words_after == [*expected_words(likeliest, chances, tiny_lm.tokenizer, words)]
 
 
 def test_rows_do_not_depend_on_the_batch(tiny_lm):
@@ -138,7 +143,7 @@ def test_batches_are_no_longer_than_their_documents_need(tiny_lm, monkeypatch):
     def residual_at(params, tokens_BT, positions_BP, **options):
         shapes.append(tokens_BT.shape)
         B, P = positions_BP.shape
-        return (jnp.zeros((B, P, 4)),), jnp.zeros((B, P, 8), jnp.int32)
+        return (jnp.zeros((B, P, 4)),), (jnp.zeros((B, P, 8), jnp.int32), jnp.zeros((B, P, 8)))
 
     monkeypatch.setattr("nla_jax.data.extraction._residual_at", residual_at)
     done = []
@@ -168,7 +173,8 @@ def test_a_second_shard_compiles_nothing(tiny_lm):
 
 def test_no_rows(tiny_lm):
     empty = columns_of([], Rows.empty((2, 1), 32), 1, tiny_lm.tokenizer, CONFIG)
-    assert empty["activation_vector"].shape == (0, 32) and empty["doc_id"] == empty["next_words"] == []
+    assert empty["activation_vector"].shape == (0, 32)
+    assert empty["doc_id"] == empty["next_words"] == empty["next_probabilities"] == []
 
 
 def around(tokenizer, tokens, continuation=()):
@@ -177,7 +183,7 @@ def around(tokenizer, tokens, continuation=()):
     context = Context(
         DOCUMENTS[0], tuple(tokens), tuple(continuation), (Reading(last - 1, last, "inside", None, None),)
     )
-    rows = columns_of([context], Rows({0: np.zeros((1, 4), np.float32)}, None), 0, tokenizer, CONFIG)
+    rows = columns_of([context], Rows({0: np.zeros((1, 4), np.float32)}, None, None), 0, tokenizer, CONFIG)
     return rows["detokenized_text_truncated"][0], rows["true_continuation"][0]
 
 
@@ -215,6 +221,21 @@ def test_next_words_are_readable_and_different(tiny_lm):
     tokenizer = copy.deepcopy(tiny_lm.tokenizer)
     tokenizer.backend_tokenizer.add_tokens([AddedToken("<tool>", special=True)])
     assert next_words([len(tokenizer) - 1, *encode(" the")], tokenizer, 2) == ["the"]
+
+
+def test_probabilities_of_tokens_that_spell_one_word_are_summed_up(tiny_lm):
+    encode = tiny_lm.tokenizer.encode
+    ids = [*encode("<|im_end|>"), *encode(" a"), *encode(" the"), *encode("the"), *encode("\n")]
+    words = expected_words(ids, [0.5, 0.15, 0.125, 0.0625, 0.03125], tiny_lm.tokenizer, 2)
+    assert [*words.items()] == [("the", 0.1875), ("a", 0.15)]
+
+
+def test_the_first_token_has_none_before_it(tiny_lm):
+    context = Context(
+        DOCUMENTS[0], (7, 8, 9), (), tuple(Reading(i, i + 1, "inside", None, None) for i in (0, 2))
+    )
+    rows = Rows({0: np.zeros((2, 4), np.float32)}, None, None)
+    assert columns_of([context], rows, 0, tiny_lm.tokenizer, CONFIG)["last_token_ids"] == [[-1, 7], [8, 9]]
 
 
 @pytest.mark.parametrize(
