@@ -1,4 +1,7 @@
-"""Look at data sets, bring your own, share them, compute shared ones anew, and tell what texts for them will cost."""
+"""Look at data sets, bring your own, share them, compute shared ones anew, and tell what texts for them will cost.
+
+A sparse dictionary can be trained on the activations of a run as well.
+"""
 
 import argparse
 import json
@@ -17,6 +20,7 @@ ACTIONS = {
     "import": "Make data sets of vectors and texts that were made elsewhere.",
     "share": "Write a data set with a data card, with its vectors or without them.",
     "rebuild": "Compute the vectors of data that were shared without them, and check them row by row.",
+    "dictionary": "Train a sparse dictionary on a run's training activations, and look at it on held-out ones.",
     "estimate": "Tell what a config's warm-start texts will cost and how long they take; nothing is sent.",
 }
 """What the command does, each with its help."""
@@ -43,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 def _usage() -> str:
     parts = [f"usage: nla data ACTION ...\n\n{__doc__ or ''}\n\nactions:"]
-    parts += [f"  {name:9} {line}" for name, line in ACTIONS.items()]
+    parts += [f"  {name:10} {line}" for name, line in ACTIONS.items()]
     parts += [f"\n{make(_parser(name)).format_help()}" for name, make in _PARSERS.items()]
     return "\n".join([*parts, _ESTIMATE_USAGE])
 
@@ -222,6 +226,42 @@ def _rebuild(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def _dictionary_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("run", type=path_argument, help="the directory of a run that has its data")
+    parser.add_argument(
+        "-o", "--out", type=path_argument, help="file that is written (default: RUN/dictionary.safetensors)"
+    )
+    parser.add_argument("--width", type=int, help="features for each coordinate (default: 8)")
+    parser.add_argument("-k", type=int, help="features that are active together (default: 32)")
+    parser.add_argument("--steps", type=int, help="updates (default: 1000)")
+    parser.add_argument("--batch-size", type=int, help="rows of an update (default: 512)")
+    parser.add_argument("--learning-rate", type=float, help="of Adam (default: 0.001)")
+    return parser
+
+
+def _dictionary(args: argparse.Namespace) -> None:
+    """Train, write and print what became of it."""
+    from nla_jax.config import read_config
+    from nla_jax.evaluation.dictionary_training import DictionaryConfig
+    from nla_jax.files import absolute
+    from nla_jax.pipeline.dictionary import FILE_NAME, train_run_dictionary
+    from nla_jax.pipeline.run import Run
+    from nla_jax.process import use_compilation_cache
+
+    names = ("width", "k", "steps", "batch_size", "learning_rate")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    recipe, run = DictionaryConfig(**given), Run(read_config(args.run / "config.json"), args.run)
+    path = args.run / FILE_NAME if args.out is None else args.out
+    use_compilation_cache()
+    found = train_run_dictionary(run, recipe, path)
+    print(
+        f"{found.features:,} features from {found.rows:,} training rows in {found.seconds:.0f} s, {found.dead:.1%} of "
+        f"them dead\n{found.held_out_rows} held-out rows: {found.active:.1f} active features explain fve_nrm "
+        f"{found.fve_nrm:.3f}, and as a code of {found.bits:.0f} bits {found.code_fve_nrm:.3f}\n"
+        f"measure it beside the NLA: nla evaluate {args.run} --evaluation.dictionary {absolute(path)}"
+    )
+
+
 _ESTIMATE_USAGE = """usage: nla data estimate CONFIG [--run-dir DIR] [--documents N] [--FIELD VALUE ...]
 
 Tell what a config's warm-start texts will cost and how long they take; nothing is asked for.
@@ -299,5 +339,12 @@ _PARSERS = {
     "import": _import_parser,
     "share": _share_parser,
     "rebuild": _rebuild_parser,
+    "dictionary": _dictionary_parser,
 }
-_ACTS = {"inspect": _inspect, "import": _import, "share": _share, "rebuild": _rebuild}
+_ACTS = {
+    "inspect": _inspect,
+    "import": _import,
+    "share": _share,
+    "rebuild": _rebuild,
+    "dictionary": _dictionary,
+}
