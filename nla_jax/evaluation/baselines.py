@@ -73,10 +73,11 @@ def means_by_key(
     return means_ND.astype(np.float32)
 
 
-def last_tokens(data: ActivationDataset, target: TargetLM) -> list[tuple[int, int]] | None:
+def last_tokens(data: ActivationDataset, target: TargetLM | None) -> list[tuple[int, int]] | None:
     """Ids of the token before the last one and of the last one that each row was read at; -1 where there is none.
 
-    Rows that do not carry them as a column have the ends of their contexts tokenized. None without contexts.
+    Rows that do not carry them as a column have the ends of their contexts tokenized by the target, which is needed for
+    nothing else. None without contexts.
     """
     if (stored := data.extra.get("last_token_ids")) is not None:
         return [(before, last) for before, last in stored]
