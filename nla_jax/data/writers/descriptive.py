@@ -6,6 +6,7 @@ row, so that the AV learns language and not one form.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from nla_jax.data.dataset import ActivationDataset
@@ -25,6 +26,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
 }
 """Place -> statements, those first that are said first where there is not room for all."""
 
+_PIECE = re.compile(r"[a-zA-Z0-9]+|[^\W\d_a-zA-Z]+|[^\w\s]|_")
+
 
 @dataclasses.dataclass(frozen=True)
 class DescriptiveConfig:
@@ -34,8 +37,8 @@ class DescriptiveConfig:
     """Names of statements that may be made; see data/writers/statements."""
     most_sentences: int = 4
     """Most statements of a text; those that come first at the row's place are made first."""
-    most_words: int = 30
-    """A statement that would make a text longer than this is left out. SmolLM2 has about 1.4 tokens a word here."""
+    most_tokens: int = 44
+    """A statement that would make a text longer than this is left out. Tokens are estimated, see `estimated_tokens`."""
     topic_words: int = 8
     """Most words that tell what is closed, at the end of sentences, lines and turns, at answers and over spans."""
     inside_topic_words: int = 2
@@ -53,7 +56,7 @@ class DescriptiveConfig:
             )
         if not self.statements:
             raise ValueError(f"writer.descriptive.statements is empty; name some of {', '.join(STATEMENTS)}")
-        least = {"most_sentences": 1, "most_words": 1, "topic_words": 0, "inside_topic_words": 0}
+        least = {"most_sentences": 1, "most_tokens": 1, "topic_words": 0, "inside_topic_words": 0}
         for name, value in {**least, "next_words": 0, "ending_words": 0}.items():
             if getattr(self, name) < value:
                 raise ValueError(
@@ -115,14 +118,14 @@ class DescriptiveWriter:
     def text(self, facts: Facts) -> str | None:
         """The statements about a row that have room, in an order of its own; None where there are none."""
         made: list[tuple[str, str]] = []
-        left = self.config.most_words
+        left = self.config.most_tokens
         for name in ORDERS.get(facts.place, ORDERS["sentence_end"]):
             if name not in self.config.statements or len(made) == self.config.most_sentences:
                 continue
             statement = STATEMENTS[name](facts)
-            if statement is not None and (len(statement.split()) <= left or not made):
+            if statement is not None and ((tokens := estimated_tokens(statement)) <= left or not made):
                 made.append((name, statement))
-                left -= len(statement.split())
+                left -= tokens
         made.sort(key=lambda pair: hash_fraction(f"{facts.key} {pair[0]}", seed=self.seed, purpose="order"))
         return " ".join(statement for _, statement in made) or None
 
@@ -136,3 +139,9 @@ class DescriptiveWriter:
     def report(self) -> dict[str, Any]:
         """How many texts were written."""
         return self.tally.report(**self.about())
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has: one for six letters of each word, for each other letter, and for each mark."""
+    pieces = _PIECE.findall(text)
+    return sum(-(-len(piece) // 6) if piece.isascii() else len(piece) for piece in pieces)

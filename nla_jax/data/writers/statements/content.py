@@ -2,18 +2,31 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection, Sequence
 
 from nla_jax.data.writers.statements.facts import Facts
 from nla_jax.data.writers.statements.languages import language_of, stop_words
-from nla_jax.text_analysis import last_words, stem
+from nla_jax.text_analysis import last_words, stem, words
 
+_HAN = "\u3400-\u9fff"
+_KANA = "\u3040-\u30ff"
+_CHINESE_FORMS = (
+    "的了是在和我你他她它这那也就不人们吗呢请该怎么什为何与或把被让给对到说要会能可以有没很都个一上下着过些"
+)
+"""Chinese characters that rarely begin or end a word of content."""
 _TOKEN = re.compile(
-    r"[\u30a0-\u30ff]{2,8}|[\u3400-\u9fff]{1,4}"  # Katakana, and Chinese characters: no blanks between words.
-    r"|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’-][^\W_\u3040-\u30ff\u3400-\u9fff]+)*"
+    # Chinese and Japanese have no blanks between words: runs of Katakana, and of characters with a meaning.
+    rf"[\u30a0-\u30ff]{{2,8}}|(?:(?![{_CHINESE_FORMS}])[{_HAN}]){{2,4}}"
+    rf"|[^\W_{_KANA}{_HAN}]+(?:['’-][^\W_{_KANA}{_HAN}]+)*"
+)
+_ADVERB = re.compile(
+    r"(?!(?:family|reply|supply|assembly|anomaly|italy|july|monopoly|butterfly)$)[a-z]{3,}ly"
 )
 _LONGEST_WORD = 24
-_BETWEEN = ("", " ")
 _SENTENCE_START = frozenset('.!?:\n"“')
+
+_FEWEST_WORDS = 5
+"""Words of a topic below which words of the text before it are added."""
 
 _ABOUT = ("About {}.", "{}.", "On {}.", "Topic {}.", "Concerns {}.", "Mentions {}.")
 
@@ -33,11 +46,22 @@ def topic_phrases(facts: Facts) -> list[str]:
     At places that close something they are of what is closed. Two phrases that are neighbors in the text are not
     neighbors here, so that no run of three words is copied.
     """
-    text = facts.said if facts.is_inside else facts.closed
-    most = facts.inside_topic_words if facts.is_inside else facts.topic_words
-    # What is quoted as the ending is not said twice.
-    quoted = {stem(word.lower()) for word in _TOKEN.findall(last_words(text, facts.ending_words))}
-    phrases = phrases_of(text, language_of(facts.said), quoted if facts.is_inside else set())
+    text, language = facts.said, language_of(facts.said)
+    if facts.is_inside:
+        # What is quoted as the ending is not said twice.
+        quoted = {stem(word.lower()) for word in _TOKEN.findall(last_words(text, facts.ending_words))}
+        return _rarest(phrases_of(text, language, quoted), facts.inside_topic_words, facts)
+    found = _rarest(phrases_of(facts.closed, language), facts.topic_words, facts)
+    said = words(" ".join(found))
+    if len(said) < min(_FEWEST_WORDS, facts.topic_words):
+        before = text.strip().removesuffix(facts.closed) or facts.before
+        earlier = phrases_of(before, language_of(before), {stem(word) for word in said})
+        found += _rarest(earlier, min(_FEWEST_WORDS, facts.topic_words) - len(said), facts)
+    return found
+
+
+def _rarest(phrases: Sequence[tuple[str, ...]], most: int, facts: Facts) -> list[str]:
+    """The phrases with the highest tf-idf, best first, that have so many words together and no word twice."""
     counts = Counter(word.lower() for phrase in phrases for word in phrase)
 
     def score(index: int) -> float:
@@ -46,17 +70,17 @@ def topic_phrases(facts: Facts) -> list[str]:
 
     chosen: list[int] = []
     stems: set[str] = set()
-    words = 0
+    length = 0
     for index in sorted(range(len(phrases)), key=lambda i: (-score(i), i)):
         new = {stem(word.lower()) for word in phrases[index]}
-        if words + len(phrases[index]) <= most and not new & stems:
+        if length + len(phrases[index]) <= most and not new & stems:
             chosen.append(index)
             stems |= new
-            words += len(phrases[index])
+            length += len(phrases[index])
     return [" ".join(phrases[index]) for index in _apart(chosen)]
 
 
-def phrases_of(text: str, language: str, without: set[str]) -> list[tuple[str, ...]]:
+def phrases_of(text: str, language: str, without: Collection[str] = ()) -> list[tuple[str, ...]]:
     """The content words of a text in its order, one or two neighboring ones in each phrase.
 
     Args:
@@ -71,12 +95,13 @@ def phrases_of(text: str, language: str, without: set[str]) -> list[tuple[str, .
         word, between = match.group(), text[end : match.start()]
         begins_sentence = not end or not _SENTENCE_START.isdisjoint(between)
         end = match.end()
-        if not _is_content(word, ignored) or stem(word.lower()) in without:
+        is_content = _is_content(word, ignored) and not (language == "en" and _ADVERB.fullmatch(word))
+        if not is_content or stem(word.lower()) in without:
             phrases.append(())  # Words on both sides of one that is left out are no pair.
             continue
         # A capital is kept where it marks a name.
         written = word.lower() if begins_sentence and word[1:].islower() else word
-        if len(phrases[-1]) == 1 and between in _BETWEEN:
+        if len(phrases[-1]) == 1 and between == " ":
             phrases[-1] = (*phrases[-1], written)
         else:
             phrases.append((written,))

@@ -92,6 +92,12 @@ class Facts:
         return self.turns[-1][1] if self.turns else ""
 
     @functools.cached_property
+    def before(self) -> str:
+        """The text of the turn of the same speaker before the last one; empty for none."""
+        role = self.turns[-1][0] if self.turns else None
+        return next((text for other, text in reversed(self.turns[:-1]) if other == role), "")
+
+    @functools.cached_property
     def system(self) -> str:
         """The system prompt; empty for none."""
         return next((text.strip() for role, text in self.turns if role == "system"), "")

@@ -1,12 +1,13 @@
 """How a text ends, and what its last sentence is doing: what is open, and its person, number and tense."""
 
 import re
+from collections.abc import Mapping
 
 from nla_jax.data.writers.statements.facts import Facts
 from nla_jax.data.writers.statements.languages import language_of
 from nla_jax.text_analysis import last_words, words
 
-_ENDING = ('Ends "{}".', '"{}" at the end.', 'Stops at "{}".', 'Last "{}".', 'Up to "{}".')
+_ENDING = ('Ends "{}".', '"{}" last.', 'Stops at "{}".', 'Last "{}".', 'Up to "{}".', '"{}" so far.')
 _ENDING_CHARACTERS = 24
 _NO_ENDING = ("answer_start", "span")
 """Places whose last words say nothing: a template's, and those of an average."""
@@ -30,23 +31,41 @@ _CLAUSE = re.compile(
 )
 _RELATIVE = re.compile(r"\b(?:which|who|whose|whom)\b", re.I)
 _PERSONS = {
-    "first person": r"\b(?:i|me|my|i'm|i've|i'd|mine|myself)\b",
-    "first person plural": r"\b(?:we|us|our|ours|we're|we've|ourselves)\b",
+    "first person": r"\b(?:i|me|my|i'm|i've|i'd|i'll|mine|myself)\b",
+    "first person plural": r"\b(?:we|us|our|ours|we're|we've|we'll|ourselves)\b",
     "second person": r"\b(?:you|your|yours|you're|yourself)\b",
     "about him": r"\b(?:he|him|his|himself)\b",
     "about her": r"\b(?:she|her|hers|herself)\b",
     "about them": r"\b(?:they|them|their|themselves)\b",
 }
+_PAST = (
+    r"was|were|did|had|didn't|wasn't|weren't|said|went|came|made|took|got|saw|knew|thought|felt|gave|told|began|"
+    r"became|found|left|kept|stood|ran|sat|brought|wrote"
+)
 _TENSES = {
-    "future": r"\b(?:will|shall|won't|going to|gonna|[a-z]+'ll)\b",
-    "perfect": r"\b(?:has|have|'ve) (?:been|[a-z]+ed)\b",
-    "past": r"\b(?:was|were|did|had|didn't|wasn't|said|went|came|made|took|got|saw|knew|thought|felt|gave|told|began|"
-    r"[a-z]{3,}ed)\b",
+    "future": r"\b(?:will|shall|won't|going to|gonna)\b|'ll\b",
+    "perfect": r"\b(?:has|have) (?:been|[a-z]+ed|gone|done|made|seen|come|become)\b",
+    # A form in -ed is taken for a verb, and not for a participle, after a pronoun or before an object.
+    "past": rf"\b(?:{_PAST})\b|\b(?:he|she|it|they|we|i|you|who) [a-z]{{2,}}ed\b"
+    r"|\b(?!called|used|named|based)[a-z]{2,}ed (?:the|an?|his|her|their|its|him|them|me|us|my|our|up|out|off)\b",
     "conditional": r"\b(?:would|could|should)\b",
-    "present": r"\b(?:is|are|am|does|do|has|have|can|may|isn't|aren't|don't|doesn't)\b",
+    "present": r"\b(?:is|are|am|does|do|has|have|can|may|isn't|aren't|don't|doesn't)\b|\bi'm\b|'re\b",
 }
-_PERSON_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _PERSONS.items()}
-_TENSE_PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in _TENSES.items()}
+_PERSON_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _PERSONS.items()}
+_TENSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _TENSES.items()}
+_SYNONYMS = {
+    "first person": ("first person", "told as I", "I speaking"),
+    "first person plural": ("first person plural", "we speaking", "told by us"),
+    "second person": ("second person", "addressing you"),
+    "about him": ("about him", "he acts"),
+    "about her": ("about her", "she acts"),
+    "about them": ("about them", "they act"),
+    "past": ("past", "past tense", "back then"),
+    "present": ("present", "present tense", "holds now"),
+    "future": ("future", "still ahead"),
+    "perfect": ("present perfect", "until now"),
+    "conditional": ("conditional", "hypothetical"),
+}
 _LONG = 30
 """Words of a sentence that is called long."""
 
@@ -55,14 +74,18 @@ def syntax(facts: Facts) -> str | None:
     """What is open inside a sentence, and the tense and person of what is closed; at most two of these."""
     text = facts.closed
     found = open_parts(text) if facts.is_inside else marks(text)
+    if facts.is_chat and facts.place != "sentence_end":
+        # What a user wants is a statement of its own.
+        found = [part for part in found if part != "question"]
     if language_of(facts.said) == "en":
         found += [part for part in (tense_of(text), person_of(text)) if part]
     if not found:
         return None
-    wording = facts.choose(
-        ("{}, {}.", "{1}, {0}.", "{} and {}.", "{1}: {0}.") if len(found) > 1 else ("{}.",), "syntax"
-    )
-    return wording.format(*found[:2]).capitalize()
+    said = [facts.choose(_SYNONYMS.get(part, (part,)), part[:16]) for part in found[:2]]
+    if facts.choose(("as it is", "turned"), "syntax") == "turned":
+        said.reverse()
+    listed = ", ".join(said)
+    return f"{listed[0].upper()}{listed[1:]}."
 
 
 def open_parts(sentence: str) -> list[str]:
@@ -81,9 +104,7 @@ def open_parts(sentence: str) -> list[str]:
         found.append("relative clause")
     elif sentence.count(",") >= 3:
         found.append("enumeration")
-    if len(words(sentence)) <= 2:
-        found.append("sentence start")
-    elif len(words(sentence)) > _LONG:
+    if len(words(sentence)) > _LONG:
         found.append("long sentence")
     return found
 
@@ -96,13 +117,18 @@ def marks(sentence: str) -> list[str]:
 
 
 def tense_of(sentence: str) -> str | None:
-    """The tense of an English sentence by its verb forms; None where no form tells it."""
-    return next((name for name, pattern in _TENSE_PATTERNS.items() if pattern.search(sentence)), None)
+    """The tense of an English sentence by its first plain verb form; None where no form tells it."""
+    return _first(_TENSE_PATTERNS, sentence)
 
 
 def person_of(sentence: str) -> str | None:
     """Whom an English sentence is told by or about, by its first personal pronoun; None where it has none."""
-    found = {name: match.start() for name, p in _PERSON_PATTERNS.items() if (match := p.search(sentence))}
+    return _first(_PERSON_PATTERNS, sentence)
+
+
+def _first(patterns: Mapping[str, re.Pattern[str]], text: str) -> str | None:
+    """The name of the pattern that matches first in a text."""
+    found = {name: match.start() for name, pattern in patterns.items() if (match := pattern.search(text))}
     return min(found, key=found.get) if found else None
 
 

@@ -67,6 +67,8 @@ _CASUAL = re.compile(
     re.IGNORECASE,
 )
 _GENRE = re.compile(r"[A-Za-z][\w .,&-]{1,23}")
+_TECHNICAL_WORDS = 3
+"""How many of them make documentation."""
 _READ = 400
 """Characters at the end of a text by which its form is told."""
 
@@ -76,21 +78,25 @@ def kind(facts: Facts) -> str | None:
 
     Inside a sentence only forms are told that are not plain prose.
     """
-    found = code_language(facts.said) or form_of(facts.said) or (None if facts.is_inside else _origin(facts))
+    found = code_language(facts.said) or form_of(facts.said)
+    if found is None and not facts.is_inside:
+        found = request_of(facts.said) if facts.is_chat else origin_of(facts)
     if found is None:
         return None
-    wording = facts.choose(("{}.", "{} here.", "Text type {}.", "This is {}."), "kind")
-    return _capital(wording.format(found))
+    return facts.choose(("{}.", "Kind: {}."), "kind").format(found[0].upper() + found[1:])
 
 
-def _origin(facts: Facts) -> str | None:
-    if facts.is_chat:
-        return request_of(facts.said) if facts.role != "assistant" or facts.place == "answer_start" else None
-    if facts.genre and _GENRE.fullmatch(facts.genre):
-        technical = len(_TECHNICAL.findall(facts.said[-_READ:])) >= 3
-        name = facts.genre.replace("_", " ")
-        return f"{name} documentation" if technical else name
-    return None
+def origin_of(facts: Facts) -> str | None:
+    """Where a text comes from, by its genre; documentation is told by its words. None where the genre is no name."""
+    if not _GENRE.fullmatch(facts.genre):
+        return None
+    name = facts.genre.replace("_", " ")
+    return f"{name} documentation" if is_technical(facts.said) else name
+
+
+def is_technical(text: str) -> bool:
+    """Whether the end of a text has the words of documentation of programs."""
+    return len(_TECHNICAL.findall(text[-_READ:])) >= _TECHNICAL_WORDS
 
 
 def code_language(text: str) -> str | None:
@@ -122,7 +128,3 @@ def language(facts: Facts) -> str | None:
     if code == "en" and len(casual) >= 2 and len(casual) > 0.03 * len(words(facts.said[-_READ:])):
         return facts.choose(("Casual English.", "Colloquial.", "Informal wording."), "language")
     return None
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

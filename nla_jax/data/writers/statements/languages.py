@@ -15,9 +15,9 @@ _ENGLISH_CONTENT = frozenset(
 """Words of the English list that say something."""
 _ENGLISH_FORMS = frozenset(
     words(
-        "ain aren couldn d did didn does doesn doing don going got hadn hasn haven having i'd i'll i'm i've isn just "
-        "know let like ll m ma make makes mightn mustn need needn oh ok okay s said say says shan shouldn t tell "
-        "that's there's thing things told use used using ve want wasn way weren won wouldn yes"
+        "ain aren couldn d did didn does doesn doing don explain give going got hadn hasn haven having i'd i'll i'm "
+        "i've isn just know let like ll m ma make makes mightn mustn need needn oh ok okay s said say says shan "
+        "shouldn t tell that's there's thing things told use used using ve want wasn way weren won wouldn write yes"
     )
 )
 """Words that say nothing and are not on the list."""

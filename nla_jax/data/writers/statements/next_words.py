@@ -11,31 +11,45 @@ _CERTAIN, _LIKELY, _UNSURE = 0.8, 0.4, 0.12
 
 _WORDINGS: dict[Certainty, tuple[str, ...]] = {
     "certain": (
-        "Almost certainly {} next.",
-        "{} surely follows.",
-        "Next, no doubt {}.",
-        "Bound to go on: {}, likely.",
+        "Surely {} next.",
+        "{} certainly follows.",
+        "Next surely {}.",
+        "{} next, no doubt.",
+        "Certain next: {}.",
     ),
-    "likely": ("Probably {} next.", "{}, likely.", "Next should be {}.", "Likely {}."),
-    "unsure": ("Maybe {} next.", "{}, perhaps, follows.", "Next perhaps {}.", "Expected, weakly: {}."),
+    "likely": ("Probably {} next.", "{} likely.", "Next probably {}.", "{} expected.", "Likely {}."),
+    "unsure": (
+        "Maybe {} next.",
+        "Next perhaps {}.",
+        "{} next, perhaps.",
+        "Weakly expected {}.",
+        "Possibly then {}.",
+    ),
     "open": (
-        "Next is open: {}.",
-        "{} or anything else next.",
-        "Hard to tell what follows: {}.",
-        "Then {}, who knows.",
+        "Open next: {}.",
+        "Next anything, say {}.",
+        "{} next, among many.",
+        "Unclear next: {}.",
+        "Then various: {}.",
     ),
-    "unknown": ("Next {}.", "{}, likely.", "Then {}.", "{} next."),
+    "unknown": ("Next {}.", "Likely {}.", "Then {}.", "{} follows.", "Expected {}."),
 }
 _ANSWER_WORDINGS: dict[Certainty, tuple[str, ...]] = {
-    "certain": ("Answer surely begins {}, as expected.", "Certain next word {}."),
-    "likely": ("Answer likely opens with {}.", "Reply should begin {}, then more.", "Likely opening {}."),
+    "certain": ("Surely replies {} next.", "Next reply, surely {}.", "Answer certainly follows: {}."),
+    "likely": ("Likely replies {}.", "Reply likely {}.", "Answer expected: {}.", "Next probably answers {}."),
     "unsure": (
-        "Reply may begin {}, expected weakly.",
-        "Answer opens perhaps {} next.",
-        "Likely openings: {}.",
+        "Perhaps next replies {}.",
+        "Reply next, maybe {}.",
+        "Answer weakly expected: {}.",
+        "Then might answer {}.",
     ),
-    "open": ("Open how the reply begins: {}, likely.", "Many answers follow, say {}.", "{} then an answer?"),
-    "unknown": ("Answer likely begins {}.", "Reply expected: {}.", "Next the answer: {}."),
+    "open": (
+        "Reply open, next {}.",
+        "Answers vary, likely {}.",
+        "Next any answer: {}.",
+        "Unclear reply follows: {}.",
+    ),
+    "unknown": ("Reply likely {}.", "Next answers {}.", "Expected reply {}.", "Then answer {}."),
 }
 _MARKS = {
     ",": "comma",
@@ -67,15 +81,17 @@ def next_words(facts: Facts) -> str | None:
         return None
     certainty = certainty_of(facts.next_probabilities)
     shown = {"certain": 1, "likely": 2}.get(certainty, facts.listed_words)
-    words = list(dict.fromkeys(_MARKS.get(word, word) for word in facts.next_words))[
-        : min(shown, facts.listed_words)
-    ]
+    expected = dict.fromkeys(_MARKS.get(word, word) for word in facts.next_words)
+    if certainty != "certain" and len(expected) > 1 and not facts.is_inside:
+        # A line may nearly always end where something closes.
+        expected.pop("newline", None)
+    words = list(expected)[: min(shown, facts.listed_words)]
     wordings = (_ANSWER_WORDINGS if facts.place == "answer_start" else _WORDINGS)[certainty]
     listed = ", ".join(words)
     if len(words) > 1 and facts.choose(("or", ","), "next or") == "or":
         listed = f"{', '.join(words[:-1])} or {words[-1]}"
     text = facts.choose(wordings, "next").format(listed)
-    return text[0].upper() + text[1:] if listed[0] != text[0] else text
+    return text
 
 
 def certainty_of(probabilities: tuple[float, ...]) -> Certainty:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nla_jax.data.writers.statements.content import phrases_of
 from nla_jax.data.writers.statements.facts import Facts
+from nla_jax.data.writers.statements.kind import is_technical
 from nla_jax.data.writers.statements.languages import language_of
 
 _POLITE = re.compile(
@@ -15,7 +16,7 @@ _POLITE = re.compile(
 _DOUBTFUL = re.compile(
     r"\b(?:maybe|perhaps|probably|possibly|might|not sure|seems?|apparently|unsure|i guess)\b", re.I
 )
-_URGENT = re.compile(r"\b(?:urgent|immediately|right now|asap|hurry|must|never|warning)\b", re.I)
+_URGENT = re.compile(r"\b(?:urgent|immediately|right now|asap|hurry|emergency)\b", re.I)
 _STRONG = 0.5
 """Least sentiment, from -1 to 1 by VADER, that is told."""
 _PERSONA_WORDS = 3
@@ -27,26 +28,18 @@ def speakers(facts: Facts) -> str | None:
         return None
     if facts.place == "answer_start":
         return _persona(facts) or _later_turn(facts)
-    who = facts.role
-    if facts.place == "turn_end":
-        return facts.choose(("{} finishes.", "{} has spoken.", "End of {}'s turn."), "speakers").format(
-            _name(who)
-        )
-    options = (
-        ("Assistant answering.", "Assistant speaks.") if who == "assistant" else ("{} speaks.", "{} talking.")
+    name = "System prompt" if facts.role == "system" else (facts.role or "").capitalize()
+    closings = ("{} ends.", "{} done.", "{} finishes.")
+    return facts.choose(closings if facts.place == "turn_end" else ("{}.", "{} speaks."), "speakers").format(
+        name
     )
-    return facts.choose(options, "speakers").format(_name(who))
-
-
-def _name(role: str | None) -> str:
-    return (role or "somebody").capitalize()
 
 
 def _persona(facts: Facts) -> str | None:
     """What is special about the system prompt; None for the usual helpful assistant."""
     if not facts.system or "helpful" in facts.system.lower():
         return None
-    said = [word for phrase in phrases_of(facts.system, language_of(facts.system), set()) for word in phrase]
+    said = [word for phrase in phrases_of(facts.system, language_of(facts.system)) for word in phrase]
     # Every other word, so that no three words in a row are those of the prompt.
     rare = sorted(set(said), key=lambda word: (-facts.rarity(word.lower()), word))[:_PERSONA_WORDS]
     if not rare:
@@ -71,7 +64,7 @@ def tone(facts: Facts) -> str | None:
         ("excited", text.count("!") >= 2),
     ]
     found = [name for name, holds in manners if holds][:1]
-    if language_of(facts.said) == "en":
+    if language_of(facts.said) == "en" and not is_technical(facts.said):
         sentiment = _sentiment()(text)
         if abs(sentiment) >= _STRONG:
             names = ("positive", "favorable", "warm") if sentiment > 0 else ("negative", "critical", "gloomy")
