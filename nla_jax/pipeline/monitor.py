@@ -1,13 +1,29 @@
-"""Watches joint training: the texts that the AV writes about fixed held-out activations, and their figures."""
+"""Watches joint training: what the AV writes about fixed held-out activations, and the figures of these texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from nla_jax import text_analysis
-from nla_jax.data.splits import shuffled
+from nla_jax.autoencoder import metrics
+from nla_jax.autoencoder.yardstick import Yardstick
+from nla_jax.data.dataset import ActivationDataset
+from nla_jax.data.splits import hash_fraction, shuffled
 from nla_jax.pipeline.run import Run
 from nla_jax.randomness import key_for
-from nla_jax.training.guards import judge_drop
+from nla_jax.training.guards import excess, judge_drop
 from nla_jax.training.loop import States
+
+WATCHED = 8
+"""Activations whose texts are kept at each evaluation."""
+PLACE_ROWS = 8
+"""Rows that a place needs for a figure of its own."""
+CONTEXT_CHARACTERS = 240
+"""Characters of the end of a context that are kept with a text."""
+
+Texts = Sequence[str | None]
 
 
 class Monitor:
@@ -18,9 +34,10 @@ class Monitor:
         self.run = run
         self.rows = run.monitored(run.config.evaluation.monitor_rows)
         self.other = shuffled(range(len(self.rows)), self.rows.doc_ids, run.config.seed)
+        self.watched = watched_rows(self.rows, run.config.seed)
 
     def __call__(self, states: States, highest: Mapping[str, float], step: int) -> dict[str, float]:
-        """Figures of the texts that the AV writes now.
+        """Figures of the texts that the AV writes now; a few of the texts go into the run's history.
 
         Args:
           states: of "av" and "ar".
@@ -40,18 +57,116 @@ class Monitor:
                 models.warm_start_params("ar"),
             )
         )
+        run.log.write_texts("rl", step, history_rows(rows, self.watched, texts, judge))
         swapped = [texts[i] for i in self.other]
-        row = {
+        figures = {
             "own_fve_nrm": yardstick.fve_nrm(own, texts, rows.activations),
             "judge_fve_nrm": yardstick.fve_nrm(judge, texts, rows.activations),
             "shuffled_fve_nrm": yardstick.fve_nrm(judge[self.other], swapped, rows.activations),
-            "repeated": text_analysis.share(text_analysis.repeated_ngrams(text or "") for text in texts),
+            **fve_by_place("judge_fve_nrm", yardstick, judge, texts, rows),
+            **text_shares(texts, rows),
         }
-        if rows.contexts is not None:
-            pairs = zip(texts, rows.contexts, strict=True)
-            row["copied"] = text_analysis.share(
-                text_analysis.copied_ngrams(text or "", context) for text, context in pairs
+        return figures | {"judge_drop": judge_drop(figures, highest)} | excess(figures)
+
+
+def watched_rows(rows: ActivationDataset, seed: int, count: int = WATCHED) -> list[int]:
+    """Indices of the rows whose texts are kept: of each place in turn the next in an order that a key decides.
+
+    Rows of one document come after those of documents that have none yet.
+    """
+    ids = row_ids(rows)
+    places = rows.extra.get("place", [None] * len(rows))
+    order = sorted(range(len(rows)), key=lambda i: hash_fraction(ids[i], seed=seed, purpose="watched"))
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(rows)):
+        for place in sorted(set(places), key=str):
+            left = [i for i in order if places[i] == place and i not in chosen]
+            documents = {rows.doc_ids[i] for i in chosen}
+            left.sort(key=lambda i: rows.doc_ids[i] in documents)
+            chosen += left[:1]
+    return chosen[:count]
+
+
+def row_ids(rows: ActivationDataset) -> list[str]:
+    """Names of rows: the document, and the number of its tokens that were read."""
+    return [f"{doc}@{n}" for doc, n in zip(rows.doc_ids, rows.n_raw_tokens, strict=True)]
+
+
+def history_rows(
+    rows: ActivationDataset, watched: Sequence[int], texts: Texts, judge_ND: Float[np.ndarray, "N D"]
+) -> list[dict[str, Any]]:
+    """What the history keeps of each watched row.
+
+    Args:
+      rows: those that training is watched on.
+      watched: indices of those whose texts are kept.
+      texts: what the AV writes about each row now.
+      judge_ND: what the judge rebuilds from the texts. Its cosine with the activation is kept; None for a text that
+        failed.
+    """
+    cosine_N = 1 - np.asarray(metrics.direction_mse(judge_ND, rows.activations)) / 2
+    ids, nothing = row_ids(rows), [None] * len(rows)
+    places, contexts = rows.extra.get("place", nothing), rows.contexts or [""] * len(rows)
+    return [
+        {
+            "id": ids[i],
+            "place": places[i],
+            "context_tail": contexts[i][-CONTEXT_CHARACTERS:],
+            "writer_text": (rows.explanations or nothing)[i],
+            "text": texts[i],
+            "cosine": None if texts[i] is None else float(cosine_N[i]),
+        }
+        for i in watched
+    ]
+
+
+def fve_by_place(
+    name: str,
+    yardstick: Yardstick,
+    rebuilt_ND: Float[np.ndarray, "N D"],
+    texts: Texts,
+    rows: ActivationDataset,
+) -> dict[str, float]:
+    """`fve_nrm` of the rows of each place around that place's own mean, as `NAME_PLACE`.
+
+    Places with fewer than `PLACE_ROWS` rows have none, and there is none at all in data that does not tell places.
+    """
+    figures = {}
+    places = rows.extra.get("place", [])
+    for place in sorted({place for place in places if place is not None}):
+        at = [i for i, one in enumerate(places) if one == place]
+        if len(at) >= PLACE_ROWS:
+            of_place = [texts[i] for i in at]
+            figures[f"{name}_{place}"] = yardstick.at(place).fve_nrm(
+                rebuilt_ND[at], of_place, rows.activations[at]
             )
-        # A share of nothing, as of texts that all failed, is not logged.
-        known = {name: value for name, value in row.items() if value is not None}
-        return known | {"judge_drop": judge_drop(known, highest)}
+    return figures
+
+
+def text_shares(texts: Texts, rows: ActivationDataset) -> dict[str, float]:
+    """How much texts repeat and copy, and how much the writer's texts about the same rows repeat.
+
+    Returns:
+      `repeated`, the share of a text's 2-grams that it has said before; `boilerplate`, the share of its 4-grams that
+      stand in texts about other documents too; both of the writer's texts, as `writer_repeated` and so on; and
+      `copied`, the share of its 3-grams that stand in its context. A share of nothing, as of texts that all failed, is
+      left out, and so is what the rows have no column for.
+    """
+    shares = _repetition(texts, rows.doc_ids)
+    if rows.explanations is not None:
+        written = _repetition(rows.explanations, rows.doc_ids)
+        shares |= {f"writer_{name}": value for name, value in written.items()}
+    if rows.contexts is not None:
+        pairs = zip(texts, rows.contexts, strict=True)
+        shares["copied"] = text_analysis.share(
+            text_analysis.copied_ngrams(text or "", context) for text, context in pairs
+        )
+    return {name: value for name, value in shares.items() if value is not None}
+
+
+def _repetition(texts: Texts, doc_ids: Sequence[str]) -> dict[str, float | None]:
+    read = [text or "" for text in texts]
+    return {
+        "repeated": text_analysis.share(map(text_analysis.repeated_ngrams, read)),
+        "boilerplate": text_analysis.share(text_analysis.boilerplate(read, doc_ids)),
+    }

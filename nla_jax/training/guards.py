@@ -53,6 +53,11 @@ class GuardConfig:
     judge_drop: Guard = Guard(warn=0.02, stop=float("inf"), patience=2)
     """Fall of the frozen judge's `fve_nrm` below its best while the own AR's is higher than ever: AV and AR then agree
     on something that nobody else understands. A finite `stop` ends the run there."""
+    repeated_excess: Guard = Guard(warn=0.03, stop=float("inf"), patience=2)
+    """Share of the 2-grams that a text says again, less that of the writer's texts: the AV has begun to stutter."""
+    boilerplate_excess: Guard = Guard(warn=0.1, stop=float("inf"), patience=2)
+    """Share of the 4-grams that texts about other documents have too, less that of the writer's texts: the AV writes
+    more and more of one text, whatever it reads."""
     patience: int = 5
     """Steps in a row beyond a threshold before anything happens; evaluations, for a metric of evaluations."""
 
@@ -70,6 +75,8 @@ REMEDIES = {
     "sampler_trainer_logprob_diff": "use model.attention_dtype=float32 or model.dtype=float32",
     "kl": "raise rl.policy.kl_coefficient or lower rl.av_optimizer.learning_rate",
     "judge_drop": "stop here and take the best step by the judge, or raise rl.policy.kl_coefficient",
+    "repeated_excess": "raise rl.policy.kl_coefficient, or let the AR read texts that are cut short (rl.cut)",
+    "boilerplate_excess": "raise rl.policy.kl_coefficient or rl.group, or take an earlier step",
 }
 
 
@@ -88,6 +95,17 @@ def judge_drop(now: Mapping[str, float], highest: Mapping[str, float]) -> float:
         return 0.0
     fall = highest.get(judge, now[judge]) - now[judge]
     return fall if fall > 0 or math.isnan(fall) else 0.0
+
+
+def excess(now: Mapping[str, float]) -> dict[str, float]:
+    """How far the AV's texts repeat more than the writer's, for each of the two ways that an evaluation measures.
+
+    Args:
+      now: `repeated` and `boilerplate` of an evaluation, and both of the writer's texts (`writer_repeated` and
+        `writer_boilerplate`); what is not known has no excess.
+    """
+    known = [name for name in ("repeated", "boilerplate") if {name, f"writer_{name}"} <= now.keys()]
+    return {f"{name}_excess": now[name] - now[f"writer_{name}"] for name in known}
 
 
 class Watch:

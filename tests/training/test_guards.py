@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nla_jax.training.guards import REMEDIES, Guard, GuardConfig, GuardError, Watch, judge_drop
+from nla_jax.training.guards import REMEDIES, Guard, GuardConfig, GuardError, Watch, excess, judge_drop
 
 GOOD = {
     "entropy": 2.0,
@@ -11,6 +11,8 @@ GOOD = {
     "sampler_trainer_logprob_diff": 0.01,
     "kl": 0.1,
     "judge_drop": 0.0,
+    "repeated_excess": 0.0,
+    "boilerplate_excess": -0.1,
 }
 
 
@@ -57,6 +59,16 @@ def test_a_judge_that_falls_while_the_own_ar_rises():
     watch.warnings({"judge_drop": 0.06})
     with pytest.raises(GuardError, match="judge_drop is 0.06, beyond 0.05 for 2 times in a row"):
         watch.warnings({"judge_drop": 0.06})
+
+
+def test_texts_that_repeat_more_than_the_writers_are_told():
+    now = {"repeated": 0.05, "writer_repeated": 0.01, "boilerplate": 0.2, "writer_boilerplate": 0.3}
+    assert excess(now) == pytest.approx({"repeated_excess": 0.04, "boilerplate_excess": -0.1})
+    assert excess({"repeated": 0.05, "writer_boilerplate": 0.3}) == {}
+    watch = Watch(GuardConfig())
+    warnings = [watch.warnings(excess(now)) for _ in range(3)]
+    assert [len(some) for some in warnings] == [0, 1, 0]
+    assert "repeated_excess is 0.04, beyond 0.03 for 2 times" in warnings[1][0]
 
 
 def test_nothing_is_watched_without_a_config_or_a_metric():
