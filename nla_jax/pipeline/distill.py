@@ -78,6 +78,9 @@ def best_explanations(run: Run) -> StoredDataset:
     """Activations with the best of the warm-start AV's explanations of each, which are kept in data/distilled.
 
     Activations of which no explanation came to its end are left out.
+
+    Raises:
+      ValueError: none did, of all activations.
     """
     config, folder = run.config.distill, run.directory / "data" / "distilled"
     if not run.is_complete(folder, stage_digest(run.config, "distill")):
@@ -87,7 +90,14 @@ def best_explanations(run: Run) -> StoredDataset:
         if jax.process_index() == 0:
             Manifest.of(folder).save(folder)
         wait_for_all("distilled")
-    return open_dataset(folder)
+    distilled = open_dataset(folder)
+    if not len(distilled):
+        raise ValueError(
+            f"distill: none of the AV's explanations came to its end within max_explanation_tokens="
+            f"{run.config.max_explanation_tokens}; train the AV's warm start for longer (av_sft.loop.steps), raise the "
+            "limit, or set --distill.loop.steps 0 to do without"
+        )
+    return distilled
 
 
 def _write_best(run: Run, config: DistillConfig, data: StoredDataset, number: int) -> None:
