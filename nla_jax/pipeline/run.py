@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from nla_jax.autoencoder.yardstick import Yardstick
+from nla_jax.autoencoder.yardstick import Part, Yardstick
 from nla_jax.config import ExperimentConfig, plain
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.manifest import Manifest
@@ -80,7 +80,9 @@ class Run:
     def measured_yardstick(self) -> Yardstick:
         """The yardstick of all activations but the held-out ones."""
         parts = (part for split in SPLITS if split != "held_out" for part in self.open(split).parts())
-        return Yardstick.of_parts(part.activations for part in parts)
+        return Yardstick.of_parts(
+            Part(part.activations, part.extra.get("place"), part.doc_ids) for part in parts
+        )
 
     def held_out(self, rows: int) -> ActivationDataset:
         """Rows of the held-out documents that figures are reported on.

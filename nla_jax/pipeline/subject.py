@@ -169,7 +169,11 @@ def _measured_on_half(nla: NLA, data: ActivationDataset) -> tuple[Yardstick, Act
     half = set(documents[: len(documents) // 2])
     in_half_N = np.array([doc in half for doc in data.doc_ids])
     source = f"activations of {len(half)} other documents of the data"
-    return Yardstick.of(data.activations[in_half_N], source), data.take(~in_half_N)
+    half_data = data.take(in_half_N)
+    yardstick = Yardstick.of(
+        half_data.activations, source, places=half_data.extra.get("place"), doc_ids=half_data.doc_ids
+    )
+    return yardstick, data.take(~in_half_N)
 
 
 def target_of(run: Run) -> TargetLM:
