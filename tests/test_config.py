@@ -73,6 +73,28 @@ def test_digest_follows_what_defines_a_stage():
     assert stage_digest(config, "extract") != stage_digest(dataclasses.replace(config, seed=1), "extract")
 
 
+def test_options_that_runs_of_earlier_versions_lacked_leave_their_digests_as_they_were():
+    config = ExperimentConfig("x")
+    # What it was before there were any of them, for a run that reads every token alike.
+    before = dataclasses.replace(config, extraction=ExtractionConfig(by_place=False))
+    assert stage_digest(before, "rl") == "6c4afe8d313de99f"
+
+    def changed(part, **values):
+        return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+    loop = dataclasses.replace(config.distill.loop, steps=5)
+    for stage, other in (
+        ("ar_sft", changed("ar_sft", verbalized_samples=4)),
+        ("ar_sft", changed("ar_sft", cut=(2, 9))),
+        ("rl", changed("rl", ar_updates=2)),
+        ("rl", changed("rl", policy=dataclasses.replace(config.rl.policy, drop_flat_groups=True))),
+        ("rl", changed("distill", loop=loop)),
+    ):
+        assert stage_digest(other, stage) != stage_digest(config, stage)
+    assert stage_digest(changed("distill", samples=3), "rl") == stage_digest(config, "rl")
+    assert stage_digest(changed("distill", loop=loop), "ar_sft") == stage_digest(config, "ar_sft")
+
+
 def test_a_chat_model_defines_the_evaluation_but_not_every_suite(tmp_path):
     plain, asking = (
         ExperimentConfig("x"),

@@ -124,3 +124,23 @@ def test_speed_of_every_phase_is_logged_beside_the_metrics(rounds):
 def test_reference_starts_equal_to_the_policy(rounds):
     _, metrics, _ = rounds
     assert abs(metrics[0]["kl"]) < 1e-6 and metrics[0]["sampler_trainer_logprob_diff"] < 1e-4
+
+
+def test_explanations_are_cut_at_lengths_that_groups_share_and_rounds_draw_anew(rounds, monkeypatch):
+    codec = rounds[0]
+    monkeypatch.setattr("nla_jax.training.stopwatch.matmul_peak", lambda dtype: 1.0)
+    text = "a list of functions and how to parse a string"
+    monkeypatch.setattr(
+        Autoencoder, "decode", lambda self, tokens_BT, *_: [text] * (len(tokens_BT) - 1) + [None]
+    )
+    config = RLConfig(activations=8, group=2, cut=(1, 5))
+    cutting = Round(config, codec, {}, make_mesh(), jax.random.key(0))
+    answers = np.zeros((16, 12), int), np.full(16, 12), np.ones(16, bool)
+    first, again, other = (cutting._read(answers, np.arange(8), index) for index in (0, 0, 1))
+    assert first == again != other and first[-1] is None
+    lengths = [len(codec.tokenizer.encode(cut, add_special_tokens=False)) for cut in first[:-1]]
+    assert all(text.startswith(cut) for cut in first[:-1]) and 1 <= min(lengths) < max(lengths) <= 5
+    assert first[0:14:2] == first[1:14:2]
+    # A process that holds the last activations cuts them where one that holds all does.
+    rest = tuple(column[8:] for column in answers)
+    assert cutting._read(rest, np.arange(4, 8), 0) == first[8:]
