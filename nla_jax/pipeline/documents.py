@@ -19,7 +19,7 @@ import numpy as np
 
 from nla_jax.data.adoption import adopt, data_state, documents_of, splits_digest
 from nla_jax.data.corpora.config import CorpusConfig
-from nla_jax.data.corpora.corpus import corpus_documents, corpus_state
+from nla_jax.data.corpora.corpus import BUILT_IN, check_sources, corpus_documents, corpus_state
 from nla_jax.data.corpora.document_store import CorpusRecord, DocumentStore, write_documents
 from nla_jax.data.corpora.documents import Document, documents_digest
 from nla_jax.data.corpora.duplicates import shared_between
@@ -127,6 +127,11 @@ def _self_documents(run: Run, source: str) -> Iterator[Document]:
     return self_documents(run, source)
 
 
+def _is_built_in(record: CorpusRecord) -> bool:
+    """Whether all documents come with installed packages, so that the state of the corpus is their versions."""
+    return {*(record.sources or (record.corpus,))} <= {*BUILT_IN}
+
+
 def _state(config: CorpusConfig) -> dict[str, str] | None:
     """What tells without reading the sources that they may have changed; None if one is not there any more."""
     states = {source: corpus_state(source) for source in config.mixture}
@@ -136,6 +141,16 @@ def _state(config: CorpusConfig) -> dict[str, str] | None:
         (state,) = states.values()
         return state
     return {f"{source}: {name}": value for source, state in states.items() for name, value in state.items()}
+
+
+def check_sources_of(run: Run) -> None:
+    """Refuse sources whose packages are not installed, unless the run has its documents already.
+
+    Raises:
+      ModuleNotFoundError: see `check_sources`.
+    """
+    if not run.config.data.is_given and read_record(run.directory) is None:
+        check_sources(run.config.corpus)
 
 
 def load_rows(run: Run) -> tuple[dict[str, StoredDataset], CorpusRecord]:
@@ -177,7 +192,7 @@ def check_shards(run: Run, folder: AnyPath, record: CorpusRecord) -> None:
     Raises:
       ValueError: a shard's documents have another digest.
     """
-    before, built_in = read_record(run.directory), record.corpus == "docstrings"
+    before, built_in = read_record(run.directory), _is_built_in(record)
     for path in sorted(folder.glob("*.nla_meta.yaml")) if folder.exists() else ():
         found = Sidecar.load(path).extraction
         if found.corpus_digest not in (None, record.digest):
@@ -217,7 +232,7 @@ def check_corpus(run: Run) -> None:
     state = data_state(run.config.data.paths) if is_given else _state(run.config.corpus)
     if state is None or state == record.state:
         return
-    built_in = not is_given and record.corpus == "docstrings"
+    built_in = not is_given and _is_built_in(record)
     changes = _changes(record.state, state, versions=built_in)
     if built_in:
         warn(

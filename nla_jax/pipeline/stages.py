@@ -14,7 +14,7 @@ import jax
 
 from nla_jax.config import save_config
 from nla_jax.pipeline.distill import distill
-from nla_jax.pipeline.documents import check_corpus
+from nla_jax.pipeline.documents import check_corpus, check_sources_of
 from nla_jax.pipeline.evaluate import evaluate, is_evaluated, report
 from nla_jax.pipeline.explain import data_is_written, explain
 from nla_jax.pipeline.extract import extract
@@ -56,9 +56,10 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     Raises:
       ValueError: the directory holds results of another config, or of a corpus that has changed since; nothing in it is
         touched then. Or a tracker that cannot write there.
-      ModuleNotFoundError: the tracker's package is not installed.
+      ModuleNotFoundError: the package of the tracker, or of a source of the corpus, is not installed.
     """
     check_tracker(run.config.tracker, run.directory)
+    check_sources_of(run)
     for stage in STAGES:
         stage.is_done(run)
     if data_is_written(run):

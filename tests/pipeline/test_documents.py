@@ -171,7 +171,16 @@ def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypat
     now = documents.corpus_state("docstrings")
     monkeypatch.setattr(documents, "corpus_state", lambda source: now)
     state = {**now, "numpy": "1.0"}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": "docstrings", "state": state}))
+    path.write_text(
+        json.dumps(
+            {
+                **json.loads(path.read_text()),
+                "corpus": "docstrings",
+                "sources": {"docstrings": 24},
+                "state": state,
+            }
+        )
+    )
     _forbid_reading(monkeypatch)
     capsys.readouterr()
     run_stages(finished, STAGES)

@@ -12,8 +12,9 @@ class CorpusConfig:
     """The documents that contexts are taken from, and how they are shared out."""
 
     source: str = "docstrings"
-    """`docstrings` (built in), a .txt, .jsonl, .json or .parquet file or a folder of them, here or at gs://...,
-    hf:NAME[:CONFIG][:SPLIT], or self:PROMPTS for chats that the target LM writes itself; see data/corpora/corpus.py."""
+    """`docstrings`, `packages` or `requests` (built in), a .txt, .jsonl, .json or .parquet file or a folder of them,
+    here or at gs://..., hf:NAME[:CONFIG][:SPLIT], or self:PROMPTS for chats that the target LM writes itself; see
+    data/corpora/corpus.py."""
     sources: tuple[str, ...] = ()
     """Several sources in place of `source`, which are mixed; the ids of their documents begin with the source."""
     weights: tuple[float, ...] = ()

@@ -1,5 +1,5 @@
-"""The documents of a corpus as a stream: read from files, Hugging Face data sets or the docstrings of the installed
-packages, filtered, mixed, and without repetitions.
+"""The documents of a corpus as a stream: read from files, Hugging Face data sets or installed packages, filtered,
+mixed, and without repetitions.
 
 Every step holds a bounded part of the corpus in memory; what has to be ordered or remembered lies on disk.
 """
@@ -19,8 +19,16 @@ from nla_jax.data.corpora.files import corpus_files, file_documents
 from nla_jax.data.corpora.filters import filter_documents
 from nla_jax.data.corpora.hub import hub_rows, is_streamed, parse_hub_source
 from nla_jax.data.corpora.keyed_order import in_keyed_order
+from nla_jax.data.corpora.packages import check_packages, package_documents, package_versions
+from nla_jax.data.corpora.user_requests import request_documents, request_versions
 from nla_jax.process import warn
 
+BUILT_IN: Mapping[str, tuple[Callable[[], Iterator[Document]], Callable[[], dict[str, str]]]] = {
+    "docstrings": (docstring_documents, docstring_versions),
+    "packages": (package_documents, package_versions),
+    "requests": (request_documents, request_versions),
+}
+"""Sources that need neither files nor a network -> what reads them, and what tells the versions that they depend on."""
 SelfDocuments = Callable[[str], Iterator[Document]]
 """Gives the documents of a source `self:PROMPTS`, which the target LM writes itself."""
 
@@ -52,7 +60,7 @@ def corpus_documents(
 
     Args:
       config: says the sources, one of each being
-        - `docstrings` (built in, offline),
+        - `docstrings`, `packages` and `requests` (built in, offline; the last two need the extra `texts`),
         - a file or a folder, also a remote one such as gs://BUCKET/FOLDER: `.txt` (one document), `.jsonl` or
           `.ndjson` (a row a line), `.json` (a list of rows) or `.parquet`, all but the last also as `.gz` or `.zst`.
           Rows hold a text or a chat and perhaps an `id` and a `genre`; text files are named by their path in the
@@ -71,9 +79,11 @@ def corpus_documents(
       FileNotFoundError: a source is neither a known name nor an existing path.
       ValueError: unreadable or empty source, a row without the field, two different texts under one id, or a role or
         language that is not known.
-      ModuleNotFoundError: a package is not installed that `hf:`, a language filter or near duplicates need.
+      ModuleNotFoundError: a package is not installed that `hf:`, a built-in corpus, a language filter or near
+        duplicates need.
       OSError: the disk is full.
     """
+    check_sources(config)
     notices = Counter() if notices is None else notices
     sources = Counter() if sources is None else sources
     with tempfile.TemporaryDirectory(dir=folder, prefix=".corpus-", ignore_cleanup_errors=True) as temporary:
@@ -93,15 +103,26 @@ def corpus_documents(
         warn(f"{config.name}: {found}")
 
 
+def check_sources(config: CorpusConfig) -> None:
+    """Refuse a config whose sources need packages that are not installed, before anything is read.
+
+    Raises:
+      ModuleNotFoundError: naming the packages.
+    """
+    for source in config.mixture:
+        if source in ("packages", "requests"):
+            check_packages(source)
+
+
 def corpus_state(source: str) -> dict[str, str] | None:
     """What tells without reading a source that it may have changed; None if it is not there any more.
 
     Returns:
-      Sizes and times of change of files, or versions of the packages whose docstrings are read; nothing for Hugging
+      Sizes and times of change of files, or versions of the packages that a built-in corpus reads; nothing for Hugging
       Face data sets and for chats of the target LM.
     """
-    if source == "docstrings":
-        return docstring_versions()
+    if source in BUILT_IN:
+        return BUILT_IN[source][1]()
     if source.startswith(("hf:", "self:")):
         return {}
     try:
@@ -120,8 +141,8 @@ def _source_documents(
 ) -> Iterator[Document]:
     """The documents of one source, filtered and in the order that the seed decides."""
     streamed = source.startswith("self:")
-    if source == "docstrings":
-        documents = docstring_documents()
+    if source in BUILT_IN:
+        documents = BUILT_IN[source][0]()
     elif source.startswith("hf:"):
         streamed = is_streamed(source)
         rows = hub_rows(source, seed=seed, shuffle_buffer=config.shuffle_buffer)

@@ -7,13 +7,12 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nla_jax.data.corpora.documents import Document
-from nla_jax.data.splits import hash_fraction
+from nla_jax.data.corpora.duplicates import without_repeated_runs
 
 DOCSTRING_DISTRIBUTIONS = (
     "jax",
@@ -40,12 +39,10 @@ MIN_PARAGRAPH_WORDS = 8
 """Shorter paragraphs are headings and labels."""
 MIN_WORDS = 60
 """Docstrings with fewer words of prose are dropped: activations are sampled from token 50 on."""
-MAX_REPEATED = 0.5
-"""Largest share of a docstring's 8-word runs that may occur in the docstrings kept before it."""
 MAX_PER_PACKAGE = 1500
 """Most docstrings of one top-level package, so that no package dominates."""
 
-_SKIPPED_FOLDERS = {"test", "tests", "testing", "_tests", "site-packages", "dist-packages", "idlelib"}
+SKIPPED_FOLDERS = {"test", "tests", "testing", "_tests", "site-packages", "dist-packages", "idlelib"}
 _PLAIN_WORD = re.compile(r"[(\"']*[A-Za-z][A-Za-z'-]*[.,;:!?)\"']*")
 # The start of a definition, or a whole triple-quoted string.
 _DEFINITION_OR_STRING = re.compile(
@@ -58,8 +55,8 @@ def docstring_documents() -> Iterator[Document]:
 
     Paragraphs that are parameter lists, signatures, tables or examples are left out: no explanation can be expected to
     spell their words. Nothing is imported. A document's id is its module and qualified name, its genre the top-level
-    package. The rules are the constants at the top of this module. Near-duplicates are left out, because a held-out
-    document must not be a training document with one name changed.
+    package. The rules are the constants at the top of this module. Near repetitions are left out, see
+    `without_repeated_runs`.
     """
     by_id: dict[str, Document] = {}
     with warnings.catch_warnings():
@@ -70,43 +67,37 @@ def docstring_documents() -> Iterator[Document]:
                 source = path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
                 continue
-            for name, text in _docstrings(source):
+            for name, text in docstrings_of(source):
                 prose = _prose(text)
                 if len(prose.split()) >= MIN_WORDS:
                     doc_id = f"{module}.{name}" if name else module
                     by_id.setdefault(doc_id, Document(doc_id, prose, module.partition(".")[0]))
-    counts: Counter[str] = Counter()
-    seen: set[int] = set()
-    for document in sorted(by_id.values(), key=lambda d: hash_fraction(d.id, seed=0, purpose="docstrings")):
-        words = document.text.lower().split()
-        runs = {hash(tuple(words[i : i + 8])) for i in range(len(words) - 7)}
-        if counts[document.genre] < MAX_PER_PACKAGE and len(runs & seen) <= MAX_REPEATED * len(runs):
-            counts[document.genre] += 1
-            seen |= runs
-            yield document
+    yield from without_repeated_runs(
+        by_id.values(), purpose="docstrings", limits=lambda document: {document.genre: MAX_PER_PACKAGE}
+    )
 
 
 @functools.cache
 def docstring_versions() -> dict[str, str]:
     """The versions of Python and of the distributions that are read: with others the documents are others."""
-    distributions = {d.metadata["Name"]: d.version for d in _required_distributions()}
+    distributions = {d.metadata["Name"]: d.version for d in required_distributions()}
     return {"Python": platform.python_version(), **distributions}
 
 
 def _source_files() -> Iterator[tuple[Path, Path]]:
     """(Import root, source file) of every module that the docstring corpus reads, test folders left out."""
-    for distribution in _required_distributions():
+    for distribution in required_distributions():
         root = Path(str(distribution.locate_file("")))
         for file in distribution.files or ():
-            if file.suffix == ".py" and not _SKIPPED_FOLDERS & {"..", *file.parts}:
+            if file.suffix == ".py" and not SKIPPED_FOLDERS & {"..", *file.parts}:
                 yield root, root / file
     stdlib = Path(sysconfig.get_path("stdlib"))
     for path in sorted(stdlib.rglob("*.py")):
-        if not _SKIPPED_FOLDERS & set(path.relative_to(stdlib).parts):
+        if not SKIPPED_FOLDERS & set(path.relative_to(stdlib).parts):
             yield stdlib, path
 
 
-def _required_distributions() -> list[importlib.metadata.Distribution]:
+def required_distributions() -> list[importlib.metadata.Distribution]:
     """Installed distributions among `DOCSTRING_DISTRIBUTIONS` and their requirements without extras, by name."""
     distributions: dict[str, importlib.metadata.Distribution | None] = {}
     pending = list(DOCSTRING_DISTRIBUTIONS)
@@ -124,7 +115,7 @@ def _required_distributions() -> list[importlib.metadata.Distribution]:
     return [distributions[name] for name in sorted(distributions) if distributions[name] is not None]
 
 
-def _docstrings(source: str) -> Iterator[tuple[str, str]]:
+def docstrings_of(source: str) -> Iterator[tuple[str, str]]:
     """Yield (qualified name, cleaned docstring) of a module and its definitions, short docstrings left out.
 
     Only the head of a definition, up to its first triple-quoted string, is parsed: that is several times

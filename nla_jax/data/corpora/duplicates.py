@@ -8,11 +8,14 @@ import re
 import sqlite3
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from nla_jax.data.corpora.documents import Document
+from nla_jax.data.splits import hash_fraction
 
 Duplicates = Literal["same_id", "exact", "near"]
 """Which documents are left out as repetitions of an earlier one: those with its id; also those with its normalized
@@ -25,6 +28,10 @@ BANDS, ROWS = 14, 8
 similarity s are found with probability 1 - (1 - s**8)**14: 0.05 at 0.5, 0.56 at 0.7, 0.92 at 0.8 and 1.00 at 0.9. These
 are the settings of the FineWeb corpus (Penedo et al., 2024)."""
 
+REPEATED_WORDS = 8
+"""Words in a run of which a built-in corpus repeats few."""
+MAX_REPEATED = 0.5
+"""Largest share of a document's runs that may occur in the documents of a built-in corpus chosen before it."""
 
 _FACTORS_BR = np.random.default_rng(0).integers(2**64, size=(BANDS, ROWS), dtype=np.uint64) | np.uint64(1)
 """Factors of a multilinear hash of each band's values modulo 2^64, others for every band."""
@@ -122,6 +129,39 @@ def band_hashes(words: list[str]) -> list[int]:
     signature.update(runs or [" ".join(words)])
     signature_BR = np.array(signature.digest(), np.uint64).reshape(BANDS, ROWS)
     return (signature_BR * _FACTORS_BR).sum(axis=1).view(np.int64).tolist()
+
+
+def without_repeated_runs(
+    documents: Iterable[Document], *, purpose: str, limits: Callable[[Document], Mapping[Hashable, int]]
+) -> Iterator[Document]:
+    """Choose documents of a built-in corpus that repeat each other little, up to a number of each group.
+
+    A held-out document must not be a training document with one name changed, so that documents of which more than
+    `MAX_REPEATED` of the runs of `REPEATED_WORDS` words occurred before are left out. All runs are kept in memory.
+
+    Args:
+      documents: are ordered by a hash of their id, which decides which of several similar ones is kept.
+      purpose: keys the order.
+      limits: gives the groups that a document belongs to, each with the most documents that it may have.
+    """
+    counts: Counter[Hashable] = Counter()
+    seen: set[int] = set()
+    for document in sorted(documents, key=lambda d: hash_fraction(d.id, seed=0, purpose=purpose)):
+        words = _spaced_words(document.text)
+        runs = {
+            hash(tuple(words[i : i + REPEATED_WORDS])) for i in range(max(len(words) - REPEATED_WORDS + 1, 1))
+        }
+        has_room = all(counts[group] < most for group, most in limits(document).items())
+        if has_room and len(runs & seen) <= MAX_REPEATED * len(runs):
+            counts.update(limits(document).keys())
+            seen |= runs
+            yield document
+
+
+def _spaced_words(text: str) -> list[str]:
+    """The words between spaces in small letters; of a script without spaces the characters."""
+    words = text.lower().split()
+    return words if 20 * len(words) > len(text) else list(text)
 
 
 def shared_between(texts: Iterable[tuple[str, str]], *, folder: Path, duplicates: Duplicates) -> Counter[str]:

@@ -63,6 +63,10 @@ class ChatPrompt:
     """The system prompt; empty for none."""
     turns: tuple[str, ...]
     """The user's turns, one at least."""
+    language: str = ""
+    """The language of the built-in templates, such as german; empty for prompts of a file."""
+    kind: str = ""
+    """The kind of the built-in template, such as letter; empty for prompts of a file."""
 
     @property
     def id(self) -> str:
@@ -92,7 +96,7 @@ def self_prompts(source: str, config: SelfChatConfig, seed: int) -> list[ChatPro
     """
     name = source.removeprefix("self:")
     if name == BUILT_IN:
-        return list(_built_in(config, seed))
+        return list(built_in_prompts(config, seed))
     prompts = {prompt.id: prompt for prompt in _of_file(name, config.turns)}
     if not prompts:
         raise ValueError(f"{source}: the file holds no prompts; write a user turn in each line")
@@ -158,26 +162,27 @@ def _of_line(line: str, where: str, most_turns: int) -> ChatPrompt:
 
 
 @functools.cache
-def _templates() -> dict[str, dict[str, Any]]:
+def built_in_templates() -> dict[str, dict[str, Any]]:
     """Language -> its built-in templates, in alphabetical order."""
     return {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
-def _built_in(config: SelfChatConfig, seed: int) -> Iterator[ChatPrompt]:
-    templates = _templates()
+def built_in_prompts(config: SelfChatConfig, seed: int) -> Iterator[ChatPrompt]:
+    """Prompts combined from the built-in templates, all different, which the seed decides; see `self_prompts`."""
+    templates = built_in_templates()
     if unknown := set(config.languages) - {*templates}:
         raise ValueError(
             f"corpus.self_chat.languages: there are no templates in {', '.join(sorted(unknown))}; there are some in "
             f"{', '.join(templates)}"
         )
-    languages = [templates[name] for name in templates if name in config.languages or not config.languages]
-    shares = np.array([language["share"] for language in languages], float)
+    languages = [name for name in templates if name in config.languages or not config.languages]
+    shares = np.array([templates[name]["share"] for name in languages], float)
     seen: set[str] = set()
     index = repeated = 0
     while len(seen) < config.documents and repeated < _ATTEMPTS:
         rng = np.random.default_rng(_hash(seed, index))
         language = languages[rng.choice(len(languages), p=shares / shares.sum())]
-        prompt = _drawn(language, config.turns, rng)
+        prompt = _drawn(language, templates[language], config.turns, rng)
         index += 1
         if prompt.id in seen:
             repeated += 1
@@ -187,19 +192,23 @@ def _built_in(config: SelfChatConfig, seed: int) -> Iterator[ChatPrompt]:
         yield prompt
 
 
-def _drawn(language: Mapping[str, Any], most_turns: int, rng: np.random.Generator) -> ChatPrompt:
+def _drawn(
+    language: str, templates: Mapping[str, Any], most_turns: int, rng: np.random.Generator
+) -> ChatPrompt:
     """One prompt: a template of a kind with its fillers, some with a persona, a style, a system prompt, more turns."""
-    template = _one_of(language["kinds"][_one_of(list(language["kinds"]), rng)], rng)
+    kind = one_of(list(templates["kinds"]), rng)
+    template = one_of(templates["kinds"][kind], rng)
     parts = re.split(r"\{(\w+)\}", template)  # Every second one is the name of a filler.
-    text = "".join(_one_of(language["fillers"][part], rng) if i % 2 else part for i, part in enumerate(parts))
+    text = "".join(one_of(templates["fillers"][part], rng) if i % 2 else part for i, part in enumerate(parts))
     text = text[:1].upper() + text[1:]
-    persona = _one_of(language["personas"], rng) if rng.random() < 0.2 else ""
-    style = _one_of(language["styles"], rng) if rng.random() < 0.25 else ""
+    persona = one_of(templates["personas"], rng) if rng.random() < 0.2 else ""
+    style = one_of(templates["styles"], rng) if rng.random() < 0.25 else ""
     first = " ".join(filter(None, [persona, text, style]))
-    follow_ups = rng.permutation(language["follow_ups"])[: rng.integers(most_turns)]
-    system = _one_of(language["systems"], rng) if rng.random() < 0.3 else ""
-    return ChatPrompt(system, (first, *map(str, follow_ups)))
+    follow_ups = rng.permutation(templates["follow_ups"])[: rng.integers(most_turns)]
+    system = one_of(templates["systems"], rng) if rng.random() < 0.3 else ""
+    return ChatPrompt(system, (first, *map(str, follow_ups)), language, kind)
 
 
-def _one_of(values: Sequence[str], rng: np.random.Generator) -> str:
+def one_of(values: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the values, which the generator draws."""
     return values[rng.integers(len(values))]

@@ -67,7 +67,7 @@ def test_docstrings_are_those_of_a_full_parse():
             if text and len(text.split()) >= module.MIN_WORDS:
                 expected[name] = text
     assert set(expected) == {"", "Outer", "method", "coroutine"}
-    found = dict(module._docstrings(SOURCE))
+    found = dict(module.docstrings_of(SOURCE))
     assert list(found) == ["", "Outer", "Outer.method", "Outer.coroutine"]
     assert {name.rpartition(".")[2]: text for name, text in found.items()} == expected
 

@@ -19,7 +19,7 @@ def test_built_in_prompts_are_thousands_all_different_and_chosen_by_the_seed():
 
 
 def test_every_name_in_a_template_has_fillers_and_every_filler_a_place():
-    for language in module._templates().values():
+    for language in module.built_in_templates().values():
         templates = [template for kind in language["kinds"].values() for template in kind]
         named = {name for template in templates for name in re.findall(r"\{(\w+)\}", template)}
         assert named == set(language["fillers"])
@@ -43,7 +43,7 @@ def test_templates_that_are_used_up_end_the_prompts(monkeypatch):
         "systems": [""],
         "follow_ups": ["Why?"],
     }
-    monkeypatch.setattr(module, "_templates", lambda: {"x": language})
+    monkeypatch.setattr(module, "built_in_templates", lambda: {"x": language})
     prompts = self_prompts("self:builtin", SelfChatConfig(turns=1), seed=0)
     assert {prompt.turns for prompt in prompts} == {("Is it a?",), ("Is it b?",), ("Is it c?",)}
 
@@ -101,7 +101,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_languages_are_chosen_by_name():
     config = SelfChatConfig(documents=60, languages=("german",))
-    german = module._templates()["german"]
+    german = module.built_in_templates()["german"]
     for prompt in self_prompts("self:builtin", config, seed=0):
         assert prompt.system in ("", *german["systems"])
         assert set(prompt.turns[1:]) <= set(german["follow_ups"])
