@@ -89,6 +89,15 @@ def test_the_steps_kept_are_the_best_and_other_documents_are_reported(finished_r
     assert shown and chose and not shown & chose
 
 
+def test_every_evaluation_of_joint_training_kept_texts(finished_run):
+    lines = [json.loads(line) for line in (finished_run / "history.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [("rl", 0), ("rl", 3), ("rl", 6)]
+    ids = [[row["id"] for row in line["rows"]] for line in lines]
+    assert len(set(ids[0])) == 8 and ids[0] == ids[1] == ids[2]
+    report = (finished_run / "report.html").read_text()
+    assert "How texts changed" in report and all(name in report for name in ids[0])
+
+
 def test_splits_share_no_document(finished_run):
     from nla_jax.data.dataset import load_dataset
 
@@ -193,6 +202,7 @@ def test_killed_run_goes_on_bit_for_bit(finished_run, shallow_model_dir, corpus,
     stop_when(arguments, lambda: rows("rl") >= 3 and saving("rl"))
     finish(arguments)
     assert read_metrics(run_dir) == read_metrics(finished_run)
+    assert (run_dir / "history.jsonl").read_bytes() == (finished_run / "history.jsonl").read_bytes()
     assert tables(run_dir) == tables(finished_run)
 
 

@@ -86,6 +86,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, given, tmp_path, monke
     assert {name for name in objects if not name.startswith("checkpoints/")} == kept
     found = as_path(there)
     assert rows_of((found / "metrics.jsonl").read_text()) == rows_of((here / "metrics.jsonl").read_text())
+    assert (found / "history.jsonl").read_bytes() == (here / "history.jsonl").read_bytes()
     assert figures_of((found / "evaluation.json").read_text()) == figures_of(
         (here / "evaluation.json").read_text()
     )

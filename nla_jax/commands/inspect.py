@@ -1,4 +1,4 @@
-"""Show what the checkpoints of a run hold and which documents it is of, and check that it can be read."""
+"""Show what the checkpoints of a run hold, its documents and how its texts changed, and check that it can be read."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from nla_jax.commands import aligned, path_argument, plain_errors
 
 if TYPE_CHECKING:
+    from nla_jax.files import AnyPath
     from nla_jax.training.checkpoint_files import Description
 
 
@@ -19,6 +20,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read everything and compare it with what was saved"
     )
+    parser.add_argument(
+        "--texts", action="store_true", help="print how the texts that are watched changed in joint training"
+    )
     args = parser.parse_args(arguments)
     # Takes seconds, and the help needs none of it.
     from nla_jax.pipeline.documents import read_record
@@ -29,12 +33,26 @@ def main(arguments: list[str]) -> None:
         print(table(found))
         if record := read_record(args.directory):
             print(f"\n{record.documents} documents of {record.corpus}, digest {record.digest}")
+        if args.texts:
+            print(f"\n{_texts(args.directory)}")
         for description in found:
             if args.leaves:
                 print(f"\n{description.path}\n{leaves(description)}")
             if args.verify:
                 verify(description)
                 print(f"{description.path}: every number is as it was saved")
+
+
+def _texts(directory: "AnyPath") -> str:
+    from nla_jax.evaluation.history import as_text, read_history
+
+    history = read_history(directory)
+    if not history:
+        raise ValueError(
+            f"{directory} holds no texts of joint training (history.jsonl); give the directory of a run whose stage rl "
+            "has begun"
+        )
+    return as_text(history)
 
 
 def table(found: list["Description"]) -> str:

@@ -13,6 +13,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from nla_jax.evaluation.history import read_history
 from nla_jax.evaluation.measure import SUITES
 from nla_jax.evaluation.report_plots import (
     GROUPS,
@@ -30,9 +31,10 @@ EXAMPLES_SHOWN = 20
 
 
 def write_report(run_dir: AnyPath) -> AnyPath:
-    """Write `report.html` into a run directory, from `metrics.jsonl`, `evaluation.json` and `examples.jsonl`.
+    """Write `report.html` into a run directory, from what training and the evaluation left there.
 
-    Examples may be missing; so may any key of a metrics row, and a last line cut short by a killed run.
+    They leave `metrics.jsonl`, `evaluation.json`, `history.jsonl` and `examples.jsonl`. The last two may be missing; so
+    may any key of a metrics row, and a last line cut short by a killed run.
 
     Raises:
       FileNotFoundError: no metrics or no evaluation; the message names the stage that writes it.
@@ -66,6 +68,7 @@ def write_report(run_dir: AnyPath) -> AnyPath:
             for panel in PANELS
             if has_data(panel, rows)
         ],
+        history=read_history(run_dir),
         examples=_read_lines(examples_path)[:EXAMPLES_SHOWN] if examples_path.exists() else [],
     )
     path = run_dir / "report.html"

@@ -12,9 +12,12 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nla_jax.data.positions import SPAN_PLACE
+from nla_jax.lm.places import TOKEN_PLACES
+
 Row = Mapping[str, Any]
 
-COLORS = ("#2a6db0", "#d9782d", "#3a8f6b")
+COLORS = ("#2a6db0", "#d9782d", "#3a8f6b", "#8a5fb0", "#c04b5a", "#7a6a53")
 GROUPS = {
     "nla": ("NLA", COLORS[0]),
     "gold": ("sees the context", "#d3a02c"),
@@ -54,6 +57,8 @@ class Panel:
     """Key in `metrics.jsonl` -> its name in the legend; a panel with one line has no legend."""
     note: str
     """A sentence that says what to look for."""
+    constants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Key -> name of numbers that training does not change, as dashed lines in the colors of the first lines."""
     spread: str | None = None
     """Key of the standard deviation that is drawn around the first line."""
     in_overview: bool = False
@@ -90,6 +95,18 @@ PANELS = (
     ),
     Panel(
         "rl",
+        "RL: FVE by place, through the judge",
+        {f"judge_fve_nrm_{place}": place.replace("_", " ") for place in (*TOKEN_PLACES, SPAN_PLACE)},
+        "Each around the mean of its own place, of the places that have enough of the watched rows.",
+    ),
+    Panel(
+        "rl",
+        "RL: text probe",
+        {"text_probe": "accuracy"},
+        "What the words of the texts tell of planted properties: the mean accuracy over the tasks that are watched.",
+    ),
+    Panel(
+        "rl",
         "RL: reward",
         {"reward_mean": "mean"},
         "The band is the standard deviation among the explanations of one activation, averaged over activations.",
@@ -121,8 +138,17 @@ PANELS = (
     Panel(
         "rl",
         "RL: copying and repetition",
-        {"copied": "3-grams from the context", "repeated": "2-grams said twice"},
-        "Shares of the texts' runs of words. Copying that grows is reciting; repetition that grows is decay.",
+        {
+            "repeated": "2-grams said twice",
+            "boilerplate": "4-grams of other documents' texts",
+            "copied": "3-grams from the context",
+        },
+        "Shares of the texts' runs of words. Copying that grows is reciting; repetition that grows beyond the writer's "
+        "own is decay.",
+        constants={
+            "writer_repeated": "said twice by the writer",
+            "writer_boilerplate": "shared by the writer's",
+        },
     ),
     Panel("rl", "RL: AR loss", {"ar_loss": "direction MSE"}, "The AR learning from the AV's own texts."),
     Panel(
@@ -160,6 +186,9 @@ def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], kept: int | None = N
             marker = "o" if len(steps) <= 40 else ""
             label = name if len(drawn) > 1 else None
             ax.plot(steps, values, color=color, label=label, marker=marker, markersize=3)
+    for color, (key, name) in zip(COLORS, panel.constants.items(), strict=False):
+        if values := curve(rows, panel.stage, key)[1]:
+            ax.axhline(values[-1], color=color, label=name, linestyle="--", linewidth=1)
     if panel.spread:
         _, steps, means = drawn[0]
         spreads = dict(zip(*curve(rows, panel.stage, panel.spread), strict=True))

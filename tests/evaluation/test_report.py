@@ -269,3 +269,35 @@ def test_a_figure_over_another_number_of_things_has_its_own_n(tmp_path):
 
 def test_examples_say_what_their_figures_are(page):
     assert "drawn at random; the cosine is that of the vector which the own AR rebuilds" in page.text
+
+
+def test_texts_over_training_stand_in_the_page(run_dir):
+    rows = [{"id": "doc@60", "place": "line_end", "context_tail": "<b>", "writer_text": "It lists."}]
+    texts = (("It ends.", 0.25), ("It <i>stops.", 0.5), (None, None))
+    lines = [
+        {"stage": "rl", "step": 4 * i, "rows": [rows[0] | {"text": text, "cosine": cosine}]}
+        for i, (text, cosine) in enumerate(texts)
+    ]
+    (run_dir / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = report.write_report(run_dir).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "How texts changed What the AV wrote about 1 held-out activations" in page.text
+    assert (
+        "doc@60 line end <b> Step Cosine Text writer It lists. 0 0.25 It ends. 4 0.50 It <i>stops."
+        in page.text
+    )
+    assert "8 – (none could be read)" in page.text and "It <mark>&lt;i&gt;stops.</mark>" in html
+
+
+def test_a_run_that_kept_no_texts_has_no_section_of_them(page):
+    assert "How texts changed" not in page.text
+
+
+def test_what_training_does_not_change_is_a_dashed_line(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        for step in (0, 4):
+            row = {"stage": "rl", "step": step, "repeated": 0.1, "writer_repeated": 0.02}
+            file.write(json.dumps(row | {"judge_fve_nrm_turn_end": 0.4}) + "\n")
+    html = report.write_report(run_dir).read_text(encoding="utf-8")
+    assert "said twice by the writer" in html and "shared by the writer" not in html
+    assert "RL: FVE by place, through the judge" in html and "turn end" in html
