@@ -5,7 +5,7 @@ scripts and requests. Whatever a model wrote is escaped. Same run directory, sam
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,25 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from nla_jax.evaluation.history import read_history
+from nla_jax.evaluation.landscape import with_landscape
 from nla_jax.evaluation.measure import SUITES
 from nla_jax.evaluation.report_plots import (
     GROUPS,
     PANELS,
     STYLE,
     draw_panel,
+    draw_places,
     draw_table,
     has_data,
     number,
     svg,
 )
+from nla_jax.evaluation.tables import LAST_TOKEN
 from nla_jax.files import AnyPath, write_atomically, write_text
 
 EXAMPLES_SHOWN = 20
+ALL_ROWS = "all"
+"""The column of lines without a place in a table by place."""
 
 
 def write_report(run_dir: AnyPath) -> AnyPath:
@@ -56,9 +61,12 @@ def write_report(run_dir: AnyPath) -> AnyPath:
         headline=[row for row in systems(evaluation) if row["group"] == "nla"],
         groups=GROUPS,
         columns=columns,
+        by_place=by_place,
         title=SUITES.get,
         plots={
-            table["name"]: svg(table["name"], (9.0, 1.0 + 0.3 * len(table["rows"])), draw_table, table)
+            table["name"]: svg(table["name"], (9.0, 3.4), draw_places, _judged(table["rows"], table))
+            if by_place(table)
+            else svg(table["name"], (9.0, 1.0 + 0.3 * len(table["rows"])), draw_table, table)
             for suite in evaluation["suites"].values()
             for table in suite["tables"]
             if table["plotted"] and table["rows"]
@@ -92,7 +100,13 @@ def save_overview(run_dir: AnyPath, directory: AnyPath) -> AnyPath:
                 draw_panel(ax, panel, rows, evaluation.get("kept_steps", {}).get(panel.stage))
             else:
                 ax.set_axis_off()
-        draw_table(right.subplots(), _judged(evaluation))
+        by_place, whole = _by_place_of_judge(evaluation), _round_trip_of_judge(evaluation)
+        if by_place["rows"]:
+            places, bars = right.subplots(2, height_ratios=(2, 3))
+            draw_places(places, by_place)
+            draw_table(bars, whole)
+        else:
+            draw_table(right.subplots(), whole)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "overview.png"
         with write_atomically(path) as temporary:
@@ -119,6 +133,8 @@ def read_metrics(run_dir: AnyPath) -> list[dict[str, Any]]:
 def read_evaluation(run_dir: AnyPath) -> dict[str, Any]:
     """Read `evaluation.json`: run, settings, `mean_is`, suites, and optionally timings and the steps kept.
 
+    The landscape, which is assembled of these, stands behind the tables of the suite controls.
+
     Raises:
       FileNotFoundError: there is none; run the evaluation.
       ValueError: not JSON, or no suites in it.
@@ -140,7 +156,7 @@ def read_evaluation(run_dir: AnyPath) -> dict[str, Any]:
             f"{path} holds no suites (keys: {', '.join(evaluation)}); delete it and measure again "
             f"(`nla evaluate {run_dir}`)"
         )
-    return evaluation
+    return with_landscape(evaluation)
 
 
 def find_table(evaluation: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -150,12 +166,27 @@ def find_table(evaluation: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return next((tables[name] for name in names if name in tables), empty)
 
 
-def _judged(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(rows: Sequence[Mapping[str, Any]], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with those of some lines that were measured by the judge that counts, or without an AR."""
+    ars = [row["labels"]["AR"] for row in rows]
+    judge = "judge" if "judge" in ars else next((ar for ar in ars if ar != "-"), "-")
+    kept = [row for row in rows if row["labels"]["AR"] in (judge, "-")]
+    return {**table, "title": f"{table['title']} (AR: {judge})", "rows": kept}
+
+
+def _round_trip_of_judge(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The round trip and its controls in one table, through the judge alone."""
     lines = [row for name in ("systems", "controls") for row in find_table(evaluation, name)["rows"]]
-    judged = {row["name"]: row for row in lines if row["labels"]["AR"] in ("judge", "-")}
-    title = "Held out, through the judge"
-    return {"name": "judged", "title": title, "note": "", "plotted": "fve_nrm", "rows": list(judged.values())}
+    judged = _judged(lines, {"title": "Held out", "plotted": "fve_nrm"})
+    # A line that both tables have is the same in both.
+    rows = {row["name"]: row for row in judged["rows"]}
+    return {**judged, "rows": list(rows.values()), "reference": LAST_TOKEN}
+
+
+def _by_place_of_judge(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The round trip by place, through the judge alone."""
+    table = find_table(evaluation, "systems_by_place")
+    return _judged(table["rows"], {**table, "title": "Held out, around the mean of each place"})
 
 
 def systems(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,6 +200,26 @@ def columns(table: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         list(dict.fromkeys(key for row in table["rows"] for key in row[part]))
         for part in ("labels", "figures")
     )
+
+
+def by_place(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A table whose lines are of places and have one figure, as a matrix: a line for all places of a system.
+
+    None for other tables. `places` has the column's names and numbers of rows; a line's `figures` are by place, where
+    `ALL_ROWS` is that of a line without a place.
+    """
+    rows = table["rows"]
+    if not any("place" in row["labels"] for row in rows) or {len(row["figures"]) for row in rows} != {1}:
+        return None
+    lines: dict[tuple, dict[str, Any]] = {}
+    places: dict[str, int] = {}
+    for row in rows:
+        labels = {name: value for name, value in row["labels"].items() if name != "place"}
+        place, ((figure, estimate),) = row["labels"].get("place", ALL_ROWS), row["figures"].items()
+        line = {"name": row["name"], "group": row["group"], "labels": labels, "figures": {}}
+        lines.setdefault((row["name"], *labels.items()), line)["figures"][place] = estimate
+        places[place] = max(places.get(place, 0), estimate["n"] if estimate else 0)
+    return {"figure": figure, "places": places, "lines": list(lines.values())}
 
 
 def _read_lines(path: AnyPath) -> list[dict[str, Any]]:

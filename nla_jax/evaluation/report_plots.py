@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from nla_jax.data.positions import SPAN_PLACE
@@ -203,7 +205,10 @@ def draw_panel(ax: Axes, panel: Panel, rows: Sequence[Row], kept: int | None = N
 
 
 def draw_table(ax: Axes, table: Mapping[str, Any]) -> None:
-    """Draw the plotted figure of each line as a bar with its 95% interval, top to bottom in the order given."""
+    """Draw the plotted figure of each line as a bar with its 95% interval, top to bottom in the order given.
+
+    A dotted line marks the figure of the line that the table's `reference` names.
+    """
     plotted = table["plotted"]
     shown = [row for row in table["rows"] if row["figures"].get(plotted)]
     for position, row in enumerate(shown):
@@ -220,10 +225,42 @@ def draw_table(ax: Axes, table: Mapping[str, Any]) -> None:
         )
     ax.set_yticks(range(len(shown)), [line_name(row) for row in shown])
     ax.axvline(0, color="#4b5563", linewidth=1)
+    for row in shown:
+        if row["name"] == table.get("reference"):
+            ax.axvline(row["figures"][plotted]["value"], color="#6b7280", linestyle=":", linewidth=1.2)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.1)
     ax.set(title=table["title"], xlabel=f"{plotted}, 95% intervals")
+
+
+def draw_places(ax: Axes, table: Mapping[str, Any]) -> None:
+    """Draw the plotted figure of lines by place as groups of bars with 95% intervals, a group for each place."""
+    rows, plotted = table["rows"], table["plotted"]
+    places = dict.fromkeys(row["labels"]["place"] for row in rows)
+    names = {row["name"]: row["group"] for row in rows}
+    figures = {(row["name"], row["labels"]["place"]): row["figures"][plotted] for row in rows}
+    width = 0.84 / len(names)
+    for number, (name, color) in enumerate(zip(names, _shades([*names.values()]), strict=True)):
+        at = {x: figures[name, place] for x, place in enumerate(places) if figures.get((name, place))}
+        left = [x + (number - (len(names) - 1) / 2) * width for x in at]
+        ax.bar(left, [figure["value"] for figure in at.values()], width * 0.9, color=color, label=name)
+        for x, figure in zip(left, at.values(), strict=True):
+            ax.plot([x, x], [figure["low"], figure["high"]], color="#1f2933", linewidth=0.8)
+    ax.axhline(0, color="#4b5563", linewidth=1)
+    ax.set_xticks(range(len(places)), [textwrap.fill(place.replace("_", " "), 16) for place in places])
+    ax.grid(axis="x", visible=False)
+    ax.legend(fontsize=7, ncols=2)
+    ax.set(title=table["title"], ylabel=plotted)
+
+
+def _shades(groups: Sequence[str]) -> list[tuple[float, ...]]:
+    """A color for each line by its group, paler for earlier lines of the same group."""
+    shades = []
+    for number, group in enumerate(groups):
+        later = groups[number + 1 :].count(group)
+        shades.append(tuple(1 - (1 - part) * 0.55**later for part in to_rgb(GROUPS[group][1])))
+    return shades
 
 
 def line_name(row: Row) -> str:

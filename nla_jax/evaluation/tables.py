@@ -13,6 +13,13 @@ from nla_jax.files import AnyPath, local_copy, write_atomically
 
 Figure = Ratio | Estimate | None
 
+PLACE_MEAN = "mean of the same place"
+LAST_TOKEN = "mean of the same last token"
+LAST_TWO = "mean of the same last two tokens"
+NEAREST = "nearest training activation"
+LOOKUPS = (LAST_TOKEN, LAST_TWO, NEAREST)
+"""Names of the lookups that an NLA has to beat: those of what stands last, and the one that sees the activation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

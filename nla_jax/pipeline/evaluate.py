@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from nla_jax.data.dataset import ActivationDataset
 from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.measure import chosen_suites, measure_suites
 from nla_jax.evaluation.report import write_report
-from nla_jax.evaluation.subject import Subject
+from nla_jax.evaluation.subject import PLACES, Subject
 from nla_jax.files import AnyPath, Place, as_path, write_json, write_text
 from nla_jax.pipeline.digests import stage_digest
 from nla_jax.pipeline.run import Run
@@ -150,8 +152,7 @@ def _write_examples(subject: Subject, directory: AnyPath) -> None:
     reconstructor = next(iter(subject.reconstructors))
     prediction_ND = subject.rebuilt(reconstructor, texts)
     cosine_N = (normalize(prediction_ND) * normalize(data.activations)).mean(axis=1)
-    order = np.random.default_rng(subject.seed).permutation(len(data))
-    chosen = order[: subject.config.examples]
+    places = data.extra.get("place", [None] * len(data))
     # Data sets made elsewhere need not hold what is only for reading along.
     nothing = [""] * len(data)
     contexts, continuations = data.contexts or nothing, data.extra.get("true_continuation", nothing)
@@ -162,13 +163,14 @@ def _write_examples(subject: Subject, directory: AnyPath) -> None:
                 "context_tail": contexts[i][-240:],
                 "next_tokens": continuations[i],
                 "explanation": texts[i],
+                "place": places[i],
                 "explainer_text": (data.explanations or nothing)[i],
                 # What could not be read was not rebuilt.
                 "cosine": None if texts[i] is None else float(cosine_N[i]),
                 "rebuilt_by": reconstructor,
             }
         )
-        for i in chosen
+        for i in _example_rows(places, subject.config.examples, subject.seed)
     ]
     write_text(directory / "examples.jsonl", "\n".join(lines) + "\n")
 
@@ -176,6 +178,16 @@ def _write_examples(subject: Subject, directory: AnyPath) -> None:
 def code_version() -> str:
     """The version of this library, and its commit where it runs from a checkout."""
     try:
+def _example_rows(places: Sequence[str | None], count: int, seed: int) -> list[int]:
+    """Rows drawn by a seed, as evenly from all places as these have rows, in the order of `PLACES`."""
+    before, drawn = Counter(), []
+    for row in np.random.default_rng(seed).permutation(len(places)).tolist():
+        drawn.append((before[places[row]], row))
+        before[places[row]] += 1
+    chosen = [row for _, row in sorted(drawn, key=lambda pair: pair[0])[:count]]
+    return sorted(chosen, key=lambda row: (*PLACES, places[row]).index(places[row]))
+
+
         version = importlib.metadata.version("nla_jax")
     except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
         version = "not installed"

@@ -45,6 +45,21 @@ def table(name, rows, plotted="fve_nrm"):
     return {"name": name, "title": name.capitalize(), "note": f"On {name}.", "plotted": plotted, "rows": rows}
 
 
+def at(place, name, group, reconstructor, value):
+    whole = line(name, group, reconstructor, value)
+    labels = whole["labels"] | ({"place": place} if place else {})
+    return {**whole, "labels": labels, "figures": {"fve_nrm": fve(value)}}
+
+
+BY_PLACE = [
+    at("answer_start", "AV after RL", "nla", "own", 0.51),
+    at("answer_start", "AV after RL", "nla", "judge", 0.48),
+    at("inside", "AV after RL", "nla", "judge", 0.31),
+    at("answer_start", "last token", "control", "-", 0.02),
+    at("inside", "last token", "control", "-", 0.22),
+]
+
+
 def suite(*tables):
     return {"digest": "x", "seconds": 1.0, "tables": list(tables)}
 
@@ -190,6 +205,15 @@ def test_one_svg_per_plot_that_has_data(page):
     assert len(clips) >= EXPECTED_CURVES and len(clips) == len(set(clips))
 
 
+def test_examples_tell_their_places(run_dir):
+    path = run_dir / "examples.jsonl"
+    lines = [json.loads(text) for text in path.read_bytes().decode().rstrip("\n").split("\n")]
+    path.write_text("".join(json.dumps({**row, "place": "answer_start"}) + "\n" for row in lines))
+    page = Page(report.write_report(run_dir).read_text(encoding="utf-8"))
+    assert "doc-3 answer start cosine 0.812" in page.text
+    assert "drawn by a key, some of each place; the cosine" in page.text
+
+
 def test_only_the_first_examples_are_shown(page):
     assert "doc-19" in page.text and "doc-20" not in page.text
 
@@ -256,6 +280,68 @@ def test_overview_is_one_picture_with_the_controls(run_dir, tmp_path, monkeypatc
     assert drawn == ["AV after RL", "shuffled <activations> & $x", "training mean"]
 
 
+def test_a_table_of_places_is_a_matrix():
+    matrix = report.by_place(
+        table("systems_by_place", [at("", "AV after RL", "nla", "judge", 0.4), *BY_PLACE])
+    )
+    assert matrix["figure"] == "fve_nrm"
+    assert matrix["places"] == {"all": 600, "answer_start": 600, "inside": 600}
+    found = [
+        (row["name"], row["labels"], {place: figure["value"] for place, figure in row["figures"].items()})
+        for row in matrix["lines"]
+    ]
+    assert found == [
+        ("AV after RL", {"AR": "judge"}, {"all": 0.4, "answer_start": 0.48, "inside": 0.31}),
+        ("AV after RL", {"AR": "own"}, {"answer_start": 0.51}),
+        ("last token", {"AR": "-"}, {"answer_start": 0.02, "inside": 0.22}),
+    ]
+    assert report.by_place(table("systems", SYSTEMS)) is None
+    several = [{**row, "figures": {**row["figures"], "bits": fve(9.0)}} for row in BY_PLACE]
+    assert report.by_place(table("copying", several)) is None
+
+
+@pytest.fixture
+def run_by_place(run_dir):
+    path = run_dir / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["suites"]["reconstruction"]["tables"].append(table("systems_by_place", BY_PLACE))
+    path.write_text(json.dumps(evaluation))
+    return run_dir
+
+
+def test_figures_by_place_stand_side_by_side_in_the_page(run_by_place):
+    page = Page(report.write_report(run_by_place).read_text(encoding="utf-8"))
+    assert "fve_nrm at each place AR answer start n 600 inside n 600" in page.text
+    assert "AV after RL judge 0.480 [0.440, 0.520] 0.310 [0.270, 0.350]" in page.text
+    assert "AV after RL own 0.510 [0.470, 0.550] –" in page.text
+    assert page.elements.count("svg") == EXPECTED_CURVES + 3
+
+
+def test_bars_by_place_are_those_of_the_judge(run_by_place, tmp_path, monkeypatch):
+    drawn = {}
+
+    def draw(ax, table):
+        report_plots.draw_places(ax, table)
+        drawn.update({bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers})
+        drawn["places"] = [label.get_text() for label in ax.get_xticklabels()]
+
+    monkeypatch.setattr(report, "draw_places", draw)
+    report.save_overview(run_by_place, tmp_path)
+    assert drawn == {
+        "AV after RL": [0.48, 0.31],
+        "last token": [0.02, 0.22],
+        "places": ["answer start", "inside"],
+    }
+
+
+def test_lines_of_one_group_have_colors_of_their_own():
+    shades = report_plots._shades(["gold", "nla", "nla", "control"])
+    assert len(set(shades)) == 4
+    assert shades[2] == pytest.approx(report_plots.to_rgb(report_plots.GROUPS["nla"][1])) and sum(
+        shades[1]
+    ) > sum(shades[2])
+
+
 def test_a_figure_over_another_number_of_things_has_its_own_n(tmp_path):
     claims = line("detail", "nla", "own", 0.3)
     claims["figures"]["true"] = {**fve(0.5), "n": 411}
@@ -268,7 +354,7 @@ def test_a_figure_over_another_number_of_things_has_its_own_n(tmp_path):
 
 
 def test_examples_say_what_their_figures_are(page):
-    assert "drawn at random; the cosine is that of the vector which the own AR rebuilds" in page.text
+    assert "drawn by a key; the cosine is that of the vector which the own AR rebuilds" in page.text
 
 
 def test_texts_over_training_stand_in_the_page(run_dir):

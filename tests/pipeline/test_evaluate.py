@@ -55,3 +55,16 @@ def test_figures_name_the_documents_that_they_are_of(tmp_path, monkeypatch):
     assert (run["corpus"], run["corpus documents"], run["corpus digest"]) == ("brown", 7, "abc")
     run = measured(subject_of_rows(rows, rows), tmp_path)["run"]
     assert run["corpus"] == "brown" and not {"corpus documents", "corpus digest"} & set(run)
+
+
+def test_examples_are_drawn_from_all_places_alike():
+    places = ["inside"] * 90 + ["answer_start"] * 6 + ["line_end"] * 2 + [None] * 2
+    rows = evaluate._example_rows(places, 12, seed=0)
+    assert [places[row] for row in rows] == ["answer_start"] * 4 + ["line_end"] * 2 + ["inside"] * 4 + [
+        None
+    ] * 2
+    assert len(set(rows)) == 12 and rows == evaluate._example_rows(places, 12, seed=0)
+    assert rows != evaluate._example_rows(places, 12, seed=1)
+    # Where places are not told, rows are drawn from all.
+    order = np.random.default_rng(3).permutation(100)[:12].tolist()
+    assert evaluate._example_rows([None] * 100, 12, seed=3) == order

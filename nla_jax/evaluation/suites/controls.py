@@ -18,18 +18,12 @@ from nla_jax.evaluation.baselines import (
 from nla_jax.evaluation.dictionary_baseline import dictionary_predictions, dictionary_tables
 from nla_jax.evaluation.estimates import Ratio
 from nla_jax.evaluation.subject import Prediction, Subject, Texts
-from nla_jax.evaluation.tables import Table
+from nla_jax.evaluation.tables import LAST_TOKEN, LAST_TWO, NEAREST, PLACE_MEAN, Table
 
 FIXED_TEXT = "This text is about a general topic and goes on with common words."
 """The same sentence for every activation, as a control."""
 LENS_WORDS = 8
 PCA_CODE = "PCA code of as many bits as the texts carry"
-PLACE_MEAN = "mean of the same place"
-LAST_TOKEN = "mean of the same last token"
-LAST_TWO = "mean of the same last two tokens"
-NEAREST = "nearest training activation"
-LOOKUPS = (LAST_TOKEN, LAST_TWO, NEAREST)
-"""The lookups that an NLA has to beat: those of what stands last, and the one that sees the whole activation."""
 
 
 def measure(subject: Subject) -> list[Table]:
@@ -119,7 +113,7 @@ def _siblings(subject: Subject) -> dict[int, int]:
 
 
 def lookups(subject: Subject) -> list[Prediction]:
-    """`LOOKUPS` in training rows; those of last tokens look among the rows of the same place."""
+    """`tables.LOOKUPS` in training rows; those of last tokens look among the rows of the same place."""
     data, training = subject.data, subject.training
     if training is None:
         return []
