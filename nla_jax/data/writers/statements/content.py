@@ -68,16 +68,17 @@ def _rarest(phrases: Sequence[tuple[str, ...]], most: int, facts: Facts) -> list
         values = [counts[word.lower()] * facts.rarity(word.lower()) for word in phrases[index]]
         return sum(values) / len(values)
 
-    chosen: list[int] = []
+    chosen: dict[int, str] = {}
     stems: set[str] = set()
     length = 0
     for index in sorted(range(len(phrases)), key=lambda i: (-score(i), i)):
-        new = {stem(word.lower()) for word in phrases[index]}
-        if length + len(phrases[index]) <= most and not new & stems:
-            chosen.append(index)
-            stems |= new
-            length += len(phrases[index])
-    return [" ".join(phrases[index]) for index in _apart(chosen)]
+        new = {stem(word.lower()): word for word in phrases[index]}
+        said = [word for root, word in new.items() if root not in stems]
+        if said and length + len(said) <= most:
+            chosen[index] = " ".join(said)
+            stems |= new.keys()
+            length += len(said)
+    return [chosen[index] for index in _apart([*chosen])]
 
 
 def phrases_of(text: str, language: str, without: Collection[str] = ()) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from nla_jax.text_analysis import words
 _CODE = {
     "Python code": r"^\s*(?:def \w+\(|class \w+[:(]|import \w|from \w[\w.]* import|elif |return |@\w+|self\.)|:\s*$",
     "JavaScript": r"\b(?:const|let|var) \w+ =|=>\s*[{(]|\bfunction\b.*\{|console\.",
-    "C code": r"^\s*#include|\bint main\(|->\w+|\b(?:void|int|char|double) \*?\w+[(;=]|^\s*[}{]\s*$",
+    "C code": r"^\s*#include|\bint main\(|->\w+|\b(?:void|int|char|double) \*?\w+ ?[(;=]",
     "SQL": r"^\s*(?:SELECT|INSERT|UPDATE|CREATE TABLE|FROM|WHERE|JOIN|GROUP BY)\b",
     "HTML": r"</?(?:div|p|a|span|html|body|head|ul|li|table|tr|td|h\d)\b[^>]*>",
     "JSON": r"^\s*\"[\w-]+\"\s*:|^\s*[\]}],?\s*$",

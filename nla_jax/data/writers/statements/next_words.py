@@ -1,5 +1,6 @@
 """What the target expects next, and how sure it is."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from nla_jax.data.writers.statements.facts import Facts
@@ -79,22 +80,23 @@ def next_words(facts: Facts) -> str | None:
     """The words that the target expects next, fewer where it is sure, worded by its probability of the first."""
     if not facts.next_words or not facts.listed_words:
         return None
-    certainty = certainty_of(facts.next_probabilities)
+    expected, probabilities = list(facts.next_words), list(facts.next_probabilities)
+    if not facts.is_inside and len(expected) > 1 and "newline" in expected:
+        # A line may nearly always end where something closes; that is told where it is likely.
+        index = expected.index("newline")
+        if certainty_of(probabilities[index:]) in ("unsure", "open", "unknown"):
+            del expected[index], probabilities[index : index + 1]
+    certainty = certainty_of(probabilities)
     shown = {"certain": 1, "likely": 2}.get(certainty, facts.listed_words)
-    expected = dict.fromkeys(_MARKS.get(word, word) for word in facts.next_words)
-    if certainty != "certain" and len(expected) > 1 and not facts.is_inside:
-        # A line may nearly always end where something closes.
-        expected.pop("newline", None)
-    words = list(expected)[: min(shown, facts.listed_words)]
+    words = list(dict.fromkeys(_MARKS.get(word, word) for word in expected))[: min(shown, facts.listed_words)]
     wordings = (_ANSWER_WORDINGS if facts.place == "answer_start" else _WORDINGS)[certainty]
     listed = ", ".join(words)
     if len(words) > 1 and facts.choose(("or", ","), "next or") == "or":
         listed = f"{', '.join(words[:-1])} or {words[-1]}"
-    text = facts.choose(wordings, "next").format(listed)
-    return text
+    return facts.choose(wordings, "next").format(listed)
 
 
-def certainty_of(probabilities: tuple[float, ...]) -> Certainty:
+def certainty_of(probabilities: Sequence[float]) -> Certainty:
     """How sure the target is, by its probability of the likeliest word; unknown where there is none."""
     if not probabilities:
         return "unknown"
