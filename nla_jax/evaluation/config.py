@@ -44,6 +44,11 @@ class EvaluationConfig:
     safetensors file, a folder of SAELens, or a params.npz of Gemma Scope."""
     second_judge_steps: int = 0
     """Warm-start steps of a second AR, with another seed, that judges beside the first; 0 trains none."""
+    oracle_steps: int = 0
+    """Training steps of an activation oracle, adapters of the target that answer questions about activations, as a
+    baseline; 0 trains none."""
+    oracle_batch_size: int = 32
+    """Questions of each of these steps."""
     bootstrap_samples: int = 2000
     """Resamples of documents behind the interval of a share or mean. Differences of two figures take 2,000 always, and
     AUROC and the FVE for ten tokens 200."""
@@ -51,13 +56,13 @@ class EvaluationConfig:
     """Examples in the report."""
 
     def __post_init__(self):
-        for name in ("rows", "monitor_rows", "batch_size", "samples", "bootstrap_samples"):
+        for name in ("rows", "monitor_rows", "batch_size", "samples", "oracle_batch_size", "bootstrap_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; expected a positive number")
         if self.task_taught < FEWEST_TAUGHT:
             raise ValueError(
-                f"evaluation.task_taught is {self.task_taught}; expected at least {FEWEST_TAUGHT}, so that a probe has a "
-                "few examples of each answer"
+                f"evaluation.task_taught is {self.task_taught}; expected at least {FEWEST_TAUGHT}, so that a "
+                "probe has a few examples of each answer"
             )
         if self.chat_model:
             split_name(self.chat_model)

@@ -33,15 +33,22 @@ def by_target_lm(
     """
     spaced = [[f" {option}" for option in row] for row in options]
 
-    def score(heads: Sequence[str]) -> np.ndarray:
-        return subject.target.log_likelihood([f"{head}{question}" for head in heads], spaced, desc=desc)[0]
-
-    guess_NG = score([""] * len(options))
-    scores = {"guess": guess_NG}
+    heads = {"guess": [""] * len(options)} | {
+        name: [f"Notes on a text: {text}\n" if text else "" for text in texts]
+        for name, texts in notes.items()
+    }
+    # A note that is read for several rows with the same options is scored once, and so is none at all.
+    pairs = [(head, tuple(row)) for texts in heads.values() for head, row in zip(texts, spaced, strict=True)]
+    asked = list(dict.fromkeys(pairs))
+    scored, _ = subject.target.log_likelihood(
+        [f"{head}{question}" for head, _ in asked], [row for _, row in asked], desc=desc
+    )
+    score_of = dict(zip(asked, scored, strict=True))
+    all_NG = np.stack([score_of[pair] for pair in pairs]).reshape(len(heads), len(options), -1)
+    scores = dict(zip(heads, all_NG, strict=True))
     for name, texts in notes.items():
-        after_NG = score([f"Notes on a text: {text}\n" if text else "" for text in texts])
         missing_N1 = np.array([not text for text in texts])[:, None]
-        scores[name] = np.where(missing_N1, guess_NG, after_NG - guess_NG)
+        scores[name] = np.where(missing_N1, scores["guess"], scores[name] - scores["guess"])
     return scores
 
 

@@ -17,6 +17,7 @@ from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.round_trip import finite
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.chat.models import ChatModel
+from nla_jax.data.corpora.documents import Document
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.positions import SPAN_PLACE
 from nla_jax.evaluation.config import EvaluationConfig
@@ -62,6 +63,19 @@ class TokensFn(Protocol):
         """The sampled tokens of each explanation that is written with the same arguments, without its closing."""
 
 
+@runtime_checkable
+class Oracle(Protocol):
+    """A model that answers questions about activations."""
+
+    def scores(
+        self, activations_ND: np.ndarray, question: str, options: Sequence[str], desc: str | None = None
+    ) -> Float[np.ndarray, "N G"]:
+        """How much each activation raises the log-likelihood (nats) of each answer, over the mean activation."""
+
+    def answers(self, activations_ND: np.ndarray, question: str, desc: str | None = None) -> list[str | None]:
+        """The likeliest answer about each activation; None where it did not end."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """What one system predicts of held-out rows; lines of tables are made of it."""
@@ -102,6 +116,9 @@ class Subject:
       marker: the text of the injected token, which no explanation should contain.
       chat: a chat model that answers questions and checks claims beside the target LM; `measure_suites` opens it where
         the config names one.
+      oracle: a model of the same size that was taught to answer questions about activations; None where there is none.
+      write: texts that the writer of the warm-start texts gives about the last tokens of documents; None where that
+        writer is not at hand, or asks a model.
     """
 
     data: ActivationDataset
@@ -115,6 +132,8 @@ class Subject:
     tokens_of: TokensFn | None = None
     marker: str | None = None
     chat: ChatModel | None = None
+    oracle: Oracle | None = None
+    write: Callable[[Sequence[Document]], list[str | None]] | None = None
 
     def __post_init__(self):
         self._texts: dict[Any, list[str | None]] = {}

@@ -115,6 +115,7 @@ def subject(tiny_lm) -> Subject:
             samples=2,
             prediction_rows=12,
             task_examples=8,
+            task_taught=24,
             recurrence_rows=4,
             rewrite_rows=16,
             generated_rows=8,

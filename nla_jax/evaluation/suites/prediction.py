@@ -2,25 +2,18 @@
 
 The target LM predicts by the log-likelihood of each answer after the explanation, minus that without any. A chat model,
 where there is one, predicts by naming a letter. Beside each figure stand chance, a guess from the answers alone, notes
-about another text, the whole context, a linear probe on the activation, and the length of the text alone.
+about another text, the whole context, probes on the activation and on the words, and the length of the text alone.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.tree import DecisionTreeClassifier
 
-from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import shuffled
 from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
-from nla_jax.evaluation import continuations
+from nla_jax.evaluation import continuations, questions
 from nla_jax.evaluation.continuations import Continuation
 from nla_jax.evaluation.estimates import Ratio
-from nla_jax.evaluation.planted.tasks import LETTERS, Task, tasks
 from nla_jax.evaluation.predictors import by_chat_model, by_target_lm, who_answered
 from nla_jax.evaluation.subject import Subject
 from nla_jax.evaluation.tables import Row, Table
@@ -31,7 +24,7 @@ CHOICES = 10
 def measure(subject: Subject) -> list[Table]:
     """Suffix prediction, planted tasks, and the labels of the data itself."""
     has_suffixes = subject.data.contexts is not None and "true_continuation" in subject.data.extra
-    return [*([suffixes(subject)] if has_suffixes else []), questions(subject)]
+    return [*([suffixes(subject)] if has_suffixes else []), *questions.tables(subject)]
 
 
 def suffixes(subject: Subject) -> Table:
@@ -125,145 +118,3 @@ def _options_of_same(
         others = continuations.elsewhere(whole[data.doc_ids[row]], at, rng)
         found[row] = continuations.options(places[row], others, CHOICES - 1)
     return found
-
-
-def questions(subject: Subject) -> Table:
-    """Planted tasks and the data's own genres, as questions with few answers."""
-    count, rows = subject.config.task_examples, []
-    for task in tasks():
-        asked, taught = (_planted(subject, task, teaching) for teaching in (False, True))
-        rows += _answer(subject, task, asked, taught, docs=asked.ids, ids=asked.ids)
-    genres = subject.data.extra.get("genre")
-    if genres and subject.training is not None and subject.data.contexts is not None:
-        common = sorted({genre for genre in genres if genres.count(genre) >= len(genres) / 12})
-        chosen = [i for i, genre in enumerate(genres) if genre in common][:count]
-        # Genres of the training rows teach the probe.
-        training_genres = subject.training.extra.get("genre", [])
-        teach = [i for i, genre in enumerate(training_genres) if genre in common][: 4 * count]
-        if len(common) > 1 and len({genres[i] for i in chosen}) > 1 and teach:
-            task = Task(
-                "genre of the data", "Where is the text from?", {g: g for g in common}, lambda *_: "", ""
-            )
-            asked, taught = (
-                _Labelled(
-                    [data.extra["genre"][i] for i in some],
-                    data.activations[some],
-                    data.n_raw_tokens[some],
-                    data.contexts and [data.contexts[i] for i in some],
-                )
-                for data, some in ((subject.data, chosen), (subject.training, teach))
-            )
-            docs, ids = [subject.data.doc_ids[i] for i in chosen], [subject.ids[i] for i in chosen]
-            rows += _answer(subject, task, asked, taught, docs=docs, ids=ids)
-    return Table(
-        name="questions",
-        title="What can be told from the explanation?",
-        note="Accuracy of answering a question from the explanation alone. Guess: from the answers without notes. "
-        "Context: the same predictor reading the whole text, the most that it could make of a perfect "
-        "explanation. Probe: a linear classifier on the activation, which says what is there to be told; it learned "
-        "from other texts, which share no filler with planted ones. Length: a classifier on the number of tokens "
-        "alone. What the probe finds beyond that, and the explanation does not tell, is lost. Where an explanation "
-        f"failed, the guess counts.{who_answered(subject)}",
-        rows=rows,
-    )
-
-
-def _behavior(subject: Subject, contexts: Sequence[str], hinted: Sequence[str]) -> list[str]:
-    """For each context, "followed" where the target's likeliest letter is the hinted one, else "not followed"."""
-    score_NG, _ = subject.target.log_likelihood(
-        contexts, [[f" {letter}" for letter in LETTERS]] * len(contexts)
-    )
-    chosen = [LETTERS[i] for i in score_NG.argmax(axis=1)]
-    return ["followed" if own == hint else "not followed" for own, hint in zip(chosen, hinted, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Labelled:
-    """Texts with the right answer to a question about each of them."""
-
-    labels: Sequence[str]
-    activations_ND: np.ndarray
-    """Activations at the texts' ends."""
-    lengths_N: np.ndarray
-    """Numbers of tokens."""
-    contexts: Sequence[str] | None
-    """The texts themselves, which only those that are asked about need."""
-    ids: Sequence[str] | None = None
-    """Names of planted texts, which are their own documents."""
-
-
-def _planted(subject: Subject, task: Task, teaching: bool) -> _Labelled:
-    """The examples of a planted task that are asked about, or those that teach its probe."""
-    examples = task.examples(subject.config.task_examples, subject.seed, teaching=teaching)
-    contexts, labels = [e.context for e in examples], [e.label for e in examples]
-    return _Labelled(
-        labels=_behavior(subject, contexts, labels) if task.behavior else labels,
-        activations_ND=subject.target.activations(contexts)[:, 0],
-        lengths_N=np.array([len(subject.target.encode(context)) for context in contexts]),
-        contexts=contexts,
-        ids=[f"{task.name} {example.id}" for example in examples],
-    )
-
-
-def _answer(
-    subject: Subject,
-    task: Task,
-    asked: _Labelled,
-    taught: _Labelled,
-    *,
-    docs: Sequence[str],
-    ids: Sequence[str],
-) -> list[Row]:
-    """A line with the accuracy of every predictor on a task, and one of a chat model's where there is one.
-
-    Args:
-      subject: the NLA whose explanations are read.
-      task: the question and its answers.
-      asked: the texts that the question is about.
-      taught: those that the classifiers learn from.
-      docs: document of each text that is asked about.
-      ids: name of each.
-    """
-    contexts, labels = asked.contexts, asked.labels
-    names = list(task.answers)
-    written = subject.explain(asked.activations_ND, desc=task.name)
-    options = [[task.answers[name] for name in names]] * len(contexts)
-    truth_N = np.array([names.index(label) for label in labels])
-    notes = {
-        "AV": written,
-        "AV, shuffled": shuffled(written, docs, subject.seed),
-        "context": contexts,
-    }
-    scores_of = by_target_lm(subject, notes, task.question, options, task.name)
-    ratios = {name: Ratio.mean(scores_of[name].argmax(axis=1) == truth_N, docs) for name in (*notes, "guess")}
-    classifiers = {
-        "probe": (
-            make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)),
-            *(np.asarray(metrics.normalize(of.activations_ND)) for of in (taught, asked)),
-        ),
-        "length": (
-            DecisionTreeClassifier(max_leaf_nodes=2 * len(names), random_state=0),
-            *(of.lengths_N[:, None] for of in (taught, asked)),
-        ),
-    }
-    for column, (classifier, known, unknown) in classifiers.items():
-        if len(set(taught.labels)) > 1:
-            predicted = classifier.fit(known, taught.labels).predict(unknown)
-            ratios[column] = Ratio.mean(predicted == np.array(labels), docs)
-        else:
-            ratios[column] = None
-    majority = max(labels.count(label) for label in set(labels)) / len(labels)
-    ratios["commonest answer"] = Ratio.mean(np.full(len(labels), majority), docs)
-    name = f"{task.name} ({len(names)} answers)"
-    told_by_chat = by_chat_model(
-        subject,
-        name,
-        written=written,
-        contexts=contexts,
-        question=task.question,
-        options=options,
-        truth_N=truth_N,
-        docs=docs,
-        ids=ids,
-    )
-    return [Row(name, ratios, ids=ids), *told_by_chat]
