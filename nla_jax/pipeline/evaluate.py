@@ -160,10 +160,10 @@ def _write_examples(subject: Subject, directory: AnyPath) -> None:
         json.dumps(
             {
                 "doc_id": data.doc_ids[i],
+                "place": places[i],
                 "context_tail": contexts[i][-240:],
                 "next_tokens": continuations[i],
                 "explanation": texts[i],
-                "place": places[i],
                 "explainer_text": (data.explanations or nothing)[i],
                 # What could not be read was not rebuilt.
                 "cosine": None if texts[i] is None else float(cosine_N[i]),
@@ -175,9 +175,6 @@ def _write_examples(subject: Subject, directory: AnyPath) -> None:
     write_text(directory / "examples.jsonl", "\n".join(lines) + "\n")
 
 
-def code_version() -> str:
-    """The version of this library, and its commit where it runs from a checkout."""
-    try:
 def _example_rows(places: Sequence[str | None], count: int, seed: int) -> list[int]:
     """Rows drawn by a seed, as evenly from all places as these have rows, in the order of `PLACES`."""
     before, drawn = Counter(), []
@@ -188,6 +185,9 @@ def _example_rows(places: Sequence[str | None], count: int, seed: int) -> list[i
     return sorted(chosen, key=lambda row: (*PLACES, places[row]).index(places[row]))
 
 
+def code_version() -> str:
+    """The version of this library, and its commit where it runs from a checkout."""
+    try:
         version = importlib.metadata.version("nla_jax")
     except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
         version = "not installed"
