@@ -64,6 +64,24 @@ class DescriptiveConfig:
                 )
 
 
+def ablations(config: DescriptiveConfig, *, alone: bool = False) -> dict[str, DescriptiveConfig]:
+    """The configs that tell what each statement is worth: all statements, and all but one for each.
+
+    Args:
+      config: of the whole text.
+      alone: whether each statement by itself is added.
+    """
+    found = {"all": config}
+    for name in config.statements if len(config.statements) > 1 else ():
+        rest = tuple(other for other in config.statements if other != name)
+        found[f"without {name}"] = dataclasses.replace(config, statements=rest)
+    if alone:
+        found |= {
+            f"{name} alone": dataclasses.replace(config, statements=(name,)) for name in config.statements
+        }
+    return found
+
+
 class DescriptiveWriter:
     """A writer of explanations for rows with contexts; whatever else their columns tell is used."""
 

@@ -11,6 +11,7 @@ from nla_jax.data.writers.descriptive import (
     ORDERS,
     DescriptiveConfig,
     DescriptiveWriter,
+    ablations,
     estimated_tokens,
 )
 from nla_jax.data.writers.statements import STATEMENTS
@@ -155,6 +156,17 @@ def test_texts_repeat_and_copy_little():
     texts = writer(texts=contexts).explain(data)
     assert share(map(repeated_ngrams, texts)) < 0.03
     assert share(copied_ngrams(text, context) for text, context in zip(texts, contexts, strict=True)) < 0.03
+
+
+def test_ablations_leave_one_statement_out():
+    config = DescriptiveConfig(("topic", "next"), topic_words=3)
+    assert ablations(config) == {
+        "all": config,
+        "without topic": DescriptiveConfig(("next",), topic_words=3),
+        "without next": DescriptiveConfig(("topic",), topic_words=3),
+    }
+    assert ablations(config, alone=True)["next alone"] == DescriptiveConfig(("next",), topic_words=3)
+    assert [*ablations(DescriptiveConfig(("topic",)))] == ["all"]
 
 
 def test_tokens_are_estimated_by_letters_and_marks():
