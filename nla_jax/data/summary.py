@@ -1,10 +1,10 @@
 """What data sets hold, in numbers: counted in one pass, with a few thousand rows in memory at a time.
 
-Beside those, some 40 bytes are kept of each row: its norm, position and lengths, and hashes of its document and texts.
+Beside those, some 40 bytes are kept of each row: its norm, position and lengths, and hashes of its document and texts;
+and sums of the activations by group, in bounded memory (`variance.GROUP_BYTES`).
 """
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +18,7 @@ from nla_jax.data.shards import shards_of
 from nla_jax.data.sidecar import Sidecar
 from nla_jax.data.splits import SPLITS, hash_fraction, text_start
 from nla_jax.data.store import open_dataset
+from nla_jax.data.variance import VarianceCounts, VarianceShare, hashes
 from nla_jax.files import AnyPath, Place, as_path
 
 ROWS_SHOWN = 20
@@ -71,6 +72,8 @@ class Summary:
     """Column -> value -> rows, for the columns of `COUNTED` that the data set has."""
     languages: Counter[str] | None
     """Language -> documents, of at most `LANGUAGE_DOCUMENTS`; None where nothing can tell languages."""
+    variance: tuple[VarianceShare, ...]
+    """The share of the activations' variance between the groups of each grouping that the data tell."""
     samples: tuple[RowSample, ...]
 
     @property
@@ -143,6 +146,7 @@ class _Counting:
             key: [] for key in ("norms", "positions", "characters", "words", "documents", "starts", "texts")
         }
         self.counts: dict[str, Counter[str]] = {}
+        self.variance = VarianceCounts()
         self.repeated: Counter[str] = Counter()
         self.seen_texts: set[int] = set()
         self.language_of = _language_identifier()
@@ -173,6 +177,7 @@ class _Counting:
             if column in part.extra:
                 values = ("none" if value is None else str(value) for value in part.extra[column])
                 self.counts.setdefault(column, Counter()).update(values)
+        self.variance.add(part)
         self._tell_languages(part)
         self._choose(part, norms_N)
 
@@ -225,14 +230,9 @@ class _Counting:
             commonest=tuple((text, count + 1) for text, count in self.repeated.most_common(3)),
             counts=self.counts,
             languages=None if self.language_of is None else Counter(self.told.values()),
+            variance=self.variance.shares(),
             samples=tuple(sample for _, sample in self.chosen),
         )
-
-
-def hashes(texts: Sequence[str]) -> UInt64[np.ndarray, "N"]:
-    """A number of 64 bits for each text."""
-    digests = (hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _language_identifier() -> Callable[[str], str] | None:
@@ -261,7 +261,7 @@ def summary_tables(summaries: Sequence[Summary], writers: Mapping[str, Any] | No
       writers: the report of the writer of their texts (`Writer.report`), where there is one.
     """
     tables = [_overview(summaries), _norms(summaries), _lengths(summaries), *_values(summaries)]
-    tables += [_languages(summaries), _overlaps(summaries), _texts(summaries)]
+    tables += [_variance(summaries), _languages(summaries), _overlaps(summaries), _texts(summaries)]
     if writers is not None:
         lines = tuple((str(name), _plain(value)) for name, value in writers.items() if name != "refused")
         lines += tuple((f"refused: {reason}", count) for reason, count in writers.get("refused", {}).items())
@@ -327,14 +327,41 @@ def _values(summaries: Sequence[Summary]) -> list[Table]:
         if set(total) <= {"none"}:
             continue
         shown = [value for value, _ in total.most_common(VALUES_SHOWN)]
-        lines = [(value, *(one.counts.get(column, Counter())[value] for one in summaries)) for value in shown]
+        counted = [one.counts.get(column, Counter()) for one in summaries]
+        lines = [(value, *(_share(count[value], count) for count in counted)) for value in shown]
         if others := len(total) - len(shown):
-            counted = (one.counts.get(column, Counter()) for one in summaries)
-            left = (count.total() - sum(count[value] for value in shown) for count in counted)
-            lines.append((f"{others} others", *left))
+            left = [count.total() - sum(count[value] for value in shown) for count in counted]
+            lines.append((f"{others} others", *map(_share, left, counted)))
         names = tuple(one.name for one in summaries)
         tables.append(Table(f"Rows by {column}", (column, *names), tuple(lines)))
     return tables
+
+
+def _share(count: int, counted: Counter[str]) -> str:
+    """A number of rows, with its share of those that were counted."""
+    return f"{count} ({count / counted.total():.1%})" if count else "0"
+
+
+def _variance(summaries: Sequence[Summary]) -> Table:
+    lines = tuple(
+        (
+            one.name,
+            share.by,
+            share.groups,
+            share.rows,
+            share.held_in,
+            "not known" if share.corrected is None else share.corrected,
+        )
+        for one in summaries
+        for share in one.variance
+    )
+    note = (
+        "Share of the variance of the normalized activations that lies between groups, which is what a lookup by the "
+        "group explains: of these rows themselves, where small groups count as explained by chance alone, and "
+        "corrected for that (adjusted R²). What is left lies within documents, or among contexts of the same tokens."
+    )
+    columns = ("data set", "grouped by", "groups", "rows", "of these rows", "corrected")
+    return Table("Shares of variance", columns, lines, note)
 
 
 def _languages(summaries: Sequence[Summary]) -> Table:

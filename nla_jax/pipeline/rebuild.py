@@ -14,7 +14,8 @@ from nla_jax.data.manifest import Manifest
 from nla_jax.data.shards import shards_of, sidecar_of
 from nla_jax.data.sharing import CHECKS, sketches, vector_digests
 from nla_jax.data.store import StoredDataset, open_dataset
-from nla_jax.data.summary import datasets_at, hashes
+from nla_jax.data.summary import datasets_at
+from nla_jax.data.variance import hashes
 from nla_jax.files import AnyPath, Place, as_path, local_copy
 from nla_jax.pipeline.extract import extract
 from nla_jax.pipeline.run import Run

@@ -204,11 +204,14 @@ def test_inspect_tells_overlaps_and_repeated_texts(tmp_path, extracted, capsys):
     (overlap,) = [line for line in printed.splitlines() if line.startswith("av_sft and held_out")]
     # The two rows that both have are of one document.
     assert overlap.split()[3:] == ["1", "2", "2"]
+    # Two rows a document: the documents' share is told as it is, and corrected.
+    (share,) = [line for line in printed.splitlines() if line.split()[:2] == ["held_out", "document"]]
+    assert share.split()[2:4] == ["3", "6"] and 0 < float(share.split()[4]) < 1
     assert any(line.split()[:5] == ["av_sft", "1", "2", "4", "5"] for line in printed.splitlines())
     assert "refused: too long" in printed
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;the same" in page and "<b>the same" not in page and page.count("<svg") == 3
-    assert "refused: too long" in page and "<script" not in page
+    assert "refused: too long" in page and "Shares of variance" in page and "<script" not in page
 
     (shard,) = (tmp_path / "data" / "av_sft").glob("*.parquet")
     damaged = bytearray(shard.read_bytes())
