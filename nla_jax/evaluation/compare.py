@@ -72,13 +72,15 @@ def compare(first: AnyPath, other: AnyPath, *, samples: int = SAMPLES) -> Iterat
 def rendered(differences: Sequence[Difference], names: tuple[str, str]) -> str:
     """A table for a terminal; a star marks differences whose interval does not contain zero."""
     lines, heading = [], None
+    width = max((len(f"{d.row}: {d.figure}") for d in differences), default=0)
     for d in differences:
         if heading != (heading := (d.suite, d.table)):
-            lines += ["", f"{d.suite}: {d.table}", f"{'':56} {names[0]:>10.10} {names[1]:>10.10}  difference"]
+            title = f"{'':{width}} {names[0]:>10.10} {names[1]:>10.10}  difference"
+            lines += ["", f"{d.suite}: {d.table}", title]
         name = f"{d.row}: {d.figure}"
         change = d.difference
         lines.append(
-            f"{name:56.56} {d.first.value:10.3f} {d.other.value:10.3f}  {change.value:+.3f} "
+            f"{name:{width}} {d.first.value:10.3f} {d.other.value:10.3f}  {change.value:+.3f} "
             f"[{change.low:+.3f}, {change.high:+.3f}]{' *' if d.is_clear else ''}"
         )
     return "\n".join(lines).lstrip("\n")

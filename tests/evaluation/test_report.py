@@ -81,6 +81,8 @@ def metrics_rows():
 
 # AR loss and FVE, AV losses and gap, RL reward, KL and FVEs; nothing for the keys that no row has.
 EXPECTED_CURVES = 7
+# The systems, the controls, and the landscape that is made of both.
+EXPECTED_BARS = 3
 
 
 def write_run(directory):
@@ -197,7 +199,7 @@ def test_page_needs_nothing_but_itself(page, html):
 
 
 def test_one_svg_per_plot_that_has_data(page):
-    assert page.elements.count("svg") == EXPECTED_CURVES + 2
+    assert page.elements.count("svg") == EXPECTED_CURVES + EXPECTED_BARS
     titles = [value for key, value in page.attributes if key == "aria-label"]
     assert "RL: reward" in titles and "RL: explanation length (tokens)" not in titles
     # Plots share one document: an id used twice would clip a curve with another plot's frame.
@@ -314,7 +316,7 @@ def test_figures_by_place_stand_side_by_side_in_the_page(run_by_place):
     assert "fve_nrm at each place AR answer start n 600 inside n 600" in page.text
     assert "AV after RL judge 0.480 [0.440, 0.520] 0.310 [0.270, 0.350]" in page.text
     assert "AV after RL own 0.510 [0.470, 0.550] –" in page.text
-    assert page.elements.count("svg") == EXPECTED_CURVES + 3
+    assert page.elements.count("svg") == EXPECTED_CURVES + EXPECTED_BARS + 1
 
 
 def test_bars_by_place_are_those_of_the_judge(run_by_place, tmp_path, monkeypatch):
