@@ -20,6 +20,7 @@ from nla_jax.evaluation.report import write_report
 from nla_jax.evaluation.subject import PLACES, Subject
 from nla_jax.files import AnyPath, Place, as_path, write_json, write_text
 from nla_jax.pipeline.digests import stage_digest
+from nla_jax.pipeline.oracle import oracle_is_trained, train_oracle
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.subject import subject_of, subject_of_nla
 from nla_jax.pipeline.warm_starts import second_judge, second_judge_is_trained
@@ -37,6 +38,8 @@ def evaluate(run: Run) -> None:
     run.models.release_target()
     if config.second_judge_steps and not second_judge_is_trained(run):
         second_judge(run)
+    if config.oracle_steps and not oracle_is_trained(run):
+        train_oracle(run)
     further = {"digest": evaluation_digest(run), "timings": run.timings(), "kept_steps": run.kept_steps()}
     about = _Evaluated(
         run.config.name, run.models.lm.name, run.config.model.layer, run.yardstick.description, config

@@ -15,6 +15,7 @@ from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.evaluation.subject import RebuildFn, Subject, check_judges
 from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.interop.model_directories import live_tokens
+from nla_jax.pipeline.oracle import RunOracle
 from nla_jax.pipeline.run import Run
 from nla_jax.process import return_freed_memory
 from nla_jax.randomness import key_for
@@ -96,6 +97,7 @@ def subject_of(run: Run) -> Subject:
         seed=config.seed,
         tokens_of=list(verbalizers.values())[-1].tokens,
         marker=run.models.prompt_ids.injection_char,
+        oracle=RunOracle(run) if config.evaluation.oracle_steps else None,
     )
 
 

@@ -17,7 +17,7 @@ WIDTH = 32
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model_dir, tmp_path_factory):
+def run(shallow_model_dir, tmp_path_factory):
     """A run on 48 short documents that has its data."""
     directory = tmp_path_factory.mktemp("described")
     lines = [
@@ -28,7 +28,7 @@ def run(tiny_model_dir, tmp_path_factory):
     corpus = CorpusConfig(str(directory / "corpus.jsonl"), av_sft=0.3, ar_sft=0.3, rl=0.2, held_out=0.2)
     extraction = ExtractionConfig(max_tokens=40, min_position=20, positions_per_document=4, length_buckets=1)
     config = ExperimentConfig(
-        "described", model=ModelConfig(str(tiny_model_dir), layer=1), corpus=corpus, extraction=extraction
+        "described", model=ModelConfig(str(shallow_model_dir), layer=1), corpus=corpus, extraction=extraction
     )
     made = Run(config, directory / "run")
     extract(made)

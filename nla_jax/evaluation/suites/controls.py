@@ -17,6 +17,7 @@ from nla_jax.evaluation.baselines import (
 )
 from nla_jax.evaluation.dictionary_baseline import dictionary_predictions, dictionary_tables
 from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.oracle import oracle_predictions
 from nla_jax.evaluation.subject import Prediction, Subject, Texts
 from nla_jax.evaluation.tables import LAST_TOKEN, LAST_TWO, NEAREST, PLACE_MEAN, Table
 
@@ -35,6 +36,7 @@ def measure(subject: Subject) -> list[Table]:
         *other_texts(subject),
         *without_reader(subject),
         *dictionary_predictions(subject),
+        *oracle_predictions(subject),
     ]
     by_place = [line for prediction in predictions for line in subject.place_lines(prediction)]
     tables = [
@@ -45,7 +47,7 @@ def measure(subject: Subject) -> list[Table]:
             f"is no better than the {LAST_TOKEN!r} has learned nothing worth reading. Baselines do without a writer, "
             "without a reader or without words: they say what an explanation of this length is up against. Means of "
             "training activations are not scaled to the norm of activations, as an AR's vectors are. Bits: the target "
-            "LM's surprise at a text.",
+            "LM's surprise at a text, or what it takes to name a training row.",
             rows=[subject.line(prediction) for prediction in predictions],
             plotted="fve_nrm",
         )
@@ -118,7 +120,8 @@ def lookups(subject: Subject) -> list[Prediction]:
     if training is None:
         return []
     nearest = nearest_by_activation(data.activations, training.activations)
-    found = [Prediction(NEAREST, nearest, "baseline")]
+    named = Ratio.mean(np.full(len(data), np.log2(len(training))), data.doc_ids)
+    found = [Prediction(NEAREST, nearest, "baseline", further={"bits": named})]
     needs_target = "last_token_ids" not in data.extra or "last_token_ids" not in training.extra
     target = subject.target if needs_target else None
     tokens_N, training_tokens_M = last_tokens(data, target), last_tokens(training, target)
