@@ -108,6 +108,9 @@ class Run:
         if stage == "second_judge":
             # A second warm start of the AR, of a length of its own: judges of other lengths lie beside it.
             configured, folder = "ar_sft", f"second_judge_{self.config.evaluation.second_judge_steps}"
+        if stage == "oracle":
+            # Of a config in which the oracle stands in the AV's place.
+            configured, folder = "av_sft", f"oracle_{self.config.evaluation.oracle_steps}"
         return Checkpoints(
             self.directory / "checkpoints" / folder,
             digest=stage_digest(self.config, configured),
