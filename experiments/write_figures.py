@@ -13,8 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nla_jax.evaluation.report import columns, find_table, read_evaluation, read_metrics, save_overview
+from nla_jax.evaluation.report import (
+    by_place,
+    columns,
+    find_table,
+    read_evaluation,
+    read_metrics,
+    save_overview,
+)
 from nla_jax.evaluation.report_plots import curve
+from nla_jax.evaluation.tables import LAST_TOKEN, LAST_TWO, NEAREST
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/performance.md", "docs/cpu_run.md", "docs/explainers.md")
@@ -30,9 +38,13 @@ README_ROWS = {
     "AV, shuffled": "AV after RL, shuffled",
     "empty text": "empty text",
     "fixed text": "fixed text",
-    "nearest training activation": "nearest training activation, no text at all",
+    LAST_TOKEN: "mean of the training activations with the same last token",
+    LAST_TWO: "mean of those with the same last two tokens",
+    NEAREST: "nearest training activation, no text at all",
 }
-"""Row of the tables `systems` and `controls` -> its name in README.md."""
+"""Row of the tables `systems` and `controls` -> its name in README.md, where it is left out if no table has it."""
+PLACE_ROWS = ("explainer texts", "AV warm start", "AV after RL", LAST_TOKEN, LAST_TWO, NEAREST)
+"""Rows of the table `systems_by_place` that README.md shows."""
 STAGES = {
     "extract": "extraction",
     "av_sft": "the AV's warm start",
@@ -76,7 +88,7 @@ def interval(figure: Mapping[str, Any] | None, digits: int) -> str:
 
 
 def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The two tables of README.md about the CPU recipe's run."""
+    """The tables of README.md about the CPU recipe's run; that of places only where the run has figures by place."""
     lines: dict[str, dict[str, str]] = {name: {} for name in README_ROWS}
     systems = table_of(evaluation, "systems")["rows"]
     # A row that both tables have is the same in both.
@@ -86,6 +98,7 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
     shown = [
         [README_ROWS[name], found.get("own", found.get("-", "")), found.get("judge", "")]
         for name, found in lines.items()
+        if found
     ]
     run, seconds, kept = evaluation["run"], evaluation["timings"], evaluation["kept_steps"]
     measured = systems[0]["figures"]["fve_nrm"]
@@ -114,10 +127,47 @@ def readme_blocks(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ["corpus", corpus(run)],
         ["code", run["code"]],
     ]
-    return {
+    blocks = {
         "round-trip": markdown_table(["held-out `fve_nrm`", "co-trained AR", "frozen judge"], shown),
         "run": markdown_table(["what", "figure"], facts),
     }
+    places = by_place(find_table(evaluation, "systems_by_place"))
+    return blocks | ({"places": places_block(places)} if places else {})
+
+
+def places_block(matrix: Mapping[str, Any]) -> str:
+    """The table of the round trip through the judge by place, beside lookups."""
+    found = {
+        line["name"]: line["figures"] for line in matrix["lines"] if line["labels"]["AR"] in ("judge", "-")
+    }
+    return place_table(
+        matrix,
+        ["held-out `fve_nrm` through the frozen judge"],
+        [([README_ROWS[name]], found[name]) for name in PLACE_ROWS if name in found],
+        digits=2,
+    )
+
+
+def place_table(
+    matrix: Mapping[str, Any],
+    header: Sequence[str],
+    lines: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    digits: int,
+) -> str:
+    """A Markdown table with a column for each place.
+
+    Args:
+      matrix: what `by_place` made of a table.
+      header: names of the columns before those of places.
+      lines: the cells of these columns, and the figures by place.
+      digits: of each figure.
+    """
+    named = [f"{place.replace('_', ' ')} (n {n})" for place, n in matrix["places"].items()]
+    rows = [
+        [*cells, *(interval(figures.get(place), digits) for place in matrix["places"])]
+        for cells, figures in lines
+    ]
+    return markdown_table([*header, *named], rows)
 
 
 def corpus(run: Mapping[str, Any]) -> str:
@@ -160,7 +210,16 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
     for suite, measured in evaluation["suites"].items():
         parts.append(f"## {suite.capitalize()}\n")
         for table in measured["tables"]:
+            parts.append(f"### {table['title']}\n\n{table['note']}\n")
             labels, names = columns(table)
+            if matrix := by_place(table):
+                others = [label for label in labels if label != "place"]
+                lines = [
+                    ([line["name"], *(line["labels"].get(label, "") for label in others)], line["figures"])
+                    for line in matrix["lines"]
+                ]
+                parts.append(place_table(matrix, [matrix["figure"], *others], lines, digits=3))
+                continue
             rows = [
                 [
                     row["name"],
@@ -169,7 +228,6 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
                 ]
                 for row in table["rows"]
             ]
-            parts.append(f"### {table['title']}\n\n{table['note']}\n")
             parts.append(markdown_table(["", *labels, *names], rows))
     return "\n".join(parts)
 

@@ -21,7 +21,7 @@ def test_measured_blocks_were_not_changed_by_hand(figures):
         for block in figures.BLOCK.finditer((ROOT / page).read_text()):
             assert figures.digest(block["text"]) == block["digest"], f"{page}: the block {block['name']}"
             found[block["name"]] = page
-    assert set(found) == {"round-trip", "run", "steps", "evaluation", "startup", "writers"}
+    assert set(found) == {"round-trip", "places", "run", "steps", "evaluation", "startup", "writers"}
 
 
 def test_a_changed_figure_is_found_and_a_new_block_takes_the_place_of_the_old_one(figures):
@@ -77,6 +77,7 @@ def test_blocks_say_what_the_evaluation_says(figures):
     assert "| the AV's warm start 140, joint training 16 |" in blocks["run"]
     assert "| docstrings: 6,234 documents, digest ab12 |" in blocks["run"]
     assert "| extraction 84, joint training 480 |" in blocks["run"]
+    assert "same last token" not in blocks["round-trip"] and "places" not in blocks
     page = figures.evaluation_page(evaluation)
     assert "## Reconstruction\n" in page and "| AV after RL | own | 0.312 [0.262, 0.362] |" in page
     evaluation["suites"].pop("controls")
@@ -84,6 +85,36 @@ def test_blocks_say_what_the_evaluation_says(figures):
         ValueError, match="of the suites reconstruction has no table 'controls'; evaluate the run"
     ):
         figures.readme_blocks(evaluation, metrics)
+
+
+def test_figures_by_place_are_columns(figures):
+    def line(name, ar, place, value, n):
+        estimate = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n, "documents": 9}
+        return {
+            "name": name,
+            "group": "nla",
+            "labels": {"AR": ar, "place": place},
+            "figures": {"fve_nrm": estimate},
+        }
+
+    rows = [
+        line("AV after RL", "own", "answer_start", 0.6, 38),
+        line("AV after RL", "judge", "answer_start", 0.5, 38),
+        line("AV after RL", "judge", "inside", 0.3, 100),
+        line("mean of the same last token", "-", "inside", 0.2, 100),
+        line("second thoughts", "-", "inside", 0.9, 100),
+    ]
+    table = {"name": "systems_by_place", "title": "By place", "note": "Note.", "rows": rows}
+    block = figures.places_block(figures.by_place(table))
+    assert block.splitlines() == [
+        "| held-out `fve_nrm` through the frozen judge | answer start (n 38) | inside (n 100) |",
+        "| --- | --- | --- |",
+        "| AV after RL | 0.50 [0.40, 0.60] | 0.30 [0.20, 0.40] |",
+        "| mean of the training activations with the same last token |  | 0.20 [0.10, 0.30] |",
+    ]
+    page = figures.evaluation_page({"suites": {"reconstruction": {"tables": [table]}}})
+    assert "### By place\n\nNote.\n\n| fve_nrm | AR | answer start (n 38) | inside (n 100) |" in page
+    assert "| AV after RL | own | 0.600 [0.500, 0.700] |  |" in page
 
 
 def test_a_block_that_no_page_has_is_refused_and_nothing_is_written(figures, tmp_path):
