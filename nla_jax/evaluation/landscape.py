@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nla_jax.evaluation.tables import LAST_TOKEN, LAST_TWO, NEAREST
+
 Record = Mapping[str, Any]
 """A table, a line or a figure as JSON holds it (see `tables.Table.record`)."""
 
@@ -47,9 +49,9 @@ def methods(nla: str) -> list[Method]:
         Method("sparse dictionary, named features", _NAMED_CODE, "baseline"),
         Method("sparse dictionary, all features", "sparse dictionary code", "baseline"),
         Method("logit lens words", "logit lens words", "baseline"),
-        Method("nearest training activation", "nearest training activation", "baseline"),
-        Method("mean of the same last two tokens", "mean of the same last two tokens", "control", tokens=2),
-        Method("mean of the same last token", "mean of the same last token", "control", tokens=1),
+        Method(NEAREST, NEAREST, "baseline"),
+        Method(LAST_TWO, LAST_TWO, "control", tokens=2),
+        Method(LAST_TOKEN, LAST_TOKEN, "control", tokens=1),
         Method("PCA code", "PCA code of as many bits as the texts carry", "baseline"),
         Method("nothing", "training mean", "control", {READER: "guess", PROBE: "commonest answer"}),
     ]

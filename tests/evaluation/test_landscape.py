@@ -2,7 +2,9 @@ import pytest
 
 from nla_jax.evaluation.dictionary_baseline import CODE, NAMED_CODE, WORDS
 from nla_jax.evaluation.landscape import PROBE, READER, landscape, mean_accuracy, methods, with_landscape
-from nla_jax.evaluation.suites.controls import LAST_TOKEN, LAST_TWO, NEAREST, PCA_CODE
+from nla_jax.evaluation.oracle import ANSWERS
+from nla_jax.evaluation.suites.controls import PCA_CODE
+from nla_jax.evaluation.tables import LAST_TOKEN
 
 
 def figure(value, spread=0.1, documents=10):
@@ -96,4 +98,4 @@ def test_it_stands_behind_the_controls():
 
 def test_the_lines_are_named_as_the_suites_name_them():
     lines = {method.line for method in methods("AV after RL")}
-    assert {WORDS, CODE, NAMED_CODE, LAST_TOKEN, LAST_TWO, NEAREST, PCA_CODE} <= lines
+    assert {WORDS, CODE, NAMED_CODE, ANSWERS, PCA_CODE} <= lines
