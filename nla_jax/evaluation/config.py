@@ -18,6 +18,9 @@ class EvaluationConfig:
     """Held-out activations of the final evaluation, of documents that chose none of the steps that are kept."""
     monitor_rows: int = 128
     """Held-out activations of the evaluations during training, of the other documents."""
+    monitor_tasks: tuple[str, ...] = ()
+    """Planted tasks whose texts are explained at each evaluation of joint training, to see what the words tell of them:
+    each takes about as long as 96 of `monitor_rows`. See evaluation/planted/ for their names."""
     batch_size: int = 64
     temperature: float = 0.0
     """Temperature of the evaluated explanations; 0 takes the likeliest token."""
@@ -56,7 +59,14 @@ class EvaluationConfig:
     """Examples in the report."""
 
     def __post_init__(self):
-        for name in ("rows", "monitor_rows", "batch_size", "samples", "oracle_batch_size", "bootstrap_samples"):
+        for name in (
+            "rows",
+            "monitor_rows",
+            "batch_size",
+            "samples",
+            "oracle_batch_size",
+            "bootstrap_samples",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; expected a positive number")
         if self.task_taught < FEWEST_TAUGHT:

@@ -63,8 +63,9 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
 
     Left out are fields that may change on the way: where arrays live, what computes attention, whether blocks are
     scanned, how padding is left out, how many RL rounds there are, how many checkpoints are kept, and what is watched;
-    the chat model, which only some suites ask (`evaluation.suites`); and of the writer of warm-start texts whatever
-    decides no text: the options of other writers, the budget, and how many requests are sent at a time.
+    the chat model, which only some suites ask (`evaluation.suites`); the tasks that joint training is watched on; and
+    of the writer of warm-start texts whatever decides no text: the options of other writers, the budget, and how many
+    requests are sent at a time.
     """
     fields: dict[str, Any] = {}
     for name, own in STAGE_FIELDS.items():
@@ -100,7 +101,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         _leave_out_defaults(fields["rl"]["policy"], type(config.rl.policy), _LATER_POLICY_FIELDS)
         del fields["rl"]["loop"]["steps"], fields["rl"]["guards"], fields["rl"]["gather_weights"]
     if "evaluation" in fields:
-        del fields["evaluation"]["chat_model"]
+        for without_figures in ("chat_model", "monitor_tasks"):
+            del fields["evaluation"][without_figures]
         # It decides which held-out rows figures are of.
         fields["monitor_share"] = MONITOR_SHARE
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()

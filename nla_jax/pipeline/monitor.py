@@ -12,6 +12,7 @@ from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction, shuffled
 from nla_jax.pipeline.run import Run
+from nla_jax.pipeline.watched_tasks import watched_tasks
 from nla_jax.randomness import key_for
 from nla_jax.training.guards import excess, judge_drop
 from nla_jax.training.loop import States
@@ -30,11 +31,12 @@ class Monitor:
     """Measures AV and AR on held-out documents during joint training, as `run_stage` asks for it."""
 
     def __init__(self, run: Run):
-        """Read the rows that training is watched on."""
+        """Read the rows that training is watched on, and the activations of planted texts if there are any."""
         self.run = run
         self.rows = run.monitored(run.config.evaluation.monitor_rows)
         self.other = shuffled(range(len(self.rows)), self.rows.doc_ids, run.config.seed)
         self.watched = watched_rows(self.rows, run.config.seed)
+        self.tasks = watched_tasks(run)
 
     def __call__(self, states: States, highest: Mapping[str, float], step: int) -> dict[str, float]:
         """Figures of the texts that the AV writes now; a few of the texts go into the run's history.
@@ -66,6 +68,9 @@ class Monitor:
             **fve_by_place("judge_fve_nrm", yardstick, judge, texts, rows),
             **text_shares(texts, rows),
         }
+        if self.tasks is not None:
+            about = models.round_trip.verbalize(verbalizer, self.tasks.activations_ND, key, temperature)
+            figures |= self.tasks.figures(about)
         return figures | {"judge_drop": judge_drop(figures, highest)} | excess(figures)
 
 
@@ -137,8 +142,8 @@ def fve_by_place(
         at = [i for i, one in enumerate(places) if one == place]
         if len(at) >= PLACE_ROWS:
             of_place = [texts[i] for i in at]
-            figures[f"{name}_{place}"] = yardstick.at(place).fve_nrm(
-                rebuilt_ND[at], of_place, rows.activations[at]
+            figures[f"{name}_{place}"] = yardstick.fve_nrm(
+                rebuilt_ND[at], of_place, rows.activations[at], [place] * len(at)
             )
     return figures
 

@@ -21,6 +21,7 @@ from nla_jax.pipeline.extract import extract
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.train import is_trained, rl
 from nla_jax.pipeline.warm_starts import ar_sft, av_sft
+from nla_jax.pipeline.watched_tasks import chosen_tasks
 from nla_jax.sharding.placement import wait_for_all
 from nla_jax.training.trackers import check_tracker
 
@@ -55,11 +56,12 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
 
     Raises:
       ValueError: the directory holds results of another config, or of a corpus that has changed since; nothing in it is
-        touched then. Or a tracker that cannot write there.
+        touched then. Or a tracker that cannot write there, or tasks to watch that there are not.
       ModuleNotFoundError: the package of the tracker, or of a source of the corpus, is not installed.
     """
     check_tracker(run.config.tracker, run.directory)
     check_sources_of(run)
+    chosen_tasks(run)
     for stage in STAGES:
         stage.is_done(run)
     if data_is_written(run):

@@ -64,9 +64,9 @@ def test_figures_of_a_place_are_around_its_own_mean():
     expected = 1 - (2 - np.sqrt(2)) / 0.5
     found = fve_by_place("judge_fve_nrm", known, constant, ["a"] * 15, rows)
     assert found == {"judge_fve_nrm_inside": pytest.approx(expected, abs=1e-5)}
-    # A failed text counts as the place's mean, which lies in the same direction.
-    failed = fve_by_place("f", known, -constant, [None] * 15, rows)
-    assert failed == {"f_inside": pytest.approx(expected, abs=1e-5)}
+    # A failed text tells no place: it counts as the mean of all, (-3, 4) / 15, with cosines -0.6 and 0.8.
+    failed = fve_by_place("f", known, constant, [None] * 15, rows)
+    assert failed == {"f_inside": pytest.approx(1 - (3.2 + 0.4) / 2 / 0.5, abs=1e-5)}
     around_all = fve_by_place("f", yardstick, constant, ["a"] * 15, rows)["f_inside"]
     assert around_all == pytest.approx(yardstick.fve_nrm(constant[:8], ["a"] * 8, rows.activations[:8]))
     assert fve_by_place("f", known, constant, ["a"] * 15, rows_of(activations)) == {}
