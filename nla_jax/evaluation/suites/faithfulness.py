@@ -55,6 +55,8 @@ def measure(subject: Subject) -> list[Table]:
     checked = {name: check(subject, texts) for name, texts in sources.items()}
     main = checked[f"AV {subject.main}"]
     tables = [claims(subject, checked), left_out(subject, main), recurrence(subject)]
+    if subject.places:
+        tables.insert(1, claims_by_place(subject, checked))
     return tables if subject.chat is None else [*tables, claims_by_model(subject, sources)]
 
 
@@ -132,6 +134,28 @@ def claims(subject: Subject, checked: dict[str, list[Checked]]) -> Table:
         "target's expected words or in what came), word for word or by word stem, beside the same for another "
         "document. Made likelier: the target LM gives the claim a higher likelihood after its own context than "
         "after another; a half is chance.",
+        rows=rows,
+    )
+
+
+def claims_by_place(subject: Subject, checked: Mapping[str, Sequence[Checked]]) -> Table:
+    """Share of claims that are true of the row's own evidence, by kind and place."""
+    rows, docs = [], subject.data.doc_ids
+    rows_at = {place: set(at.tolist()) for place, at in subject.places.items()}
+    for name, found in checked.items():
+        for kind, meaning in text_analysis.KINDS.items():
+            for place, at in rows_at.items():
+                here = [c for c in found if c.claim.kind == kind and c.row in at]
+                of = [docs[c.row] for c in here]
+                if len(set(of)) > 1:
+                    labels = {"texts": name, "place": place}
+                    figures = {"by stem": Ratio.mean([c.is_true for c in here], of)}
+                    rows.append(Row(f"{kind}: {meaning}", figures, group=_group(name), labels=labels))
+    return Table(
+        name="claims_by_place",
+        title="How much of it is true, by place",
+        note="The share of claims that stand in the context by word stem, as in the table above, at each place; n "
+        "counts claims.",
         rows=rows,
     )
 
