@@ -4,11 +4,14 @@ import re
 from collections.abc import Mapping
 
 from nla_jax.data.writers.statements.facts import Facts
+from nla_jax.data.writers.statements.kind import is_technical
 from nla_jax.data.writers.statements.languages import language_of
 from nla_jax.text_analysis import last_words, words
 
 _ENDING = ('Ends "{}".', '"{}" last.', 'Stops at "{}".', 'Last "{}".', 'Up to "{}".', '"{}" so far.')
 _ENDING_CHARACTERS = 24
+_NO_BLANKS_CHARACTERS = 6
+"""Longest ending of a text without blanks between words."""
 _NO_ENDING = ("answer_start", "span")
 """Places whose last words say nothing: a template's, and those of an average."""
 
@@ -18,7 +21,13 @@ def ending(facts: Facts) -> str | None:
     if facts.place in _NO_ENDING or not facts.ending_words:
         return None
     # What a chat template wrote is no ending.
-    end = last_words(facts.said, facts.ending_words, _ENDING_CHARACTERS).replace('"', "'")
+    said = facts.said.rstrip("\ufffd")  # The first half of a character that two tokens make.
+    characters = (
+        _ENDING_CHARACTERS
+        if said[-2:].isascii() or " " in said[-_ENDING_CHARACTERS:]
+        else _NO_BLANKS_CHARACTERS
+    )
+    end = last_words(said, facts.ending_words, characters).replace('"', "'")
     return facts.choose(_ENDING, "ending").format(end) if end else None
 
 
@@ -54,16 +63,13 @@ _TENSES = {
 _PERSON_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _PERSONS.items()}
 _TENSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _TENSES.items()}
 _SYNONYMS = {
-    "first person": ("first person", "told as I", "I speaking"),
-    "first person plural": ("first person plural", "we speaking", "told by us"),
+    "first person": ("first person", "told as I"),
+    "first person plural": ("first person plural", "told by us"),
     "second person": ("second person", "addressing you"),
-    "about him": ("about him", "he acts"),
-    "about her": ("about her", "she acts"),
-    "about them": ("about them", "they act"),
-    "past": ("past", "past tense", "back then"),
-    "present": ("present", "present tense", "holds now"),
+    "past": ("past tense", "past"),
+    "present": ("present tense", "present"),
     "future": ("future", "still ahead"),
-    "perfect": ("present perfect", "until now"),
+    "perfect": ("present perfect", "perfect tense"),
     "conditional": ("conditional", "hypothetical"),
 }
 _LONG = 30
@@ -78,7 +84,10 @@ def syntax(facts: Facts) -> str | None:
         # What a user wants is a statement of its own.
         found = [part for part in found if part != "question"]
     if language_of(facts.said) == "en":
-        found += [part for part in (tense_of(text), person_of(text)) if part]
+        tense = tense_of(text)
+        # Documentation is in the present tense as a rule.
+        told = None if tense == "present" and is_technical(facts.said) else tense
+        found += [part for part in (told, person_of(text)) if part]
     if not found:
         return None
     said = [facts.choose(_SYNONYMS.get(part, (part,)), part[:16]) for part in found[:2]]

@@ -23,6 +23,8 @@ _ENGLISH_FORMS = frozenset(
 """Words that say nothing and are not on the list."""
 _ENGLISH_SHARE, _OTHER_SHARE = 0.2, 0.12
 """Least shares of function words in a text of a language that is written with blanks."""
+_FEWEST_LATIN, _FEWEST_OTHERS = 12, 4
+"""Letters below which no language is told, in Latin script and in others."""
 _NAMES = {"nb": "norwegian", "nn": "norwegian", "no": "norwegian", "ms": "malay"}
 _OTHER = {"no": "nb", "nn": "nb"}
 """Codes that the stop words of another one serve."""
@@ -33,23 +35,24 @@ _LETTER = re.compile(r"[^\W\d_]")
 def language_of(text: str) -> str:
     """The language of a text as a code of ISO 639-1; empty where too little speaks for any, as in code.
 
-    English is told by its function words. Other languages are told by `py3langid`, and those written in Latin letters
-    need function words of their own as well.
+    Plain English is told by its function words. Other texts are told by `py3langid`, and those in Latin letters need
+    function words of that language as well.
     """
     part = text[-CHARACTERS_READ:]
     said = words(part)
-    if _share(said, "en") >= _ENGLISH_SHARE:
+    if part.isascii() and len(said) > 4 and _share(said, "en") >= _ENGLISH_SHARE:
         return "en"
     letters = _LETTER.findall(part)
-    if len(letters) < 12:
+    is_latin = sum(letter < "\u0250" for letter in letters) >= len(letters) / 2
+    if len(letters) < (_FEWEST_LATIN if is_latin else _FEWEST_OTHERS):
         return ""
     found = language_identifier()(part)
-    if sum(letter < "\u0250" for letter in letters) < len(letters) / 2:
-        return found
-    return found if _share(said, found) >= _OTHER_SHARE else ""
+    least = _ENGLISH_SHARE if found == "en" else _OTHER_SHARE
+    return found if not is_latin or _share(said, found) >= least else ""
 
 
 def _share(said: list[str], language: str) -> float:
+    """The share of a language's function words among words."""
     ignored = stop_words(language)
     return sum(word in ignored for word in said) / max(len(said), 1)
 

@@ -28,11 +28,12 @@ def speakers(facts: Facts) -> str | None:
         return None
     if facts.place == "answer_start":
         return _persona(facts) or _later_turn(facts)
+    if facts.is_inside and facts.role == "user":
+        return None  # Most sentences of chats that are read inside are a user's.
     name = "System prompt" if facts.role == "system" else (facts.role or "").capitalize()
     closings = ("{} ends.", "{} done.", "{} finishes.")
-    return facts.choose(closings if facts.place == "turn_end" else ("{}.", "{} speaks."), "speakers").format(
-        name
-    )
+    inside = ("{} speaks.", "{} talking.", "Words of {}.")
+    return facts.choose(closings if facts.place == "turn_end" else inside, "speakers").format(name)
 
 
 def _persona(facts: Facts) -> str | None:

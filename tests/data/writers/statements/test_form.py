@@ -14,6 +14,7 @@ def test_the_last_words_are_quoted():
     assert '"the wall"' in ending(facts("He stood at the wall"))
     assert '"say \'no"' in ending(facts('They say "no'))
     assert '"end. newline"' in ending(facts("It will end.\n", "line_end"))
+    assert '"她今天很好。"' in ending(facts("我们说她今天很好。", "sentence_end"))  # Six characters at most.
     assert ending(facts("He stood", "span")) is None and ending(facts("", "inside")) is None
     assert ending(facts("He stood", ending_words=0)) is None
     assert '"Hi there"' in ending(facts("<|im_start|>user\nHi there", role="user"))
@@ -75,6 +76,7 @@ def test_persons(sentence, person):
 def test_two_parts_at_most_and_only_english_verbs():
     text = syntax(facts("We were late because the bus (an old one"))
     assert text.count(",") == 1 and "racket open" in text
+    assert syntax(facts("The function is called with arguments and returns an array")) is None
     assert syntax(facts("Der Mann war in der Stadt mit dem Hund")) is None
-    asked = facts("<|im_start|>user\nWhat was that?<|im_end|>", "turn_end", role="user")
+    asked = facts("<|im_start|>user\nWhat was the man doing there?<|im_end|>", "turn_end", role="user")
     assert "uestion" not in syntax(asked)  # What a user wants is another statement.

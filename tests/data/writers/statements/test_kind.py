@@ -74,6 +74,10 @@ def test_the_origin_is_told_where_the_form_is_plain_prose():
 def test_languages_are_told_by_function_words():
     assert language_of("The dog was in the garden with us.") == "en" and language_of(GERMAN) == "de"
     assert language_of("我的行李没有到。我该怎么办？请简短一些。") == "zh"
+    assert (
+        language_of("我的行李") == "zh"
+        and language_of("Was hältst du von dem Museum, das so groß ist?") == "de"
+    )
     assert language_of("x = foo(bar); qux[i] += zap << 3") == "" and language_of("") == ""
 
 

@@ -20,8 +20,9 @@ def chat(system: str, *turns: str) -> Facts:
 def test_who_speaks():
     assert speakers(facts("It rained.")) is None
     assert speakers(facts("It rained.", "turn_end", role="user")).startswith("User ")
-    assert speakers(facts("It rained", "inside", role="assistant")).startswith("Assistant")
-    assert speakers(facts("It rained", "inside", role="system")).startswith("System prompt")
+    assert speakers(facts("It rained", "inside", role="assistant")).count("Assistant") == 1
+    assert speakers(facts("It rained", "inside", role="user")) is None
+    assert speakers(facts("It rained", "inside", role="system")).count("System prompt") == 1
 
 
 def test_before_an_answer_only_what_is_special_is_said():
