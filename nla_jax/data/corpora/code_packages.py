@@ -1,6 +1,7 @@
 """What the packages that nla_jax requires bring beside prose: code, examples, lists, tables, manuals and settings.
 
-Files are read and never imported. Of the many modules a part is read that a hash of their names decides.
+Files are read and never imported. Ids of documents are unique in a package. Of the many modules a part is read that a
+hash of their names decides.
 """
 
 import ast
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from nla_jax.data.corpora.docstrings import SKIPPED_FOLDERS, docstrings_of
 from nla_jax.data.corpora.documents import Document
-from nla_jax.data.corpora.passages import files_of, is_clean, is_notice, joined, read_text
+from nla_jax.data.corpora.passages import LEAST_BYTES, files_of, is_clean, is_notice, joined, read_text
 from nla_jax.data.splits import hash_fraction
 
 READ_SHARE = 0.2
@@ -35,7 +36,7 @@ _STEP = re.compile(r"\n\s*\n")
 
 def texts_of_package(package: Distribution) -> Iterator[Document]:
     """Documents of the modules, the other files and the description of a package."""
-    yield from _parts(f"{package.name}/description", _description(package), "manuals")
+    yield from _parts("description", _description(package), "manuals")
     for name, path in files_of(package, r"\.\w+$"):
         if ".." in name or ".dist-info" in name:
             continue
@@ -44,9 +45,9 @@ def texts_of_package(package: Distribution) -> Iterator[Document]:
                 not {*name.split("/")} & SKIPPED_FOLDERS
                 and hash_fraction(name, seed=0, purpose="modules") < READ_SHARE
             ):
-                yield from _texts_of_module(f"{package.name}/{name}", read_text(path))
+                yield from _texts_of_module(name, read_text(path))
         elif path.suffix in OTHER_FILES and path.stat().st_size < 1_000_000:
-            yield from _parts(f"{package.name}/{name}", read_text(path), OTHER_FILES[path.suffix])
+            yield from _parts(name, read_text(path), OTHER_FILES[path.suffix])
 
 
 def reference_manual(standard_library: Path) -> Iterator[Document]:
@@ -54,7 +55,7 @@ def reference_manual(standard_library: Path) -> Iterator[Document]:
     for path in sorted(standard_library.glob("pydoc_data/topics.py")):
         topics = ast.literal_eval(read_text(path).partition("topics = ")[2].strip())
         for topic, text in topics.items():
-            yield from _parts(f"Python/{topic}", text, "manuals")
+            yield from _parts(topic, text, "manuals")
 
 
 def _description(package: Distribution) -> str:
@@ -74,8 +75,9 @@ def _parts(name: str, text: str, kind: str) -> Iterator[Document]:
         blocks = [block for block in blocks if is_clean(block) and not re.match(r"```|[$#.]|\s{4}", block)]
     else:
         blocks = [block for block in blocks if not is_notice(block) and "__pyx" not in block]
-    for number, part in enumerate(joined(blocks)):
-        yield Document(f"{name}/{number}", textwrap.dedent(part), kind)
+    for number, part in enumerate(map(textwrap.dedent, joined(blocks))):
+        if len(part.encode()) >= LEAST_BYTES:
+            yield Document(f"{name}/{number}", part, kind)
 
 
 def _texts_of_module(name: str, source: str) -> Iterator[Document]:
@@ -104,7 +106,7 @@ def _kind_of_block(block: str) -> str:
     lines = [line.strip() for line in block.splitlines() if line.strip()]
     if any(line.startswith(">>>") for line in lines):
         return "interactive sessions"
-    if any(re.fullmatch(r"[=+-]{2,}(?:[ +][=+-]{2,})+\+?", line) for line in lines):
+    if any(re.fullmatch(r"[=+-]{2,}(?:[ +]+[=+-]{2,})+\+?", line) for line in lines):
         return "tables"
     if sum(re.match(r"(?:[-*+]|\d+[.)]) \w", line) is not None for line in lines) >= max(2, 0.3 * len(lines)):
         return "lists"

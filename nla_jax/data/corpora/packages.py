@@ -1,5 +1,6 @@
 """The corpus `packages`: varied text that installed Python packages bring, of many kinds and in many languages."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import sysconfig
@@ -84,11 +85,14 @@ def _all_texts() -> tuple[Document, ...]:
 
 
 def _read_texts() -> Iterator[Document]:
-    for name, read in TEXT_PACKAGES.items():
-        yield from read(importlib.metadata.distribution(name))
+    """All texts that there are, many more than are chosen; their ids begin with the package."""
+    readers = {name: read(importlib.metadata.distribution(name)) for name, read in TEXT_PACKAGES.items()}
     for distribution in required_distributions():
-        yield from texts_of_package(distribution)
-    yield from reference_manual(Path(sysconfig.get_path("stdlib")))
+        readers[distribution.name] = texts_of_package(distribution)
+    readers["Python"] = reference_manual(Path(sysconfig.get_path("stdlib")))
+    for name, documents in readers.items():
+        for document in documents:
+            yield dataclasses.replace(document, id=f"{name}/{document.id}")
 
 
 def _limits(document: Document) -> dict[Hashable, int]:

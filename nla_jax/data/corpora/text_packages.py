@@ -1,9 +1,11 @@
 """What the packages of the extra `texts` bring: dialogues, letters, stories, poems, humour and messages, in many
 languages.
 
-Each function reads the files of one package, imports none of it, and yields more documents than are chosen.
+Each function reads the files of one package, imports none of it, and yields more documents than are chosen. Their ids
+are unique in the package.
 """
 
+import itertools
 import json
 import re
 import struct
@@ -38,8 +40,8 @@ _LISTED = {
     "address": ("city",),
 }
 """Files of mimesis -> fields that hold lists of names."""
-_LISTED_NAMES = 12
-_ROWS = 8
+_LISTS_OF_A_FIELD = 15
+_ROWS = 10
 _RUDE = re.compile(
     r"fuck|shit|cunt|\btits?\b|nigg|\bfag|whore|bitch|\brape|penis|vagina|\bcock", re.IGNORECASE
 )
@@ -48,11 +50,11 @@ _RUDE = re.compile(
 def dialogues(package: Distribution) -> Iterator[Document]:
     """Chats of several exchanges about one topic, of chatterbot-corpus."""
     for name, path in files_of(package, r"/data/\w+/\w+\.yml$"):
-        language, topic = name.removesuffix(".yml").split("/")[-2:]
-        language = "Chinese" if language == "traditionalchinese" else language.capitalize()
+        folder, topic = name.removesuffix(".yml").split("/")[-2:]
+        language = "Chinese" if folder == "traditionalchinese" else folder.capitalize()
         exchanges = _exchanges(yaml.load(path.read_text("utf-8"), _YAML)["conversations"], topic)
-        for number, messages in enumerate(_chats(exchanges, f"{language}/{topic}")):
-            doc_id = f"{package.name}/{language}/{topic}/{number}"
+        for number, messages in enumerate(_chats(exchanges, f"{folder}/{topic}")):
+            doc_id = f"{folder}/{topic}/{number}"
             yield Document(doc_id, render_plain(messages), f"dialogue in {language}", messages)
 
 
@@ -88,7 +90,7 @@ def messages_of_programs(package: Distribution) -> Iterator[Document]:
             texts = {text for text in _translations(path.read_bytes()) if is_clean(text)}
             ordered = sorted(texts, key=lambda text: _order(f"{code}/{text}"))
             for number, text in enumerate(joined(ordered)):
-                yield Document(f"{package.name}/{code}/{number}", text, f"messages in {_LANGUAGES[code]}")
+                yield Document(f"{code}/{number}", text, f"messages in {_LANGUAGES[code]}")
 
 
 def _translations(catalogue: bytes) -> Iterator[str]:
@@ -115,7 +117,7 @@ def _translations(catalogue: bytes) -> Iterator[str]:
 def humour_and_quotations(package: Distribution) -> Iterator[Document]:
     """Anecdotes, and quotations several together, of the fortunes that Unix systems brought."""
     entries = {
-        f"{file}/{number}": entry.strip("\n")
+        f"{file}/{number}": entry.strip("\n").rstrip()
         for file in ("fortunes", "murphy")
         for _, path in files_of(package, rf"/{file}$")
         for number, entry in enumerate(read_text(path).split("\n%\n"))
@@ -126,9 +128,9 @@ def humour_and_quotations(package: Distribution) -> Iterator[Document]:
         if len(entry.encode()) < LEAST_BYTES:
             short.append(entry)
         elif len(entry) <= MOST_CHARACTERS:
-            yield Document(f"{package.name}/{name}", entry, "humour")
+            yield Document(name, entry, "humour")
     for number, text in enumerate(joined(sorted(short, key=_order))):
-        yield Document(f"{package.name}/quotations/{number}", text, "quotations")
+        yield Document(f"quotations/{number}", text, "quotations")
 
 
 def invented_data(package: Distribution) -> Iterator[Document]:
@@ -140,7 +142,7 @@ def invented_data(package: Distribution) -> Iterator[Document]:
             data.setdefault(code, {})[file] = json.loads(path.read_text("utf-8"))
     for code, files in data.items():
         for kind, text in (*_sentences_of(files["text"]), *_lists(files, code), *_tables(files, code)):
-            doc_id = f"{package.name}/{code}/{kind}/{_order(text):.12f}"
+            doc_id = f"{code}/{kind}/{_order(text):.12f}"
             yield Document(doc_id, text, f"{kind} in {_LANGUAGES[code]}")
 
 
@@ -157,14 +159,15 @@ def _lists(files: dict[str, Any], code: str) -> Iterator[tuple[str, str]]:
     """Lists of names, with signs or numbers before them or on one line."""
     for file, fields in _LISTED.items():
         for field in fields:
-            names = sorted(map(str, files.get(file, {}).get(field, ())), key=_order)
-            for start in range(0, min(len(names), 20 * _LISTED_NAMES) - _LISTED_NAMES + 1, _LISTED_NAMES):
-                part = names[start : start + _LISTED_NAMES]
-                layout = int(3 * _order(f"{code}/{field}/{start}"))
-                numbered = "\n".join(f"{number}. {name}" for number, name in enumerate(part, start=1))
+            names = {str(name).strip() for name in files.get(file, {}).get(field, ())}
+            parts = itertools.islice(joined(sorted(names, key=_order), "\n"), _LISTS_OF_A_FIELD)
+            for number, part in enumerate(parts):
+                lines = part.split("\n")
+                layout = int(3 * _order(f"{code}/{field}/{number}"))
+                numbered = "\n".join(f"{place}. {name}" for place, name in enumerate(lines, start=1))
                 yield (
                     "lists",
-                    ("\n".join(f"- {name}" for name in part), numbered, ", ".join(part) + ".")[layout],
+                    ("\n".join(f"- {name}" for name in lines), numbered, ", ".join(lines) + ".")[layout],
                 )
 
 
@@ -224,7 +227,7 @@ def scripture(package: Distribution) -> Iterator[Document]:
             chapters.setdefault(verse // 1000, []).append(" ".join(text[start:end].split()))
         for chapter, parts in chapters.items():
             for number, passage in enumerate(joined(_sentences(parts), " ", _PASSAGE_BYTES)):
-                yield Document(f"{package.name}/{chapter}/{number}", passage, _kind_of_book(chapter // 1000))
+                yield Document(f"{chapter}/{number}", passage, _kind_of_book(chapter // 1000))
 
 
 def _sentences(verses: list[str]) -> Iterator[str]:
@@ -265,7 +268,7 @@ def adventures(package: Distribution) -> Iterator[Document]:
             if said:
                 held += [{"role": "user", "content": command}, {"role": "assistant", "content": said}]
             if sum(len(message["content"]) for message in held) >= 1.5 * LEAST_BYTES:
-                doc_id = f"{package.name}/{name.rpartition('/')[2]}/{number}"
+                doc_id = f"{name.rpartition('/')[2]}/{number}"
                 yield Document(doc_id, render_plain(held), "text adventure", tuple(held))
                 held, number = [], number + 1
 
