@@ -23,7 +23,7 @@ _ADVERB = re.compile(
     r"(?!(?:family|reply|supply|assembly|anomaly|italy|july|monopoly|butterfly)$)[a-z]{3,}ly"
 )
 _LONGEST_WORD = 24
-_SENTENCE_START = frozenset('.!?:\n"“')
+_SENTENCE_START = frozenset(".!?:\n")
 
 _FEWEST_WORDS = 5
 """Words of a topic below which words of the text before it are added."""

@@ -37,7 +37,7 @@ _REQUESTS = {
     "text to write": r"\b(?:write|draft|compose)\b",
     "list request": r"\b(?:list|name|give me \w+|suggest|make a table|recommend)\b",
     "comparison": r"\b(?:compare|difference between|different from|versus|better than)\b",
-    "explanation request": r"\b(?:explain|describe|define|teach|what does .* mean)\b",
+    "explanation request": r"\b(?:explain|describe|define|teach me|what does .* mean)\b",
     "calculation": r"\b(?:how many|how much|calculate|solve|percent|sum of)\b|\d\s*[-+*/x]\s*\d",
     "plan request": r"\b(?:plan|prepare|schedule|organi[sz]e|help me)\b",
     "advice wanted": r"\b(?:should i|advice|what can i do|worried|how do i|how can i)\b",
@@ -66,6 +66,8 @@ _CASUAL = re.compile(
     r"\b(?:I|you|we|they)['’](?:m|ll|re|ve|d)\b",
     re.IGNORECASE,
 )
+_REQUEST_GENRE = re.compile(r"request\b.*\((\w+)\)")
+"""The genre of a request that the corpus made, with its kind in brackets."""
 _GENRE = re.compile(r"[A-Za-z][\w .,&-]{1,23}")
 _TECHNICAL_WORDS = 3
 """How many of them make documentation."""
@@ -80,10 +82,16 @@ def kind(facts: Facts) -> str | None:
     """
     found = code_language(facts.said) or form_of(facts.said)
     if found is None and not facts.is_inside:
-        found = request_of(facts.said) if facts.is_chat else origin_of(facts)
+        found = _wanted(facts) if facts.is_chat else origin_of(facts)
     if found is None:
         return None
     return facts.choose(("{}.", "Kind: {}."), "kind").format(found[0].upper() + found[1:])
+
+
+def _wanted(facts: Facts) -> str | None:
+    """What the user wants, by the genre of requests where their words tell no more than that they ask."""
+    found, genre = request_of(facts.said), _REQUEST_GENRE.fullmatch(facts.genre)
+    return f"{genre[1]} request" if genre and found in (None, "question") else found
 
 
 def origin_of(facts: Facts) -> str | None:

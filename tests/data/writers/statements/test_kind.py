@@ -71,6 +71,15 @@ def test_the_origin_is_told_where_the_form_is_plain_prose():
     assert kind(facts("import x\ndef f(x):\n    return x", "inside")).endswith("Python code.")
 
 
+def test_the_genre_tells_what_is_wanted_where_words_do_not():
+    def wanted(text, genre):
+        return kind(facts(text, "turn_end", role="user", genre=genre))
+
+    assert wanted("Mein Koffer fehlt. Was nun?", "request in German (advice)").endswith("dvice request.")
+    assert wanted("Write a poem about rain.", "request (letter)").endswith("oem to write.")
+    assert wanted("Mein Koffer fehlt.", "chat") is None
+
+
 def test_languages_are_told_by_function_words():
     assert language_of("The dog was in the garden with us.") == "en" and language_of(GERMAN) == "de"
     assert language_of("我的行李没有到。我该怎么办？请简短一些。") == "zh"
