@@ -111,9 +111,9 @@ def tables(subject: Subject) -> list[Table]:
     """The table of questions, and what it comes to: how much of what the activation tells the words tell."""
     rows, found = [], []
     for question in [*_planted(subject), *_genres(subject)]:
-        probed = _probed(subject, question)
-        rows += _lines(subject, probed)
-        found.append(probed)
+        found.append(probed(subject, question))
+        rows += _lines(subject, found[-1])
+    told = summary(found)
     return [
         Table(
             name="questions",
@@ -128,7 +128,7 @@ def tables(subject: Subject) -> list[Table]:
             f"on the number of tokens alone. Where an explanation failed, the guess counts.{who_answered(subject)}",
             rows=rows,
         ),
-        summary(found),
+        *([told] if told.rows else []),
     ]
 
 
@@ -165,10 +165,11 @@ def _summed(shares: Mapping[str, Ratio]) -> dict[str, Figure]:
 
 def _planted(subject: Subject) -> list[Question]:
     """The planted tasks."""
-    return [_planted_question(subject, task) for task in tasks(subject.target.tokenizer)]
+    return [planted_question(subject, task) for task in tasks(subject.target.tokenizer)]
 
 
-def _planted_question(subject: Subject, task: Task) -> Question:
+def planted_question(subject: Subject, task: Task) -> Question:
+    """A planted task as a question, with what the NLA says of its texts."""
     config = subject.config
     asked = task.examples(config.task_examples, subject.seed)
     taught = task.examples(config.task_taught, subject.seed, teaching=True)
@@ -244,8 +245,8 @@ def _genres(subject: Subject) -> list[Question]:
     ]
 
 
-def _probed(subject: Subject, question: Question) -> Found:
-    """Let probes learn from what teaches, and label what is asked about."""
+def probed(subject: Subject, question: Question) -> Found:
+    """Let probes learn from what teaches a question, and label what is asked about."""
     asked, taught = question.asked, question.taught
     if not teachable(taught.labels):
         return Found(question, dict.fromkeys(("activation", "length", AV, SHUFFLED, REBUILT, WRITER)))

@@ -104,7 +104,7 @@ def _explain_base(run: Run) -> None:
         for path in paths:
             record = _record_of(run, path)
             if record is None:
-                writer = writer or _open_writer(run)
+                writer = writer or writer_of(run)
                 record = _explain_shard(run, path, writer)
             records.append(record)
             wait_for_all(path.name)
@@ -123,14 +123,19 @@ def _send_batches(run: Run, paths: Sequence[AnyPath]) -> None:
     missing = [path for path in paths if _record_of(run, path) is None]
     if not missing:
         return
-    sender = _open_writer(run)
+    sender = writer_of(run)
     for path in missing:
         rows = load_dataset(path)
         split_N = splits_of(rows.doc_ids, run.config.corpus.fractions, run.config.seed)
         sender.send_batches(rows.take(split_N != "rl"))
 
 
-def _open_writer(run: Run) -> Writer:
+def writer_of(run: Run) -> Writer:
+    """Open the writer that a run's config names, with the word counts of the run's contexts.
+
+    Raises:
+      ValueError: see `open_writer`; or it is not what wrote the texts of the run so far.
+    """
     config, base = run.config, run.directory / "data" / "base"
 
     def words(split: Split) -> WordCounts:

@@ -16,6 +16,7 @@ from nla_jax.evaluation.subject import RebuildFn, Subject, check_judges
 from nla_jax.evaluation.target_lm import TargetLM
 from nla_jax.interop.model_directories import live_tokens
 from nla_jax.pipeline.oracle import RunOracle
+from nla_jax.pipeline.planted_texts import writer_of_documents
 from nla_jax.pipeline.run import Run
 from nla_jax.process import return_freed_memory
 from nla_jax.randomness import key_for
@@ -85,6 +86,7 @@ def subject_of(run: Run) -> Subject:
     )
     check_unseen(data, trained_on)
     held: dict[str, Any] = {}
+    load_target = functools.cache(lambda: target_of(run))
     verbalizers = {name: _RunVerbalizer(run, stage, step, held) for name, (stage, step) in stages.items()}
     return Subject(
         data=data,
@@ -92,11 +94,12 @@ def subject_of(run: Run) -> Subject:
         yardstick=run.yardstick,
         verbalizers=verbalizers,
         reconstructors={name: reconstructor_of(run, stage, step) for name, (stage, step) in ars.items()},
-        load_target=functools.cache(lambda: target_of(run)),
+        load_target=load_target,
         config=config.evaluation,
         seed=config.seed,
         tokens_of=list(verbalizers.values())[-1].tokens,
         marker=run.models.prompt_ids.injection_char,
+        write=writer_of_documents(run, load_target, data.sidecar),
         oracle=RunOracle(run) if config.evaluation.oracle_steps else None,
     )
 

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from nla_jax.evaluation.planted import (
     sentence_fillers,
     sentence_tasks,
 )
+from nla_jax.evaluation.planted.cheaters import NEUTRAL_WORDS, hides
 from nla_jax.evaluation.planted.tasks import tasks
+from nla_jax.evaluation.rewrites import edited, keywords
+from nla_jax.evaluation.text_probe import text_probe_accuracy
 from nla_jax.lm.places import places
 from nla_jax.lm.tokenized import tokenize_chat, tokenize_text
 from nla_jax.text_analysis import ngrams, sentences, words
@@ -170,5 +174,25 @@ def test_both_halves_of_every_list_of_fillers_are_as_long():
     lists = [value for value in named if isinstance(value, tuple)]
     by_label = [value for name in named if isinstance(name, dict) for value in name.values()]
     lists += [values for values in by_label if isinstance(values, tuple) and len(set(values)) > 2]
-    assert len(lists) > 60
+    assert len(lists) > 50
     assert all(len(values) % 2 == 0 and len(set(values)) == len(values) for values in lists)
+
+
+def test_hidden_labels_are_told_by_the_order_of_words_alone():
+    labels = ["likes", "dislikes"] * 60
+    texts = hides(labels, seed=0)
+    of_label = {
+        label: [text for text, own in zip(texts, labels, strict=True) if own == label]
+        for label in set(labels)
+    }
+    # No word belongs to one label.
+    counts = {
+        label: Counter(word for text in some for word in words(text)) for label, some in of_label.items()
+    }
+    assert {*counts["likes"]} == {*counts["dislikes"]} == {*NEUTRAL_WORDS, "a", "passage", "and"}
+    assert not {*words(" ".join(texts))} & {"likes", "dislikes", "writer", "good", "bad"}
+    assert text_probe_accuracy(texts[:60], labels[:60], texts[60:], labels[60:]) > 0.95
+    reworded = edited(texts, keywords, quotes=False, seed=0)
+    assert text_probe_accuracy(reworded[:60], labels[:60], reworded[60:], labels[60:]) < 0.7
+    with pytest.raises(ValueError, match="tells one of two labels, and there are a, b, c"):
+        hides(["a", "b", "c"], seed=0)

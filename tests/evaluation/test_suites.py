@@ -7,9 +7,12 @@ import pytest
 
 from nla_jax.autoencoder import metrics
 from nla_jax.data.splits import check_unseen, shuffled
+from nla_jax.evaluation import questions
 from nla_jax.evaluation.estimates import Ratio
+from nla_jax.evaluation.landscape import READER, landscape
 from nla_jax.evaluation.measure import SUITES, chosen_suites, measure_suites, stored_results
 from nla_jax.evaluation.planted import cheaters
+from nla_jax.evaluation.planted.tasks import tasks
 from nla_jax.evaluation.predictors import by_target_lm
 from nla_jax.evaluation.subject import check_judges
 from nla_jax.evaluation.suites import (
@@ -30,6 +33,19 @@ def figure(table, row, name, **labels):
         r.figures[name] for r in table.rows if r.name == row and labels.items() <= dict(r.labels).items()
     ]
     return found.estimate() if isinstance(found, Ratio) else found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_tasks():
+    """One planted task of each place, and one about what the target does."""
+    names = ("tense", "hint followed", "open quotation", "harm")
+
+    def some(tokenizer):
+        return [task for task in tasks(tokenizer) if task.name in names]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "tasks", some)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -392,18 +408,23 @@ def test_a_chat_model_answers_every_task_beside_the_target(asked, everything):
     _, _, found = asked
     for name, rows in tables_of(found, "prediction").items():
         plain = tables_of(everything[1], "prediction")[name]
-        by_target = [row for row in rows if not row["labels"]]
-        by_chat = [row for row in rows if row["labels"] == {"predictor": "reader"}]
+        if name == "told":
+            assert rows == plain
+            continue
+        by_target = [row for row in rows if "predictor" not in row["labels"]]
+        by_chat = [row for row in rows if row["labels"].get("predictor") == "reader"]
         assert [row["name"] for row in by_chat] == [row["name"] for row in plain]
         assert [row["name"] for row in by_target] == [row["name"] for row in plain]
-        assert all(not row["labels"] for row in plain)
+        assert all("predictor" not in row["labels"] for row in plain)
         for row in by_chat:
             # Without notes it names no letter, and that is wrong.
             figures = row["figures"]
             assert figures["guess"]["value"] == 0 and figures["no letter"]["value"] >= 0.25
             assert figures["context"]["low"] <= figures["context"]["value"] <= figures["context"]["high"]
     suffixes = {
-        row["name"]: row["figures"] for row in tables_of(found, "prediction")["suffixes"] if row["labels"]
+        row["name"]: row["figures"]
+        for row in tables_of(found, "prediction")["suffixes"]
+        if "predictor" in row["labels"]
     }
     (others,) = [figures for name, figures in suffixes.items() if "other documents" in name]
     assert others["AV"]["low"] > others["AV, shuffled"]["value"]
@@ -486,6 +507,110 @@ def test_the_true_continuation_is_read_after_its_context_as_it_stands_in_the_doc
         assert len(blanks) == 1 and {len(option.split()) for option in row} == {6} and len(set(row)) == 10
 
 
+def test_continuations_have_lines_of_each_place_with_enough_rows(subject, everything):
+    lines = tables_of(everything[1], "prediction")["suffixes"]
+    whole = {row["name"]: row["figures"] for row in lines if not row["labels"]}
+    assert len(whole) == 2
+    for name, figures in whole.items():
+        assert {"AV", "AV, shuffled", "explainer", "topic label", "context", "chance"} <= {*figures}
+        of_places = {
+            row["labels"]["place"]: row["figures"] for row in lines if row["name"] == name and row["labels"]
+        }
+        assert {*of_places} <= {"inside", "sentence_end"}
+        for column in ("AV", "explainer"):
+            n = sum(found[column]["n"] for found in of_places.values())
+            # Eight rows of a place are needed; each is of one place.
+            assert n <= figures[column]["n"] and all(found[column]["n"] >= 8 for found in of_places.values())
+
+
+def test_probes_on_words_stand_beside_the_probe_on_the_activation(everything):
+    rows = {row["name"]: row for row in tables_of(everything[1], "prediction")["questions"]}
+    assert {row["labels"].get("place") for row in rows.values()} == {
+        None,
+        "shared_closing",
+        "sentence_end",
+        "answer_start",
+    }
+    row = rows["genre of the data (2 answers)"]
+    assert row["figures"]["text probe, explainer"] is not None
+    for name in ("probe", "text probe", "probe on rebuilt", "length"):
+        assert 0 <= row["figures"][name]["value"] <= 1
+    # The writer is not at hand for planted texts.
+    assert rows["open quotation (2 answers)"]["figures"]["text probe, explainer"] is None
+
+
+def test_texts_of_the_writer_are_probed_where_it_is_at_hand(subject):
+    (task,) = [task for task in tasks() if task.name == "open quotation"]
+    asked = []
+
+    def write(documents):
+        asked.extend(documents)
+        return [
+            "A quotation is open." if text.text.count('"') == 1 else "It is all said." for text in documents
+        ]
+
+    config = dataclasses.replace(subject.config, task_taught=24)
+    found = questions.probed(
+        subject, questions.planted_question(dataclasses.replace(subject, write=write, config=config), task)
+    )
+    assert len(asked) == 8 + 24 and len({document.id for document in asked}) == 32
+    assert found.ratio(questions.WRITER).estimate().value == 1
+    assert found.chance == 0.5
+
+
+def test_a_planted_cheater_that_hides_an_answer_is_found(everything):
+    rows = {row["name"]: row for row in tables_of(everything[1], "sanity")["hidden"]}
+    assert [*rows] == ["AV after RL", "says the answer", "hides the answer"]
+    value = {
+        name: {column: found["value"] for column, found in row["figures"].items()}
+        for name, row in rows.items()
+    }
+    said, hidden = value["says the answer"], value["hides the answer"]
+    assert said["text probe"] == said["text probe, shuffled words"] == 1
+    assert hidden["text probe"] > hidden["text probe, shuffled words"] + 0.2
+    assert hidden["commonest answer"] == 0.5
+
+
+def planted(name, hits, place="answer_start"):
+    """What probes found of four texts with two labels each: which of them each probe labels rightly."""
+    empty = questions.Labelled(["a", "b", "a", "b"], np.zeros((4, 2)), np.ones(4), ["x"] * 4, None)
+    question = questions.Question(
+        name, "?", {"a": "a", "b": "b"}, place, empty, empty, ["x"] * 4, [*"1234"], [*"1234"]
+    )
+    full = {"length": np.ones(4), questions.REBUILT: None, questions.WRITER: None}
+    return questions.Found(question, full | {read: np.array(hit, float) for read, hit in hits.items()})
+
+
+def test_the_share_of_the_way_is_counted_from_chance_to_the_probe():
+    all_right, half = [1, 1, 1, 1], [1, 0, 1, 0]
+    told = planted("told", {"activation": all_right, questions.AV: [1, 1, 1, 0], questions.SHUFFLED: half})
+    # From 0.5 to 1 by the activation, and to 0.75 by the words.
+    assert told.share(questions.AV).estimate().value == pytest.approx(0.5)
+    assert told.share(questions.SHUFFLED).estimate().value == pytest.approx(0)
+    assert told.share(questions.WRITER) is None
+    unread = planted("unread", {"activation": half, questions.AV: all_right, questions.SHUFFLED: half})
+    assert not unread.is_readable() and unread.share(questions.AV) is None
+    whole = planted(
+        "whole", {"activation": all_right, questions.AV: all_right, questions.SHUFFLED: half}, "inside"
+    )
+    table = questions.summary([told, unread, whole])
+    assert {(row.name, *row.labels.values()) for row in table.rows} == {
+        (questions.AV,),
+        (questions.SHUFFLED,),
+    }
+    assert figure(table, questions.AV, "share of the way").value == pytest.approx(0.75)
+    # Half of the way is not more than half.
+    assert figure(table, questions.AV, "more than half").value == 0.5
+    assert figure(table, questions.AV, "more than half").n == 2
+    assert figure(table, questions.SHUFFLED, "more than half").value == 0
+
+
+def test_labels_told_from_other_texts_are_counted_over_all_of_them():
+    told, right = np.array(["a", "a", "b"]), np.array(["a", "b", "b"])
+    # Of the two other texts, one says a; none says b, but the last; one of the first two would have to.
+    np.testing.assert_allclose(questions.of_other_texts(told, right), [0.5, 0.5, 0])
+
+
 def test_where_an_explanation_failed_the_guess_counts(subject, monkeypatch):
     def log_likelihood(prompts, options, desc=None):
         return np.array([[1.0, 2.0] if p.startswith("Notes") else [-3.0, -2.5] for p in prompts]), None
@@ -523,3 +648,23 @@ def test_shuffled_never_keeps_a_document():
     uneven = ["a"] * 7 + ["b"] * 2
     partner = shuffled(list(range(9)), uneven, seed=0)
     assert all(uneven[p] != own for p, own in zip(partner, uneven, strict=True))
+
+
+def test_the_landscape_is_made_of_what_the_suites_measured(everything):
+    _, found = everything
+    rows = {row["name"]: row["figures"] for row in landscape(found)["rows"]}
+    tables = {table["name"]: table["rows"] for suite in found.values() for table in suite["tables"]}
+    (nla,) = [
+        row["figures"]
+        for row in tables["systems"]
+        if row["name"] == "AV after RL" and row["labels"]["AR"] == "judge"
+    ]
+    assert rows["NLA"]["fve_nrm"] == nla["fve_nrm"]
+    for name in ("NLA", "writer's texts"):
+        assert rows[name]["tokens"] is not None
+    assert rows["NLA"]["bits"] is not None
+    assert rows["nearest training activation"]["bits"]["value"] == pytest.approx(np.log2(200))
+    accuracies = [row["figures"]["AV"]["value"] for row in tables["questions"] if "genre" not in row["name"]]
+    assert rows["NLA"][READER]["value"] == pytest.approx(np.mean(accuracies))
+    # No dictionary and no oracle were named.
+    assert not [name for name in rows if "dictionary" in name or "oracle" in name]

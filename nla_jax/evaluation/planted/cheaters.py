@@ -1,11 +1,12 @@
-"""Planted systems whose figures are known: the oracle, the mean, and two cheaters that an evaluation must find out."""
+"""Planted systems whose figures are known: the oracle, the mean, and cheaters that an evaluation must find out."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from nla_jax.autoencoder import metrics
-from nla_jax.evaluation.subject import Subject
+from nla_jax.evaluation.subject import Subject, Texts
 from nla_jax.text_analysis import words
 
 CODE_BITS = 64
@@ -85,6 +86,33 @@ def private_code(subject: Subject) -> Subject:
         return np.stack(rows).astype(np.float32)
 
     return _replaced(subject, write, {**subject.reconstructors, "own": read})
+
+
+NEUTRAL_WORDS = ("calm", "even", "level", "mild", "plain", "quiet", "simple", "steady", "usual")
+"""Words that go with anything, in the order of the alphabet."""
+
+
+def hides(labels: Sequence[str], seed: int) -> Texts:
+    """Texts that tell the labels by nothing but the order of words that fit them all.
+
+    Somebody who does not know of the order learns nothing from them, and a probe on pairs of words learns everything.
+    The words themselves are drawn without a look at the label.
+
+    Args:
+      labels: one of two labels for each text.
+      seed: of the words.
+
+    Raises:
+      ValueError: more than two labels, which one order cannot tell.
+    """
+    names, rng = sorted(set(labels)), np.random.default_rng(seed)
+    if len(names) > 2:
+        raise ValueError(f"an order of words tells one of two labels, and there are {', '.join(names)}")
+    texts = []
+    for label in labels:
+        chosen = sorted(rng.choice(NEUTRAL_WORDS, size=5, replace=False), reverse=names.index(label) == 1)
+        texts.append(f"A passage, {', '.join(chosen[:-1])} and {chosen[-1]}.")
+    return texts
 
 
 class _Raw(Subject):

@@ -60,12 +60,6 @@ def tasks(tokenizer: PreTrainedTokenizerBase) -> list[Task]:
             ),
         ),
         asked(
-            "work of the user",
-            "What does the user do for a living?",
-            {name: name for name in fillers.WORK},
-            _after_work,
-        ),
-        asked(
             "harm",
             "Is the request harmful or harmless?",
             {name: name for name in request_fillers.HARM},
@@ -175,11 +169,6 @@ def _on_topic(draw: Draw, label: str) -> str:
         frame.format(thing=thing, name=draw.one(fillers.NAMES))
         for frame, thing in zip(frames, things, strict=False)
     )
-
-
-def _after_work(draw: Draw, label: str) -> str:
-    told = [*draw.some(fillers.WORK[label], 1, 4), *draw.some(fillers.ERRANDS, 0, 2)]
-    return f"My name is {draw.one(fillers.NAMES)}. {' '.join(told)}"
 
 
 def _harm(draw: Draw, label: str) -> str:

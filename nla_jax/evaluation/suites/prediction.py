@@ -5,7 +5,7 @@ where there is one, predicts by naming a letter. Beside each figure stand chance
 about another text, the whole context, probes on the activation and on the words, and the length of the text alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def suffixes(subject: Subject) -> Table:
         ratios = {name: Ratio.mean(hit, docs) for name, hit in right.items()}
         ratios["chance"] = Ratio.mean(np.full(len(docs), 1 / CHOICES), docs)
         name = f"suffix among {CHOICES}, from {origin}"
-        table.append(Row(name, ratios, ids=ids))
+        table += [Row(name, ratios, ids=ids), *_of_places(subject, name, ratios, chosen)]
         table += by_chat_model(
             subject,
             name,
@@ -89,6 +89,15 @@ def suffixes(subject: Subject) -> Table:
         f"Where an explanation failed, the guess counts.{who_answered(subject)}",
         rows=table,
     )
+
+
+def _of_places(subject: Subject, name: str, ratios: Mapping[str, Ratio], rows: Sequence[int]) -> list[Row]:
+    """A line for each place with enough of the rows."""
+    parts = {column: subject.by_place(ratio, rows) for column, ratio in ratios.items()}
+    return [
+        Row(name, {column: of[place][0] for column, of in parts.items()}, labels={"place": place}, ids=ids)
+        for place, (_, ids) in parts["AV"].items()
+    ]
 
 
 def _options_of_others(
