@@ -91,22 +91,19 @@ def save_overview(run_dir: AnyPath, directory: AnyPath) -> AnyPath:
       FileNotFoundError, ValueError: as `write_report`.
     """
     evaluation, rows = read_evaluation(run_dir), read_metrics(run_dir)
-    panels = [panel for panel in PANELS if panel.in_overview]
+    panels, places = [panel for panel in PANELS if panel.in_overview], _by_place_of_judge(evaluation)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14, 7.5), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1.3, 1))
+        figure = whole = Figure(figsize=(14, 11.5 if places["rows"] else 7.5), layout="constrained")
+        if places["rows"]:
+            top, whole = figure.subfigures(2, 1, height_ratios=(4, 7.5))
+            draw_places(top.subplots(), places)
+        left, right = whole.subfigures(1, 2, width_ratios=(1.3, 1))
         for ax, panel in zip(left.subplots(3, 2).flat, panels, strict=True):
             if has_data(panel, rows):
                 draw_panel(ax, panel, rows, evaluation.get("kept_steps", {}).get(panel.stage))
             else:
                 ax.set_axis_off()
-        by_place, whole = _by_place_of_judge(evaluation), _round_trip_of_judge(evaluation)
-        if by_place["rows"]:
-            places, bars = right.subplots(2, height_ratios=(2, 3))
-            draw_places(places, by_place)
-            draw_table(bars, whole)
-        else:
-            draw_table(right.subplots(), whole)
+        draw_table(right.subplots(), _round_trip_of_judge(evaluation))
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "overview.png"
         with write_atomically(path) as temporary:

@@ -250,7 +250,7 @@ def draw_places(ax: Axes, table: Mapping[str, Any]) -> None:
     ax.axhline(0, color="#4b5563", linewidth=1)
     ax.set_xticks(range(len(places)), [textwrap.fill(place.replace("_", " "), 16) for place in places])
     ax.grid(axis="x", visible=False)
-    ax.legend(fontsize=7, ncols=2)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     ax.set(title=table["title"], ylabel=plotted)
 
 
