@@ -48,7 +48,7 @@ _REQUESTS = {
     "where question": r"^\W*where\b",
     "when question": r"^\W*when\b",
     "what question": r"^\W*(?:what|which)\b",
-    "yes-no question": r"^\W*(?:is|are|do|does|did|can|could|will|would|has|have)\b.*\?",
+    "yes-no question": r"^\W*(?:is|are|do|does|did|can|could|should|will|would|has|have)\b.*\?",
     "question": r"[?？]\s*$",
 }
 """What a user wants, the more special first."""

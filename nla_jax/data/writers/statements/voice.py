@@ -32,7 +32,7 @@ def speakers(facts: Facts) -> str | None:
         return None  # Most sentences of chats that are read inside are a user's.
     name = "System prompt" if facts.role == "system" else (facts.role or "").capitalize()
     closings = ("{} ends.", "{} done.", "{} finishes.")
-    inside = ("{} speaks.", "{} talking.", "Words of {}.")
+    inside = ("{} speaks.", "{} talking.")
     return facts.choose(closings if facts.place == "turn_end" else inside, "speakers").format(name)
 
 
