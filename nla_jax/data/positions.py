@@ -5,6 +5,8 @@ Positions are keyed by (seed, document id), so that they do not depend on order,
 
 import collections
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -49,7 +51,7 @@ class PlaceWeights:
                 "extraction.place_weights are all 0, so that no token would be read; give one place a positive weight"
             )
 
-    @property
+    @functools.cached_property
     def of_places(self) -> dict[str, float]:
         """Place -> weight."""
         return {place: getattr(self, place) for place in TOKEN_PLACES}
@@ -266,7 +268,7 @@ def choose_positions(
         if source is None:
             continue
         tally.longest = max(tally.longest, len(source))
-        roles = {role for role in source.roles if role is not None}
+        roles = {*source.roles} - {None}
         tally.roles |= roles
         if config.roles and not roles & {*config.roles}:
             tally.without_role += 1
@@ -309,16 +311,16 @@ def _tokenized(
 
 def _allowed(source: TokenizedText, special: set[int], config: PositionConfig) -> dict[int, str]:
     """The positions of a document that may be read, ascending, with their places."""
-    place_of = places(source)
-    if all(role is None for role in source.roles):
-        # A plain text has no template around it.
-        place_of = tuple(place or "inside" for place in place_of)
+    # A plain text has no template around it, so that every token of it is content.
+    around = None if {*source.roles} - {None} else "inside"
+    last = min(len(source), config.max_tokens)
+    rows = zip(range(last), source.ids, source.roles, places(source), strict=False)
     return {
-        i: place_of[i]
-        for i in range(config.min_position, min(len(source), config.max_tokens))
-        if place_of[i] is not None
-        and (source.ids[i] not in special or place_of[i] == "answer_start")
-        and (not config.roles or source.roles[i] in config.roles)
+        i: place or around
+        for i, token, role, place in itertools.islice(rows, config.min_position, None)
+        if (place or around)
+        and (token not in special or place == "answer_start")
+        and (not config.roles or role in config.roles)
     }
 
 

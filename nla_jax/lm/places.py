@@ -50,10 +50,11 @@ def places(source: TokenizedText) -> tuple[str | None, ...]:
         more = text[character + 1 : spans[i][1]]  # A sentence may go on where the token does.
         if i >= 0 and found[i] is not None and (place == "line_end" or not more.strip()):
             found[i] = place
-    for i in source.last_of_turns() if any(turn is not None for turn in source.turns) else ():
-        found[i] = "turn_end"
-    for i in answer_starts(source):
-        found[i] = "answer_start"
+    if {*source.turns} - {None}:
+        for i in source.last_of_turns():
+            found[i] = "turn_end"
+        for i in answer_starts(source):
+            found[i] = "answer_start"
     return tuple(found)
 
 

@@ -124,7 +124,10 @@ def tokenize_texts(
 ) -> list[TokenizedText]:
     """Encode plain texts as `tokenize_text` does, each cut after `most_tokens` tokens; a text may have no token."""
     texts = [as_unicode(text) for text in texts]
-    encoded = tokenizer(texts, return_offsets_mapping=True)
+    # What is not asked for would be copied token by token.
+    encoded = tokenizer(
+        texts, return_offsets_mapping=True, return_attention_mask=False, return_token_type_ids=False
+    )
     return [
         _plain(tokenizer, text, ids, offsets, most_tokens)
         for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -251,10 +254,10 @@ _SPELLED: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = w
 
 def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     spelled = _SPELLED.setdefault(tokenizer, {})
-    if missing := [index for index in {*ids} if index not in spelled]:
+    if missing := [*{*ids}.difference(spelled)]:
         alone = tokenizer.batch_decode([[index] for index in missing], clean_up_tokenization_spaces=False)
         spelled.update(zip(missing, alone, strict=True))
-    return tuple(spelled[index] for index in ids)
+    return tuple(map(spelled.__getitem__, ids))
 
 
 def _covering(offsets: Sequence[Span], tokens: Sequence[str], text: str) -> tuple[Span, ...]:
@@ -270,9 +273,10 @@ def _covering(offsets: Sequence[Span], tokens: Sequence[str], text: str) -> tupl
             holder, at = len(spans), end
             spans.append((start, end))
             continue
-        between = text[at:start]
-        leading, spaces = len(token) - len(token.lstrip(" ")), len(between) - len(between.rstrip(" "))
-        start -= min(leading, spaces)
+        if token.startswith(" "):
+            between = text[at:start]
+            leading, spaces = len(token) - len(token.lstrip(" ")), len(between) - len(between.rstrip(" "))
+            start -= min(leading, spaces)
         if start > at and holder is not None:
             spans[holder] = spans[holder][0], start
         elif start > at:
@@ -280,7 +284,7 @@ def _covering(offsets: Sequence[Span], tokens: Sequence[str], text: str) -> tupl
         if start < end or not token.strip(" "):  # a BOS that was added holds nothing
             holder = len(spans)
         spans.append((start, end))
-        at = max(at, end)
+        at = end if end > at else at
     if holder is not None and at < len(text):
         spans[holder] = spans[holder][0], len(text)
     return tuple(spans)
