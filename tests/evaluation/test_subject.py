@@ -135,6 +135,18 @@ def test_lookups_of_last_tokens_are_made_among_rows_of_the_same_place():
     assert [row.labels["AR"] for row in last] == ["-"] * 3
 
 
+def test_without_places_last_tokens_are_looked_up_among_all_rows():
+    tokens = [[7, 1]] * 8 + [[7, 2]] * 8
+    data = dataclasses.replace(DATA, extra={**DATA.extra, "last_token_ids": tokens})
+    without = dataclasses.replace(data, extra={"last_token_ids": tokens})
+    subject = dataclasses.replace(subject_of(data), data=without)
+    last = controls.lookups(subject)[0]
+    # Means of eight rows and three times that of all, which is (√2, √2) / 4.
+    root = np.sqrt(2)
+    np.testing.assert_allclose(last.vectors_ND[0], [(8 * root / 2 + 3 * root / 4) / 11] * 2, rtol=1e-6)
+    np.testing.assert_allclose(last.vectors_ND[15], [3 * root / 4 / 11] * 2, rtol=1e-6)
+
+
 def test_gains_over_lookups_are_paired_by_place():
     tokens = [[7, 1]] * 16
     subject = subject_of(dataclasses.replace(DATA, extra={**DATA.extra, "last_token_ids": tokens}))

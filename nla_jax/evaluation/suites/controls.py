@@ -127,7 +127,10 @@ def lookups(subject: Subject) -> list[Prediction]:
     tokens_N, training_tokens_M = last_tokens(data, target), last_tokens(training, target)
     if tokens_N is None or training_tokens_M is None:
         return found
-    place_N, training_place_M = (rows.extra.get("place", [None] * len(rows)) for rows in (data, training))
+    told = "place" in data.extra and "place" in training.extra
+    place_N, training_place_M = (
+        rows.extra["place"] if told else [None] * len(rows) for rows in (data, training)
+    )
     means_ND, tables = subject.place_means_ND, []
     for name, count in ((LAST_TOKEN, 1), (LAST_TWO, 2)):
         keys_N, training_keys_M = (
