@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nla_jax.data.corpora.documents import Document
@@ -66,7 +67,7 @@ def _rows(run: Run, target: TargetLM, documents: Sequence[Document], sidecar: Si
         activations=columns.pop("activation_vector"),
         explanations=None,
         doc_ids=columns.pop("doc_id"),
-        n_raw_tokens=columns.pop("n_raw_tokens"),
+        n_raw_tokens=np.array(columns.pop("n_raw_tokens"), np.int64),
         contexts=columns.pop("detokenized_text_truncated"),
         extra=columns,
         sidecar=dataclasses.replace(sidecar, row_count=len(contexts)),

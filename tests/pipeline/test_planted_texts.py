@@ -1,5 +1,5 @@
+import copy
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,5 +41,7 @@ def test_the_runs_writer_writes_about_the_last_token_of_each_document(untrained_
 @pytest.mark.parametrize("name", ["chat", "column"])
 def test_a_writer_that_asks_a_model_or_reads_a_column_is_left_alone(untrained_run, name):
     config = dataclasses.replace(untrained_run.config, writer=WriterConfig(name=name))
-    run = SimpleNamespace(config=config)
-    assert writer_of_documents(run, lambda: pytest.fail("loaded"), None) is None
+    run = copy.copy(untrained_run)
+    run.config = config
+    sidecar = untrained_run.data("held_out").sidecar
+    assert writer_of_documents(run, lambda: pytest.fail("loaded"), sidecar) is None
