@@ -14,6 +14,7 @@ from nla_jax.evaluation.dictionary_files import save_dictionary
 from nla_jax.evaluation.dictionary_training import DictionaryConfig, train_dictionary
 from nla_jax.files import AnyPath
 from nla_jax.pipeline.run import Run
+from nla_jax.process import warn
 
 FILE_NAME = "dictionary.safetensors"
 TRAINING_ROWS = 131_072
@@ -59,6 +60,11 @@ def train_run_dictionary(run: Run, config: DictionaryConfig, path: AnyPath) -> D
             f"a dictionary is written as safetensors, not as {path.name}; end its name in .safetensors"
         )
     training_ND, held_out_ND = training_rows(run), run.held_out(run.config.evaluation.rows).activations
+    if (features := config.width * training_ND.shape[1]) > len(training_ND):
+        warn(
+            f"a dictionary of {features} features learns {len(training_ND)} rows by heart; lower width={config.width}, "
+            "or extract more rows"
+        )
     started, layer = time.perf_counter(), run.config.model.layer
     source = f"trained on {len(training_ND):,} training rows of {run.config.name}"
     dictionary, last = train_dictionary(training_ND, config, seed=run.config.seed, source=source)

@@ -39,7 +39,8 @@ def run(shallow_model_dir, tmp_path_factory):
 
 def test_the_command_trains_on_rows_that_are_not_held_out(run, capsys):
     main(["dictionary", str(run.directory), "--width", "2", "-k", "4", "--steps", "30", "--batch-size", "32"])
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "learns" not in warned
     rows = sum(len(run.open(split)) for split in ("av_sft", "ar_sft", "rl"))
     assert f"64 features from {rows} training rows" in printed
     path = run.directory / "dictionary.safetensors"
@@ -53,6 +54,13 @@ def test_the_command_trains_on_rows_that_are_not_held_out(run, capsys):
     rebuilt = found.decode(found.strengths(held_out), held_out)
     explained = run.yardstick.fve_nrm(rebuilt, [""] * len(held_out), held_out)
     assert f"explain fve_nrm {explained:.3f}" in printed
+
+
+def test_more_features_than_rows_are_warned_of(run, tmp_path, capsys):
+    out = ["-o", str(tmp_path / "wide.safetensors")]
+    main(["dictionary", str(run.directory), "--width", "8", "-k", "4", "--steps", "2", *out])
+    rows = sum(len(run.open(split)) for split in ("av_sft", "ar_sft", "rl"))
+    assert f"256 features learns {rows} rows by heart; lower width=8" in capsys.readouterr().err
 
 
 def test_of_very_many_rows_each_split_gives_its_share(run, monkeypatch):
