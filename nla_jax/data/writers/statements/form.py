@@ -98,7 +98,7 @@ def syntax(facts: Facts) -> str | None:
 
 
 def open_parts(sentence: str) -> list[str]:
-    """What is open where an unfinished sentence stops, the innermost first: brackets, quotations, code, a clause."""
+    """What is open where an unfinished sentence stops: brackets, quotations, code, a clause."""
     found = [
         name for name, (left, right) in _OPENERS.items() if _count(sentence, left) > _count(sentence, right)
     ]

@@ -89,7 +89,12 @@ def kind(facts: Facts) -> str | None:
 
 
 def _wanted(facts: Facts) -> str | None:
-    """What the user wants, by the genre of requests where their words tell no more than that they ask."""
+    """What the user wants, by the genre of requests where their words tell no more than that they ask.
+
+    None in turns of others, but for the start of an answer, where the user spoke last.
+    """
+    if facts.role != "user" and facts.place != "answer_start":
+        return None
     found, genre = request_of(facts.said), _REQUEST_GENRE.fullmatch(facts.genre)
     return f"{genre[1]} request" if genre and found in (None, "question") else found
 

@@ -78,6 +78,9 @@ def test_the_genre_tells_what_is_wanted_where_words_do_not():
     assert wanted("Mein Koffer fehlt. Was nun?", "request in German (advice)").endswith("dvice request.")
     assert wanted("Write a poem about rain.", "request (letter)").endswith("oem to write.")
     assert wanted("Mein Koffer fehlt.", "chat") is None
+    said = "Write a poem about rain."
+    assert kind(facts(said, "turn_end", role="assistant")) is None
+    assert kind(facts(said, "answer_start", role="assistant")).endswith("oem to write.")
 
 
 def test_languages_are_told_by_function_words():
