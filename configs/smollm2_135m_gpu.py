@@ -17,8 +17,8 @@ from nla_jax.data.extraction import ExtractionConfig
 from nla_jax.data.writers.config import WriterConfig
 from nla_jax.data.writers.predictive import PredictiveConfig
 from nla_jax.evaluation.config import EvaluationConfig
-from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
+from nla_jax.training.round_programs import RLConfig
 from nla_jax.training.state import OptimizerConfig
 
 

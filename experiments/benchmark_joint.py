@@ -41,7 +41,7 @@ SETTINGS = {
     "group_8": "--rl.group 8",
     "activations_16": "--rl.activations 16",
     "av_rate_1e-4": "--rl.av-optimizer.learning-rate 1e-4",
-    "balanced": "--rl.balance-places",
+    "balanced": "--rl.balance-places --ar-sft.balance-places",
     "cut": "--rl.cut 4 24 --ar-sft.cut 4 24",
     "own_texts": "--ar-sft.verbalized-samples 4",
     "best_of_8": "--distill.loop.steps 50 --distill.loop.evaluate-every 25",
@@ -69,7 +69,7 @@ def prepared(base: Run, directory: Path, overrides: Sequence[str]) -> Run:
     if stage_digest(config, "av_sft") != stage_digest(base.config, "av_sft"):
         raise ValueError(
             f"{shlex.join(overrides)} changes the data or the AV's warm start, which all settings share; give "
-            "options of --ar-sft, --distill and --rl alone"
+            "options of ar_sft, distill and rl alone"
         )
     (directory / "data").mkdir(parents=True, exist_ok=True)
     (directory / "checkpoints").mkdir(exist_ok=True)
@@ -214,9 +214,10 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             failed[name] = str(error)
             print(f"{name} failed and is left out: {error}", file=sys.stderr, flush=True)
-            continue
-        curves[name] = curve(run.log.rows(), run.config)
-        write(args.out, curves, {"machine": machine_class(), "rounds": args.rounds, "failed": failed})
+        else:
+            curves[name] = curve(run.log.rows(), run.config)
+        if curves:
+            write(args.out, curves, {"machine": machine_class(), "rounds": args.rounds, "failed": failed})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from nla_jax.files import Place, as_path, write_text
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.lora import LoraConfig
 from nla_jax.sharding.mesh import MeshConfig
-from nla_jax.training.joint import RLConfig
 from nla_jax.training.loop import LoopConfig
+from nla_jax.training.round_programs import RLConfig
 from nla_jax.training.state import OptimizerConfig, check_pieces
 from nla_jax.training.trackers import TrackerName
 
@@ -117,8 +117,8 @@ class ReconstructorWarmStartConfig(WarmStartConfig):
     """Fewest and most tokens that the AR reads of a text, None for all of them; drawn for each row. An AR that reads
     texts cut short in joint training (`rl.cut`) learns it here."""
     balance_places: bool = False
-    """Weigh errors by place, so that places where activations are close to each other count as much as others: see
-    `data.batches.place_weights`."""
+    """Weigh each error by the spread of all activations over the spread at its place. Otherwise places where
+    activations are close to each other, such as the start of an answer, hardly count in the mean."""
 
     def __post_init__(self):
         super().__post_init__()

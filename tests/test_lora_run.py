@@ -21,8 +21,8 @@ from nla_jax.pipeline.export import export_run
 from nla_jax.pipeline.load import load
 from nla_jax.pipeline.run import Run
 from nla_jax.training.checkpoint_files import describe
-from nla_jax.training.joint import optimizers
 from nla_jax.training.loop import abstract
+from nla_jax.training.round_programs import optimizers
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from nla_jax.autoencoder.autoencoder import Autoencoder
 from nla_jax.lm.activations import residual_at
 from nla_jax.sharding.mesh import make_mesh, tree_shardings
 from nla_jax.training.grpo import PolicyLossConfig
-from nla_jax.training.joint import RLConfig, Round
+from nla_jax.training.joint import Round
 from nla_jax.training.loop import LoopConfig
+from nla_jax.training.round_programs import RLConfig
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import ar_mse_step, av_sft_step, jit_step
 

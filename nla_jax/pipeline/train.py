@@ -10,9 +10,10 @@ from nla_jax.process import warn
 from nla_jax.randomness import key_for
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.placement import process_row_indices
-from nla_jax.training.joint import Round, optimizers
+from nla_jax.training.joint import Round
 from nla_jax.training.loop import Best, run_stage, tell_epochs
 from nla_jax.training.replay import Replay
+from nla_jax.training.round_programs import optimizers
 
 
 def is_trained(run: Run, stage: str) -> bool:

@@ -70,6 +70,8 @@ class Plan:
     steps: dict[str, StepPlan]
     rollouts: int
     """Number of explanations in a round of joint training."""
+    ar_updates: int = 1
+    """AR updates in a round."""
     blocks: tuple[int, ...] = ()
     """The depths from which costs are extrapolated, except those of loops over blocks; empty if none are."""
 
@@ -86,7 +88,7 @@ class Plan:
     @property
     def round_seconds(self) -> float | None:
         """Least seconds of a round of joint training; None where a part of it was not compiled."""
-        costs = [self.steps[name].cost if name in self.steps else None for name in ROUND]
+        costs = [self.steps[name].cost if name in self.steps else None for name in self._round]
         return None if None in costs else sum(cost.seconds(self.chip) for cost in costs)
 
     @property
@@ -94,7 +96,14 @@ class Plan:
         """Share of the chips' peak that a round's matrix products use; None where a part was not compiled."""
         if self.round_seconds is None:
             return None
-        return sum(self.steps[name].cost.flops for name in ROUND) / (self.round_seconds * self.chip.flops)
+        return sum(self.steps[name].cost.flops for name in self._round) / (
+            self.round_seconds * self.chip.flops
+        )
+
+    @property
+    def _round(self) -> tuple[str, ...]:
+        """The steps of a round, each as often as it is run."""
+        return (*ROUND, *["ar_update"] * (self.ar_updates - 1))
 
 
 def held_by_step(
@@ -168,7 +177,8 @@ def make_plan(
         except MemoryError as error:
             plans[name] = StepPlan(name, None, resident, _inside(run, name), str(error))
     rl = config.rl
-    return Plan(chip, dict(mesh.shape), plans, rl.activations * rl.group, tuple(sorted(blocks)))
+    rollouts = rl.activations * rl.group
+    return Plan(chip, dict(mesh.shape), plans, rollouts, rl.ar_updates, tuple(sorted(blocks)))
 
 
 def _by_step(held: dict[str, dict[str, float]], steps: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The compiled steps of a run, with shapes in place of arrays: nothing is allocated and no weights are read.
 
-The steps of a round are the functions that the run itself compiles, `training.joint.RoundPrograms`; only the shapes of
-their arguments are made here.
+The steps of a round are the functions that the run itself compiles, `training.round_programs.RoundPrograms`; only the
+shapes of their arguments are made here.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from nla_jax.lm.sampling import Samples
 from nla_jax.lm.transformer import parameter_shapes, stack_blocks
 from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
 from nla_jax.training.grpo import Rollouts
-from nla_jax.training.joint import RoundPrograms
+from nla_jax.training.round_programs import RoundPrograms
 from nla_jax.training.state import TrainState
 from nla_jax.training.supervised import (
     ReconstructorBatch,

@@ -14,8 +14,8 @@ from nla_jax.evaluation.config import EvaluationConfig
 from nla_jax.pipeline.distill import best_explanations, best_of, distill
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.train import _warn_of_short_prompts, rl
-from nla_jax.training.joint import RLConfig, optimizers
 from nla_jax.training.loop import LoopConfig
+from nla_jax.training.round_programs import RLConfig, optimizers
 from nla_jax.training.state import OptimizerConfig, TrainState
 
 

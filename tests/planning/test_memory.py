@@ -19,7 +19,7 @@ from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.planning.plan import make_plan
 from nla_jax.planning.chips import CHIPS
 from nla_jax.planning.steps import AbstractRun
-from nla_jax.training.joint import sampling_weights
+from nla_jax.training.round_programs import sampling_weights
 
 lm = LMConfig("llama", 640, 128, 4, 8, 4, 16, 256, tie_embeddings=False)
 report = {}

@@ -89,7 +89,8 @@ from nla_jax.planning.steps import AbstractRun
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import MeshConfig, make_mesh
 from nla_jax.sharding.placement import place
-from nla_jax.training.joint import RLConfig, Round, optimizers
+from nla_jax.training.joint import Round
+from nla_jax.training.round_programs import RLConfig, optimizers
 
 PHASES = {
     "copy_weights": "copy",

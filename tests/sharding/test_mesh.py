@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from nla_jax.sharding.mesh import BATCH, MeshConfig, make_mesh, parameter_spec, tree_shardings
 from nla_jax.sharding.placement import shard_batch
 from nla_jax.planning.hlo import read_traffic
-from nla_jax.training.joint import sampling_weights
+from nla_jax.training.round_programs import sampling_weights
 from nla_jax.training.state import OptimizerConfig, TrainState
 from nla_jax.training.supervised import VerbalizerBatch, av_sft_step, jit_step
 

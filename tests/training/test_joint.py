@@ -15,7 +15,8 @@ from nla_jax.autoencoder.verbalizer import InjectionConfig, Verbalizer
 from nla_jax.lm.lora import FrozenBase, LoraConfig, init_adapters
 from nla_jax.sharding.aliasing import jit_aliasing
 from nla_jax.sharding.mesh import make_mesh, tree_shardings
-from nla_jax.training.joint import RLConfig, Round, RoundPrograms, optimizers, sampling_weights
+from nla_jax.training.joint import Round
+from nla_jax.training.round_programs import RLConfig, RoundPrograms, optimizers, sampling_weights
 from nla_jax.training.state import TrainState
 
 BATCHES = np.random.default_rng(0).standard_normal((4, 2, 32)).astype(np.float32)
