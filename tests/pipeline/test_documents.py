@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
-from nla_jax.data.corpora import document_store
+from nla_jax.data.corpora import document_store, packages
 from nla_jax.data.corpora.corpus import load_corpus
 from nla_jax.data.corpora.documents import documents_digest
 from nla_jax.data.dataset import load_dataset
@@ -188,6 +188,30 @@ def test_other_versions_of_the_built_in_corpus_are_a_warning(finished, monkeypat
     assert re.search(
         r"the built-in corpus has changed .* \(numpy 1.0 is now .*\); the run goes .* 24 documents", line
     )
+
+
+def test_a_mixture_of_built_in_corpora_is_told_by_its_sources(finished, monkeypatch, capsys):
+    path = finished.directory / "data" / "corpus.json"
+    monkeypatch.setattr(documents, "corpus_state", lambda source: {"numpy": "2.0"})
+    record = {"corpus": "0.5 docstrings + 0.5 packages", "state": {"numpy": "1.0"}}
+    sources = {"docstrings": 12, "packages": 12}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **record, "sources": sources}))
+    _forbid_reading(monkeypatch)
+    run_stages(finished, STAGES)
+    assert "the built-in corpus has changed" in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_installed_ends_a_run_before_anything_is_written(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(packages, "TEXT_PACKAGES", {"no-such-texts": None})
+    corpus = CorpusConfig(sources=("docstrings", "requests"))
+    run = Run(dataclasses.replace(finished.config, corpus=corpus), tmp_path / "other")
+    with pytest.raises(ModuleNotFoundError, match="pip install no-such-texts"):
+        run_stages(run)
+    assert not run.directory.exists()
+    # A run that has its documents needs the packages no more.
+    documents.check_sources_of(Run(run.config, finished.directory))
 
 
 def test_processes_that_find_other_documents_are_refused(finished, monkeypatch):

@@ -59,7 +59,7 @@ def corpus_files(source: str) -> CorpusFiles:
     root = as_path(source)
     if not root.exists():
         raise FileNotFoundError(
-            f"corpus {source!r} does not exist; give 'docstrings', hf:NAME[:CONFIG][:SPLIT], or a "
+            f"corpus {source!r} does not exist; give docstrings, packages, requests, hf:NAME[:CONFIG][:SPLIT], or a "
             f"{', '.join(FORMATS)} file or a folder of them"
         )
     if not root.is_dir():

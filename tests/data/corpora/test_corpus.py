@@ -236,7 +236,9 @@ def test_bad_files(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             load_corpus(str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match=r"'nowhere' does not exist; give 'docstrings', hf:NAME"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'nowhere' does not exist; give docstrings, packages, requests, hf:"
+    ):
         load_corpus("nowhere")
     with pytest.raises(ValueError, match="max_documents=0; expected a positive number"):
         load_corpus("docstrings", max_documents=0)
