@@ -22,6 +22,7 @@ from nla_jax.data.dataset import write_shard
 from nla_jax.data.extraction import Rows, columns_of, read_rows
 from nla_jax.data.manifest import Manifest
 from nla_jax.data.positions import Context, Tally, choose_positions
+from nla_jax.data.shards import Shard
 from nla_jax.data.sidecar import CorpusSlice, Extraction, Sidecar, sidecar_path_for
 from nla_jax.data.splits import FEWEST_DOCUMENTS, SPLITS, check_documents, split_of
 from nla_jax.files import AnyPath, as_path, local_copy, write_atomically
@@ -97,6 +98,8 @@ class _Extraction:
             disable=jax.process_index() > 0,
         )
         missing = [number for number in range(len(self.ranges)) if number not in done]
+        if missing:
+            self._check_columns(done)
         with bar, ThreadPoolExecutor(1) as writer:
             bar.update(sum(len(self.ranges[number]) for number in done))
             writing: Future | None = None
@@ -132,6 +135,19 @@ class _Extraction:
                     f"delete {self.folder(layer)} to extract again"
                 )
         return all(written)
+
+    def _check_columns(self, done: set[int]) -> None:
+        """Refuse shards of an earlier version beside those that are going to be written: one data set has one form.
+
+        Raises:
+          ValueError: a shard lacks the youngest column.
+        """
+        for path in (self.path(layer, number) for layer in self.layers for number in sorted(done)):
+            if "last_token_ids" not in Shard(path, Sidecar.load(sidecar_path_for(path))).names:
+                raise ValueError(
+                    f"{path} was written by an earlier version, whose rows have no column last_token_ids, and other "
+                    f"shards are missing; delete {path.parent} to extract again"
+                )
 
     def _check_documents(self) -> None:
         """Look through the documents, as far as needed, for enough of each split and for each role that is asked for.

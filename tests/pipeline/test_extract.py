@@ -11,7 +11,7 @@ import yaml
 
 from nla_jax.config import CorpusConfig, ExperimentConfig, ModelConfig
 from nla_jax.data.corpora.documents import documents_digest
-from nla_jax.data.dataset import load_dataset
+from nla_jax.data.dataset import base_columns, load_dataset, write_shard
 from nla_jax.data.extraction import ExtractionConfig, columns_of, read_rows
 from nla_jax.data.positions import Tally, choose_positions
 from nla_jax.pipeline import extract as stage
@@ -83,6 +83,9 @@ def test_shards_hold_fixed_ranges_of_documents_and_together_all_rows(run_of, cap
     extract(run)
     said = capsys.readouterr().err
     assert "10 of 38 documents have no token from position 5 on" in said
+    places = load_dataset(run.directory / "data" / "base").extra["place"]
+    assert f"extracted {len(places)} rows by place: " in said
+    assert f"answer_start {places.count('answer_start') / len(places):.1%}" in said
     store = prepare_documents(run)
     assert store.record.digest == documents_digest(store.read(0, 38))
     folder, seen = run.directory / "data" / "base", []
@@ -103,7 +106,9 @@ def test_shards_hold_fixed_ranges_of_documents_and_together_all_rows(run_of, cap
     columns = columns_of(contexts, rows, 1, models.lm.tokenizer, config)
     np.testing.assert_allclose(together.activations, columns["activation_vector"], rtol=1e-4, atol=1e-5)
     assert together.contexts == columns["detokenized_text_truncated"]
-    for name in ("next_words", "true_continuation", "place", "role", "turn", "genre"):
+    chances = [np.array(of) for of in (together.extra["next_probabilities"], columns["next_probabilities"])]
+    np.testing.assert_allclose(*chances, rtol=1e-3)
+    for name in ("next_words", "last_token_ids", "true_continuation", "place", "role", "turn", "genre"):
         assert together.extra[name] == columns[name]
     assert {*together.extra["role"]} == {None, "system", "user", "assistant"}
 
@@ -118,6 +123,22 @@ def test_a_shard_without_rows_is_written_and_read(run_of, tmp_path):
         and 0 in counts
         and sum(counts) == 72 == len(load_dataset(run.directory / "data/base"))
     )
+
+
+def test_shards_of_an_earlier_version_are_not_mixed_with_others(run_of):
+    run = run_of("run")
+    extract(run)
+    folder = run.directory / "data" / "base"
+    first, last = folder / "base-00000.parquet", folder / "base-00004.parquet"
+    data = load_dataset(first)
+    del data.extra["last_token_ids"], data.extra["next_probabilities"]
+    write_shard(first, base_columns(data), data.sidecar)
+    extract(run)  # nothing is missing
+    last.unlink()
+    with pytest.raises(
+        ValueError, match=r"base-00000.parquet was written by an earlier version, .*; delete .*base to"
+    ):
+        extract(run)
 
 
 @pytest.mark.parametrize("written", [1, 4])
