@@ -209,7 +209,7 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
     parts = []
     for suite, measured in evaluation["suites"].items():
         parts.append(f"## {suite.capitalize()}\n")
-        for table in measured["tables"]:
+        for table in filter(lambda table: table["rows"], measured["tables"]):
             parts.append(f"### {table['title']}\n\n{table['note']}\n")
             labels, names = columns(table)
             if matrix := by_place(table):

@@ -112,7 +112,9 @@ def test_figures_by_place_are_columns(figures):
         "| AV after RL | 0.50 [0.40, 0.60] | 0.30 [0.20, 0.40] |",
         "| mean of the training activations with the same last token |  | 0.20 [0.10, 0.30] |",
     ]
-    page = figures.evaluation_page({"suites": {"reconstruction": {"tables": [table]}}})
+    empty = {**table, "title": "Nothing", "rows": []}
+    page = figures.evaluation_page({"suites": {"reconstruction": {"tables": [empty, table]}}})
+    assert "Nothing" not in page
     assert "### By place\n\nNote.\n\n| fve_nrm | AR | answer start (n 38) | inside (n 100) |" in page
     assert "| AV after RL | own | 0.600 [0.500, 0.700] |  |" in page
 
