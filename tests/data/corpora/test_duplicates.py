@@ -3,7 +3,15 @@ import sys
 import numpy as np
 import pytest
 
-from nla_jax.data.corpora.duplicates import SeenHashes, hash64, shared_between, text_hashes, words_of
+from nla_jax.data.corpora.documents import Document
+from nla_jax.data.corpora.duplicates import (
+    SeenHashes,
+    hash64,
+    shared_between,
+    text_hashes,
+    without_repeated_runs,
+    words_of,
+)
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -82,3 +90,21 @@ def test_near_duplicates_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(ModuleNotFoundError, match=r"`rensa`; run `pip install rensa`, or set"):
         text_hashes("a", "near")
+
+
+def test_built_in_corpora_keep_few_documents_of_a_group_and_none_that_mostly_repeat():
+    def document(doc_id, words, genre="a"):
+        return Document(doc_id, " ".join(words), genre)
+
+    words = [f"word{number}" for number in range(60)]
+    # Of its 13 runs of 8 words the second repeats 3 of the first's, and the third 8 of either's; the hash of the ids
+    # orders them 4, 1, 2, 3.
+    first, second, third = words[:20], words[10:30], words[5:25]
+    documents = [document("1", first), document("2", second), document("3", third), document("4", words[40:])]
+    chosen = list(without_repeated_runs(documents, purpose="test", limits=lambda _: {"all": 9}))
+    assert [one.id for one in chosen] == ["4", "1", "2"]
+    few = list(without_repeated_runs(documents, purpose="test", limits=lambda one: {"all": 9, one.genre: 1}))
+    assert few == chosen[:1]
+    # A script without spaces is compared by its characters.
+    chinese = [Document("5", "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少", "a"), Document("6", "春眠不觉晓处处闻啼鸟夜来风雨声花落知几何", "a")]
+    assert len(list(without_repeated_runs(chinese, purpose="test", limits=lambda _: {}))) == 1
