@@ -13,6 +13,7 @@ from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction
 from nla_jax.data.writers.reports import Tally
 from nla_jax.data.writers.statements import STATEMENTS
+from nla_jax.data.writers.statements.content import kind_and_topic
 from nla_jax.data.writers.statements.facts import Facts, place_of
 from nla_jax.data.writers.word_counts import WordCounts
 
@@ -134,18 +135,27 @@ class DescriptiveWriter:
         )
 
     def text(self, facts: Facts) -> str | None:
-        """The statements about a row that have room, in an order of its own; None where there are none."""
-        made: list[tuple[str, str]] = []
+        """The statements about a row that have room, in an order of its own; None where there are none.
+
+        What kind of text it is and what it is about become one sentence.
+        """
+        made: dict[str, str] = {}
         left = self.config.most_tokens
         for name in ORDERS.get(facts.place, ORDERS["sentence_end"]):
             if name not in self.config.statements or len(made) == self.config.most_sentences:
                 continue
             statement = STATEMENTS[name](facts)
             if statement is not None and ((tokens := estimated_tokens(statement)) <= left or not made):
-                made.append((name, statement))
+                made[name] = statement
                 left -= tokens
-        made.sort(key=lambda pair: hash_fraction(f"{facts.key} {pair[0]}", seed=self.seed, purpose="order"))
-        return " ".join(statement for _, statement in made) or None
+        if {"kind", "topic"} <= made.keys():
+            del made["kind"]
+            made["topic"] = kind_and_topic(facts)
+
+        def place_in_text(name: str) -> float:
+            return hash_fraction(f"{facts.key} {name}", seed=self.seed, purpose="order")
+
+        return " ".join(made[name] for name in sorted(made, key=place_in_text)) or None
 
     def prompts(self, rows: ActivationDataset) -> None:
         """None: no model is asked."""

@@ -75,6 +75,15 @@ def test_at_the_start_of_an_answer_a_text_says_what_is_asked_and_copies_no_three
         assert '"' not in text and copied_ngrams(text, REQUEST)[0] == 0 and "im_start" not in text
 
 
+def test_what_kind_of_text_is_about_what_is_one_sentence():
+    columns = {"place": "answer_start", "role": "assistant", "turn": 1}
+    texts = {written(REQUEST, seed, {"statements": ("kind", "topic")}, **columns) for seed in range(24)}
+    assert len(texts) == 4 and all(text.count(".") == 1 for text in texts)
+    assert {text.split(" lighthouse")[0] for text in texts} <= {
+        f"Poem to write{joined}" for joined in (" on", ":", " about", " with")
+    }
+
+
 def test_at_the_end_of_a_sentence_a_text_is_about_that_sentence():
     context = "The mayor praised the jury. Two old fishermen repaired their boats on Sunday."
     text = written(context, place="sentence_end", next_words=["They"], next_probabilities=[0.3])

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from nla_jax.data.writers.statements.facts import Facts
+from nla_jax.data.writers.statements.kind import kind_of
 from nla_jax.data.writers.statements.languages import language_of, stop_words
 from nla_jax.text_analysis import last_words, stem, words
 
@@ -28,6 +29,7 @@ _SENTENCE_START = frozenset(".!?:\n")
 _FEWEST_WORDS = 5
 """Words of a topic below which words of the text before it are added."""
 
+_KIND_ABOUT = ("{} on {}.", "{}: {}.", "{} about {}.", "{} with {}.")
 _ABOUT = ("About {}.", "{}.", "On {}.", "Topic {}.", "Concerns {}.", "Mentions {}.")
 
 
@@ -38,6 +40,14 @@ def topic(facts: Facts) -> str | None:
         return None
     about = facts.choose(_ABOUT, "topic").format(", ".join(found))
     return about[0].upper() + about[1:]
+
+
+def kind_and_topic(facts: Facts) -> str | None:
+    """What kind of text is about what, as one sentence; None where one of the two is not known."""
+    name, found = kind_of(facts), topic_phrases(facts)
+    if name is None or not found:
+        return None
+    return facts.choose(_KIND_ABOUT, "kind and topic").format(name, ", ".join(found))
 
 
 def topic_phrases(facts: Facts) -> list[str]:

@@ -76,6 +76,14 @@ _READ = 400
 
 
 def kind(facts: Facts) -> str | None:
+    """The `kind_of` a text as a sentence of its own."""
+    name = kind_of(facts)
+    if name is None:
+        return None
+    return facts.choose(("{}.", "Kind: {}."), "kind").format(name)
+
+
+def kind_of(facts: Facts) -> str | None:
     """What kind of text it is: code, a form such as a list, what a user wants, or where the text comes from.
 
     Inside a sentence only forms are told that are not plain prose.
@@ -83,9 +91,7 @@ def kind(facts: Facts) -> str | None:
     found = code_language(facts.said) or form_of(facts.said)
     if found is None and not facts.is_inside:
         found = _wanted(facts) if facts.is_chat else origin_of(facts)
-    if found is None:
-        return None
-    return facts.choose(("{}.", "Kind: {}."), "kind").format(found[0].upper() + found[1:])
+    return None if found is None else found[0].upper() + found[1:]
 
 
 def _wanted(facts: Facts) -> str | None:
