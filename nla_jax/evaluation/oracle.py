@@ -32,7 +32,7 @@ QUESTIONS = {
     "tone": ("What is the tone?", "How does it sound?", "What mood is it in?"),
     "syntax": ("What is left open?", "What is the last sentence doing?", "What has to be closed?"),
 }
-"""A statement of `data.writers.statements` -> the questions that it answers, in several wordings."""
+"""A statement of data/writers/statements -> the questions that it answers, in several wordings."""
 ASKED = ("topic", "next", "ending", "kind")
 """The questions whose answers make the oracle's text about an activation."""
 ANSWERS = "activation oracle's answers"

@@ -498,7 +498,7 @@ def test_the_true_continuation_is_read_after_its_context_as_it_stands_in_the_doc
     table = prediction.suffixes(dataclasses.replace(subject, data=cut))
     of = dict(zip(contexts, after, strict=True))
     read = [(prompt, row) for prompt, row in asked if prompt in of]
-    assert len(read) == sum(row.figures["context"].estimate().n for row in table.rows) > 12
+    assert len(read) == sum(row.figures["context"].estimate().n for row in table.rows if not row.labels) > 12
     for context, row in read:
         assert of[context].startswith(row[0]) and of[context].index(row[0]) == 0
         assert context[-1].isspace() or row[0][0].isspace()

@@ -52,7 +52,8 @@ def texts_of_package(package: Distribution) -> Iterator[Document]:
 
 def reference_manual(standard_library: Path) -> Iterator[Document]:
     """The language reference that Python's help shows, from the source of pydoc_data.topics."""
-    for path in sorted(standard_library.glob("pydoc_data/topics.py")):
+    path = standard_library / "pydoc_data" / "topics.py"
+    if path.is_file():
         topics = ast.literal_eval(read_text(path).partition("topics = ")[2].strip())
         for topic, text in topics.items():
             yield from _parts(topic, text, "manuals")
