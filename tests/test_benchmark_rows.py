@@ -14,7 +14,7 @@ MOST_MEMORY = {
     "load_dataset": 2.2,
     "splits": 1.3,
     # A few thousand rows at a time, of three splits one after another.
-    "adopt": 0.9,
+    "adopt": 1.0,
     # Compressed pages of one row group at a time; another copy of the activations would be 1.
     "write_shard": 0.9,
     "yardstick": 0.5,
