@@ -50,6 +50,22 @@ class ModelConfig:
     """Loop over blocks instead of unrolling them: deep models compile many times faster and in less memory, but a
     shallow model on CPU trains a third slower."""
 
+    frozen_blocks: int = 0
+    """How many blocks of AV and AR, counted from the bottom, keep the weights that they start with, and the embeddings
+    with them. A step then has less to compute and to update. 0 trains all parameters."""
+
+    def __post_init__(self):
+        if not 0 <= self.frozen_blocks <= self.layer:
+            raise ValueError(
+                f"model.frozen_blocks is {self.frozen_blocks}; expected 0 (everything is trained) to model.layer="
+                f"{self.layer}, so that the AR has a block to train"
+            )
+        if self.frozen_blocks and self.scan_blocks:
+            raise ValueError(
+                f"model.frozen_blocks={self.frozen_blocks} and model.scan_blocks are both set: stacked blocks are "
+                "frozen all or none; give one of the two"
+            )
+
     def applied(self, lm: LMConfig) -> LMConfig:
         """An LM's config with these dtypes and this attention; ValueError if it has no such layer."""
         lm.check_layer(self.layer)
@@ -184,6 +200,13 @@ class ExperimentConfig:
     tracker: TrackerName = ""
     """Where metrics and watched texts are shown beside the run's own files: tensorboard, wandb (Weights & Biases) or
     trackio; empty for nowhere else. See training/trackers.py."""
+
+    def __post_init__(self):
+        if self.lora.rank and self.model.frozen_blocks:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} and model.frozen_blocks={self.model.frozen_blocks} are both set: with "
+                "adapters all other weights are frozen anyway; give one of the two"
+            )
 
 
 def load_config(path: str | Path) -> ExperimentConfig:

@@ -1,8 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021): W + s A B, where W is frozen and A and B are trained.
+"""Training a part of a model: adapters beside frozen weights, or its upper blocks alone.
 
-Adapters lie beside the kernels that they adapt, as `lora_a` and `lora_b` in the same tree, and `Linear` applies them if
-they are there. Trained and frozen parameters are two trees, which `FrozenBase` puts together: nothing is copied, and
-two models can share a base. The scale is the rank-stabilized one (Kalajdzievski 2023), alpha / √rank.
+Low-rank adapters (Hu et al. 2021) are W + s A B, where W is frozen and A and B are trained. They lie beside the kernels
+that they adapt, as `lora_a` and `lora_b` in the same tree, and `Linear` applies them if they are there. Trained and
+frozen parameters are two trees, which `FrozenBase` puts together: nothing is copied, and two models can share a base.
+The scale is the rank-stabilized one (Kalajdzievski 2023), alpha / √rank.
 Shape letters: I in, O out, R rank; stacked blocks lead with an axis of blocks.
 """
 
@@ -40,10 +41,10 @@ class LoraConfig:
 
 @flax.struct.dataclass
 class FrozenBase:
-    """The frozen LM that adapters belong to.
+    """The frozen parameters of an LM: all, which adapters belong to, or those below the blocks that are trained.
 
     Attributes:
-      lm: the LM's parameters.
+      lm: the LM's parameters that are frozen.
       scale: factor of every adapter's product A B.
     """
 
@@ -51,7 +52,7 @@ class FrozenBase:
     scale: float = flax.struct.field(pytree_node=False)
 
     def with_adapters(self, trained: Params) -> Params:
-        """A model's parameters for a forward: `trained`, with the adapters in its `lm` beside the frozen kernels."""
+        """A model's parameters for a forward: `trained`, with what is in its `lm` beside the frozen parameters."""
         adapters = flatten_dict(trained["lm"])
         scaled = {path: x * self.scale if path[-1] == "lora_b" else x for path, x in adapters.items()}
         return {**trained, "lm": unflatten_dict({**flatten_dict(self.lm), **scaled})}
@@ -60,6 +61,25 @@ class FrozenBase:
 def with_adapters(base: FrozenBase | None, trained: Params) -> Params:
     """`base.with_adapters(trained)`, or `trained` itself if there is no base: then the whole model is trained."""
     return trained if base is None else base.with_adapters(trained)
+
+
+def split_frozen(lm: Params, blocks: int) -> tuple[Params, Params]:
+    """An LM's parameters in two: its embeddings and first blocks, which are frozen, and all others, which are trained.
+
+    Args:
+      lm: parameters, or their shapes, whose blocks are not stacked.
+      blocks: how many blocks are frozen.
+
+    Raises:
+      ValueError: the blocks are stacked.
+    """
+    if "blocks" in lm:
+        raise ValueError(
+            "stacked blocks are frozen all or none; set model.scan_blocks to False, or model.frozen_blocks to 0"
+        )
+    names = {"embed", "position_embed", *(f"blocks_{i}" for i in range(blocks))}
+    frozen = {name: values for name, values in lm.items() if name in names}
+    return frozen, {name: values for name, values in lm.items() if name not in names}
 
 
 def init_adapters(config: LoraConfig, params: Params, key: jax.Array) -> Params:

@@ -83,6 +83,8 @@ def stage_digest(config: ExperimentConfig, stage: str) -> str:
         del fields["model"][choice]
     if config.model.initial_path is None or stage == "extract":
         del fields["model"]["initial_path"]  # Activations do not depend on it, and runs keep their digests.
+    if not config.model.frozen_blocks or stage in ("extract", "explain"):
+        del fields["model"]["frozen_blocks"]  # The same holds here.
     fields["extraction"] = config.extraction.identity()
     fields["corpus"] = _corpus_fields(config)
     if not config.data.is_given:

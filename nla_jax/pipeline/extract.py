@@ -79,7 +79,7 @@ class _Extraction:
     def digest(self, layer: int) -> str:
         """The digest of a layer's data set: that of a run on this layer, so that such a run can take its shards."""
         config = self.run.config
-        model = dataclasses.replace(config.model, layer=layer)
+        model = dataclasses.replace(config.model, layer=layer, frozen_blocks=0)
         return stage_digest(dataclasses.replace(config, model=model), "extract")
 
     def run_all(self) -> None:

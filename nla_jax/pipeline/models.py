@@ -28,7 +28,7 @@ from nla_jax.lm.attention_kernels import check_implementation
 from nla_jax.lm.config import LMConfig
 from nla_jax.lm.files.weights import load_language_model
 from nla_jax.lm.language_model import LanguageModel
-from nla_jax.lm.lora import FrozenBase, init_adapters, with_adapters
+from nla_jax.lm.lora import FrozenBase, init_adapters, split_frozen, with_adapters
 from nla_jax.lm.transformer import stack_blocks, unstack_blocks
 from nla_jax.process import return_freed_memory
 from nla_jax.randomness import key_for
@@ -115,6 +115,8 @@ class Models:
 
     def release_target(self) -> None:
         """Let go of the weights of `target` and `base`, unless adapters need them; the next use reads them again."""
+        if self.config.model.frozen_blocks and "base" in self.__dict__:
+            self.bases  # noqa: B018 - what is frozen of the base stays, and would be read anew otherwise
         if not self.config.lora.rank:
             self.__dict__.pop("base", None)
         if not self.config.lora.rank or self.config.model.initial_path is not None:
@@ -123,7 +125,10 @@ class Models:
 
     @functools.cached_property
     def bases(self) -> dict[str, FrozenBase]:
-        """The frozen weights of "av" and "ar" where adapters are trained, which are those of `base`; else nothing."""
+        """The frozen weights of "av" and "ar": those of `base` below adapters, or in its first blocks; else nothing."""
+        if blocks := self.config.model.frozen_blocks:
+            frozen, _ = split_frozen(self.base.params, blocks)
+            return dict.fromkeys(("av", "ar"), FrozenBase(frozen, 1.0))
         if not self.config.lora.rank:
             return {}
         lm, scale = self.base.params, self.config.lora.scale
@@ -138,6 +143,8 @@ class Models:
         params, lora = part.init(self.base.params), self.config.lora
         if lora.rank:
             params = init_adapters(lora, params, key_for(self.config.seed, f"{model} lora"))
+        elif blocks := self.config.model.frozen_blocks:
+            params = {**params, "lm": split_frozen(params["lm"], blocks)[1]}
         return TrainState.create(params, optimizer)
 
     @functools.cached_property

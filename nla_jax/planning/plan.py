@@ -199,6 +199,9 @@ def _held(run: AbstractRun) -> dict[str, dict[str, float]]:
     for name, state in run.states.items():
         parts = {"params": state.params, "optimizer": state.opt_state}
         held[name] = {f"{name} {part}": sizes(tree) for part, tree in parts.items()}
+    if model.frozen_blocks:
+        # One copy serves both models.
+        held["av"]["frozen blocks"] = held["ar"]["frozen blocks"] = sizes(run.bases["av"].lm)
     if not lora.rank:
         return held
     # The target's weights are the base of all adapters.

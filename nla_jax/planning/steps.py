@@ -22,7 +22,7 @@ from nla_jax.autoencoder.verbalizer import Verbalizer
 from nla_jax.config import ExperimentConfig
 from nla_jax.lm.activations import residual_at
 from nla_jax.lm.config import LMConfig
-from nla_jax.lm.lora import FrozenBase, init_adapters, with_adapters
+from nla_jax.lm.lora import FrozenBase, init_adapters, split_frozen, with_adapters
 from nla_jax.lm.sampling import Samples
 from nla_jax.lm.transformer import parameter_shapes, stack_blocks
 from nla_jax.sharding.mesh import BATCH, AnyMesh, tree_shardings
@@ -113,8 +113,11 @@ class AbstractRun:
 
     @functools.cached_property
     def bases(self) -> dict[str, FrozenBase]:
-        """What adapters belong to, if there are any; the AR's shares what it has of the AV's, unless it is stacked."""
-        lora = self.config.lora
+        """What is frozen, if anything is; the AR's shares what it has of the AV's, unless it is stacked."""
+        lora, blocks = self.config.lora, self.config.model.frozen_blocks
+        if blocks:
+            frozen = self._placed(lambda: split_frozen(self._target(), blocks)[0])
+            return dict.fromkeys(("av", "ar"), FrozenBase(frozen, 1.0))
         if not lora.rank:
             return {}
         reconstructor = self._placed(lambda: self.reconstructor.init(self._target())["lm"])
@@ -123,7 +126,7 @@ class AbstractRun:
     @functools.cached_property
     def reference(self) -> Tree:
         """The frozen warm-start AV."""
-        if self.bases:
+        if self.config.lora.rank:
             return self._placed(self._whole)
         return self._placed(lambda: self.verbalizer.frozen(self._whole()), self._frozen_shardings)
 
@@ -159,8 +162,10 @@ class AbstractRun:
 
     def _trained(self, name: str) -> Tree:
         params = {"av": self.verbalizer, "ar": self.reconstructor}[name].init(self._target())
-        lora = self.config.lora
-        return init_adapters(lora, params, jax.random.key(0)) if lora.rank else params
+        lora, blocks = self.config.lora, self.config.model.frozen_blocks
+        if lora.rank:
+            return init_adapters(lora, params, jax.random.key(0))
+        return {**params, "lm": split_frozen(params["lm"], blocks)[1]} if blocks else params
 
     def _target(self) -> Tree:
         dtype = self.config.lora.base_dtype if self.config.lora.rank else "float32"
