@@ -75,6 +75,7 @@ def test_sizes_that_a_mesh_divides():
 CASES = {
     "one device": {},
     "fsdp and tensor, bfloat16": {"mesh": [1, 2, 2], "dtype": "bfloat16"},
+    "one device, a frozen block": {"frozen": 1},
     "data and fsdp, adapters, stacked, micro-batches": {"mesh": [2, 2, 1], "rank": 4, "micro_batches": 2},
 }
 PROGRAM = """
@@ -159,8 +160,14 @@ def programs_of_a_plan(plan):
 
 
 def compared(case):
-    sizes, rank = case.get("mesh", [1, 1, 1]), case.get("rank", 0)
-    model = ModelConfig(path=sys.argv[1], layer=0, dtype=case.get("dtype", "float32"), scan_blocks=rank > 0)
+    sizes, rank, frozen = case.get("mesh", [1, 1, 1]), case.get("rank", 0), case.get("frozen", 0)
+    model = ModelConfig(
+        path=sys.argv[1],
+        layer=frozen,
+        dtype=case.get("dtype", "float32"),
+        scan_blocks=rank > 0,
+        frozen_blocks=frozen,
+    )
     config = ExperimentConfig(
         "x",
         model=model,
