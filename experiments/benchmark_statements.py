@@ -1,4 +1,4 @@
-"""What each statement of the descriptive writer is worth: the fve_nrm that an AR loses without it, at each place.
+"""Measure what each statement of the descriptive writer is worth: the fve_nrm that an AR loses without it, by place.
 
 The rows are those of a finished run's data. For the whole text, and for each statement left out, texts are written
 anew, an AR learns from those of the run's `ar_sft` documents, and rebuilds the activations of held-out documents from

@@ -199,7 +199,7 @@ class Yardstick:
 
 
 _OF_PLACE = "places/"
-"""What the names of tensors and metadata of a place begin with, before the place and a slash."""
+"""Names of tensors and metadata of a place begin with this, and then have the place and a slash."""
 
 
 def _read(

@@ -71,7 +71,8 @@ def _inspect_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _inspect(args: argparse.Namespace) -> None:
     """Print the tables of data sets, and write their page."""
     from nla_jax.data.manifest import verify_dataset
-    from nla_jax.data.summary import ROWS_SHOWN, datasets_at, summarize, summary_tables
+    from nla_jax.data.summary import ROWS_SHOWN, datasets_at, summarize
+    from nla_jax.data.summary_tables import summary_tables
     from nla_jax.files import absolute
 
     found = datasets_at(args.dataset)

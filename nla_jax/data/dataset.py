@@ -49,6 +49,11 @@ class ActivationDataset:
     def __len__(self) -> int:
         return len(self.doc_ids)
 
+    @property
+    def row_ids(self) -> list[str]:
+        """Names of the rows: the document, and the number of its tokens that were read."""
+        return [f"{doc}@{n}" for doc, n in zip(self.doc_ids, self.n_raw_tokens, strict=True)]
+
     def take(self, indices: Any) -> "ActivationDataset":
         """Select rows by anything that indexes a numpy axis; those of a slice share their activations with all rows."""
         rows = np.arange(len(self))[indices]

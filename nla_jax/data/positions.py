@@ -34,7 +34,7 @@ class PlaceWeights:
     """
 
     inside: float = 0.4
-    """Of all tokens that no other place names; 0, here as below, reads none of them."""
+    """The weight of tokens that have none of the places below. A place with weight 0 is never read."""
     sentence_end: float = 0.25
     line_end: float = 0.1
     turn_end: float = 0.1

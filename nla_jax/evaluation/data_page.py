@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from nla_jax.data.splits import hash_fraction
-from nla_jax.data.summary import ROWS_SHOWN, RowSample, Summary, summary_tables
+from nla_jax.data.summary import ROWS_SHOWN, RowSample, Summary
+from nla_jax.data.summary_tables import summary_tables
 from nla_jax.evaluation.report_plots import COLORS, number, svg
 from nla_jax.files import AnyPath, Place, as_path, write_text
 from nla_jax.html import table as html_table

@@ -167,7 +167,7 @@ class Subject:
     @functools.cached_property
     def ids(self) -> list[str]:
         """Names of the held-out rows, the same in every run on the same data."""
-        return [f"{doc}@{n}" for doc, n in zip(self.data.doc_ids, self.data.n_raw_tokens, strict=True)]
+        return self.data.row_ids
 
     @functools.cached_property
     def places(self) -> dict[str, Int[np.ndarray, "_"]]:

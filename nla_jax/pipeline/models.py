@@ -127,7 +127,10 @@ class Models:
     def bases(self) -> dict[str, FrozenBase]:
         """The frozen weights of "av" and "ar": those of `base` below adapters, or in its first blocks; else nothing."""
         if blocks := self.config.model.frozen_blocks:
-            frozen, _ = split_frozen(self.base.params, blocks)
+            # Where the base is not there already, what is read of it beside the frozen blocks is let go.
+            path = self.config.model.initial_path or self.config.model.path
+            base = self.base if "base" in self.__dict__ else self._read(path)
+            frozen, _ = split_frozen(base.params, blocks)
             return dict.fromkeys(("av", "ar"), FrozenBase(frozen, 1.0))
         if not self.config.lora.rank:
             return {}

@@ -11,6 +11,7 @@ from nla_jax.autoencoder import metrics
 from nla_jax.autoencoder.yardstick import Yardstick
 from nla_jax.data.dataset import ActivationDataset
 from nla_jax.data.splits import hash_fraction, shuffled
+from nla_jax.evaluation.subject import PLACE_ROWS
 from nla_jax.pipeline.run import Run
 from nla_jax.pipeline.watched_tasks import watched_tasks
 from nla_jax.randomness import key_for
@@ -19,8 +20,6 @@ from nla_jax.training.loop import States
 
 WATCHED = 8
 """Activations whose texts are kept at each evaluation."""
-PLACE_ROWS = 8
-"""Rows that a place needs for a figure of its own."""
 CONTEXT_CHARACTERS = 240
 """Characters of the end of a context that are kept with a text."""
 
@@ -79,7 +78,7 @@ def watched_rows(rows: ActivationDataset, seed: int, count: int = WATCHED) -> li
 
     Rows of one document come after those of documents that have none yet.
     """
-    ids = row_ids(rows)
+    ids = rows.row_ids
     places = rows.extra.get("place", [None] * len(rows))
     order = sorted(range(len(rows)), key=lambda i: hash_fraction(ids[i], seed=seed, purpose="watched"))
     chosen: list[int] = []
@@ -90,11 +89,6 @@ def watched_rows(rows: ActivationDataset, seed: int, count: int = WATCHED) -> li
             left.sort(key=lambda i: rows.doc_ids[i] in documents)
             chosen += left[:1]
     return chosen[:count]
-
-
-def row_ids(rows: ActivationDataset) -> list[str]:
-    """Names of rows: the document, and the number of its tokens that were read."""
-    return [f"{doc}@{n}" for doc, n in zip(rows.doc_ids, rows.n_raw_tokens, strict=True)]
 
 
 def history_rows(
@@ -110,7 +104,7 @@ def history_rows(
         failed.
     """
     cosine_N = 1 - np.asarray(metrics.direction_mse(judge_ND, rows.activations)) / 2
-    ids, nothing = row_ids(rows), [None] * len(rows)
+    ids, nothing = rows.row_ids, [None] * len(rows)
     places, contexts = rows.extra.get("place", nothing), rows.contexts or [""] * len(rows)
     return [
         {

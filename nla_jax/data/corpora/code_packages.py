@@ -1,4 +1,4 @@
-"""What the packages that nla_jax requires bring beside prose: code, examples, lists, tables, manuals and settings.
+"""The packages that nla_jax requires bring code, examples, lists, tables, manuals and settings beside prose.
 
 Files are read and never imported. Ids of documents are unique in a package. Of the many modules a part is read that a
 hash of their names decides.

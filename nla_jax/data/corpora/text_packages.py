@@ -1,5 +1,4 @@
-"""What the packages of the extra `texts` bring: dialogues, letters, stories, poems, humour and messages, in many
-languages.
+"""The packages of the extra `texts` bring dialogues, letters, stories, poems, humour and messages in many languages.
 
 Each function reads the files of one package, imports none of it, and yields more documents than are chosen. Their ids
 are unique in the package.
@@ -83,7 +82,7 @@ def _chats(exchanges: list[tuple[str, ...]], key: str) -> Iterator[tuple[Message
 
 
 def messages_of_programs(package: Distribution) -> Iterator[Document]:
-    """What a program says to its users, in many languages: the catalogues of plone.app.locales."""
+    """Messages of a program to its users in many languages, from the catalogues of plone.app.locales."""
     for name, path in files_of(package, r"/LC_MESSAGES/plone\.mo$"):
         code = name.split("/")[-3]
         if code in _LANGUAGES:

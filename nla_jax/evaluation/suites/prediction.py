@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nla_jax.data.splits import shuffled
-from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter, WordCounts
+from nla_jax.data.writers.predictive import PredictiveConfig, PredictiveWriter
+from nla_jax.data.writers.word_counts import WordCounts
 from nla_jax.evaluation import continuations, questions
 from nla_jax.evaluation.continuations import Continuation
 from nla_jax.evaluation.estimates import Ratio
